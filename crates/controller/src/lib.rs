@@ -1,0 +1,1 @@
+//! The controller: the CA, the signing of node certificates, the phases.

@@ -1,0 +1,1 @@
+//! The userspace datapath: ESP between a TUN and sockets.

@@ -1,0 +1,2 @@
+//! The datapath trait and its in-memory twin.
+#![forbid(unsafe_code)]

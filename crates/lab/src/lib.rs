@@ -1,0 +1,1 @@
+//! A whole cluster in network namespaces on one machine.

@@ -1,0 +1,2 @@
+//! Nodes, policies, security associations: the nouns every other crate speaks in.
+#![forbid(unsafe_code)]

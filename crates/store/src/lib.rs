@@ -1,0 +1,2 @@
+//! The store trait and the directory store.
+#![forbid(unsafe_code)]

@@ -1,0 +1,3 @@
+//! The testudo command.
+
+fn main() {}
