@@ -1,2 +1,161 @@
 //! The datapath trait and its in-memory twin.
+//!
+//! A datapath carries packets. It is told three things: which traffic is protected and what
+//! becomes of it ([`Datapath::set_traffic`], the whole wish at once, idempotent), which SAs stand
+//! (installed and removed one by one), and which outbound SA of a peer is in use
+//! ([`Datapath::use_outbound`]). It answers with counters and events. It decides nothing.
 #![forbid(unsafe_code)]
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+
+use testudo_model::{
+    ChildId, Encapsulation, InboundSaSpec, OutboundSaSpec, PeerId, SaId, Spi, TrafficPolicy,
+};
+use thiserror::Error;
+
+/// What a datapath can do with packets and SAs.
+///
+/// Order that loses no packet: `install_inbound` at both ends, then `install_outbound`, then
+/// `use_outbound`, then `remove` of the old pair. Until it is removed an inbound SA accepts.
+pub trait Datapath: Send {
+    /// `user` or `kernel`, as status shows it.
+    fn kind(&self) -> &'static str;
+
+    /// Makes the host's rules say what `policy` says. Idempotent; what stands already is left
+    /// alone. On an error the stricter of the old and the new holds.
+    fn set_traffic(&mut self, policy: &TrafficPolicy) -> Result<(), DatapathError>;
+
+    /// Installs an SA that opens packets. It accepts from the moment this returns.
+    fn install_inbound(&mut self, sa: InboundSaSpec) -> Result<(), DatapathError>;
+
+    /// Installs an SA that seals packets. It is not used until `use_outbound` names it.
+    fn install_outbound(&mut self, sa: OutboundSaSpec) -> Result<(), DatapathError>;
+
+    /// From now on packets to the peer of `child` that match its selectors are sealed with it.
+    fn use_outbound(&mut self, child: ChildId) -> Result<(), DatapathError>;
+
+    /// Removes both SAs of a pair; one that is not there is no error.
+    fn remove(&mut self, child: ChildId) -> Result<(), DatapathError>;
+
+    /// The peer's end of a pair has moved (RFC 7296 2.23): send there.
+    fn rebind(&mut self, child: ChildId, to: Encapsulation) -> Result<(), DatapathError>;
+
+    /// Sends an IKE message from the datapath's UDP 4500 socket; the non-ESP marker is added here.
+    fn send_ike(
+        &mut self,
+        local: SocketAddr,
+        remote: SocketAddr,
+        message: &[u8],
+    ) -> Result<(), DatapathError>;
+
+    /// What happened since the last call. Never blocks.
+    fn poll_event(&mut self) -> Option<Event>;
+
+    /// Counters of every SA and every reason for a drop.
+    fn counters(&self) -> Counters;
+
+    /// The largest inner packet a pair carries without fragments, bytes, for a path of
+    /// `path_mtu`.
+    fn inner_mtu(&self, encapsulation: &Encapsulation, path_mtu: u32) -> u32;
+
+    /// Removes all that this datapath put into the host: rules, routes, tables, devices.
+    fn clear(&mut self) -> Result<(), DatapathError>;
+}
+
+/// What a datapath tells on its own.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// An IKE message came in on UDP 4500, its marker taken off.
+    Ike {
+        /// Our end.
+        local: SocketAddr,
+        /// The peer's end.
+        remote: SocketAddr,
+        /// The message.
+        message: Vec<u8>,
+    },
+    /// The first packet of an inbound SA was opened: the peer uses the pair.
+    FirstInbound {
+        /// The pair.
+        child: ChildId,
+    },
+    /// An outbound SA has passed a soft limit; told once.
+    SoftLimit {
+        /// The pair.
+        child: ChildId,
+    },
+    /// A good packet of a UDP-encapsulated pair came from another end than the pair's.
+    PeerMoved {
+        /// The pair.
+        child: ChildId,
+        /// Where it came from.
+        remote: SocketAddr,
+    },
+    /// An ESP packet with an SPI that is not ours; at most one event a second.
+    UnknownSpi {
+        /// The SPI.
+        spi: Spi,
+        /// Where it came from.
+        remote: std::net::IpAddr,
+    },
+    /// A part of the datapath has ended; packets are dropped from here on.
+    Failed {
+        /// What, and why.
+        reason: String,
+    },
+}
+
+/// Counters at one moment.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Counters {
+    /// By SA.
+    pub sas: BTreeMap<SaId, SaCounters>,
+    /// Packets dropped, by reason (snake_case).
+    pub drops: BTreeMap<String, u64>,
+}
+
+/// One SA's counters.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SaCounters {
+    /// Packets sealed or opened.
+    pub packets: u64,
+    /// Bytes of payload sealed or opened.
+    pub bytes: u64,
+    /// The highest sequence number sent or accepted.
+    pub sequence: u64,
+}
+
+/// Why a datapath could not do as told.
+#[derive(Debug, Error)]
+pub enum DatapathError {
+    /// The host lacks something; the text says what and what to do.
+    #[error("{what}; {remedy}")]
+    Missing {
+        /// What is missing.
+        what: String,
+        /// What to do about it.
+        remedy: String,
+    },
+    /// The host refused.
+    #[error("{operation}: {reason}")]
+    Refused {
+        /// What was tried.
+        operation: String,
+        /// What the host said.
+        reason: String,
+    },
+    /// The caller named a pair that is not there, or one that is there already.
+    #[error("{operation}: {reason}")]
+    Misuse {
+        /// What was tried.
+        operation: &'static str,
+        /// Why it makes no sense.
+        reason: String,
+    },
+}
+
+/// Names a peer in an error or a log line.
+pub fn describe(peer: &PeerId, child: ChildId) -> String {
+    format!("peer {peer}, child {}", child.0)
+}
