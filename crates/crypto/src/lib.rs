@@ -1,29 +1,26 @@
 //! Key newtypes and the algorithms IKEv2 and ESP need, over aws-lc-rs.
+//!
+//! Thin on purpose: each item is one algorithm as IKEv2 names it, with the
+//! encoding IKEv2 puts on the wire. Secrets are zeroized when dropped and have
+//! no `Debug`. Randomness that must be repeatable in a simulation is injected
+//! through [`Random`]; signatures and long-term keys take the system's.
 #![forbid(unsafe_code)]
 
-use zeroize::Zeroizing;
+mod aead;
+mod digest;
+mod ke;
+mod prf;
+mod random;
+mod secret;
+mod signature;
 
-/// Secret bytes, overwritten when dropped.
-#[derive(Clone)]
-pub struct SecretBytes(Zeroizing<Vec<u8>>);
+pub use aead::{Aead, AeadKey, ICV_LEN, IV_LEN, KeyLengthError, OpenError, SALT_LEN};
+pub use digest::{HashAlgorithm, constant_time_eq, hmac_sha256, sha1, sha256};
+pub use ke::{KeError, KeMethod, KePrivate};
+pub use prf::Prf;
+pub use random::{DangerousSeededRandom, Random, SystemRandom};
+pub use secret::SecretBytes;
+pub use signature::{KeyType, SignatureError, SignatureScheme, SigningKey, VerifyingKey};
 
-impl SecretBytes {
-    /// Takes the bytes.
-    pub fn new(bytes: Vec<u8>) -> SecretBytes {
-        SecretBytes(Zeroizing::new(bytes))
-    }
-
-    /// The bytes.
-    pub fn as_bytes(&self) -> &[u8] {
-        &self.0
-    }
-}
-
-/// Ciphers with a 16-byte ICV (RFC 4106, RFC 5282).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Aead {
-    /// 128-bit key.
-    Aes128Gcm16,
-    /// 256-bit key.
-    Aes256Gcm16,
-}
+#[cfg(test)]
+mod tests;
