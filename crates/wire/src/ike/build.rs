@@ -1,0 +1,252 @@
+//! Writing whole messages.
+
+use core::ops::Range;
+
+use thiserror::Error;
+
+use super::header::{HEADER_LEN, Header};
+use super::limits;
+use super::parse::{EncryptedLayout, FRAGMENT_LEN, Fragment, GENERIC_LEN};
+use super::payload::{Payload, PayloadType};
+
+/// Why a message cannot be written. Each is a mistake of the caller or a limit of the format.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+pub enum BuildError {
+    /// A payload has more parts than its fields can count, or than any parser here accepts.
+    #[error("the {kind} payload has too many, too few or too large parts")]
+    Payload {
+        /// Its type.
+        kind: PayloadType,
+    },
+    /// A payload is longer than its 16-bit length field can say.
+    #[error("the {kind} payload would have {length} bytes, more than 65535")]
+    TooLong {
+        /// Its type.
+        kind: PayloadType,
+        /// Its length with the generic header.
+        length: usize,
+    },
+    /// More payloads than a message may have.
+    #[error("more than {} payloads in a message", limits::PAYLOADS)]
+    TooManyPayloads,
+    /// The message is longer than a datagram.
+    #[error("the message would have {length} bytes, more than a datagram holds")]
+    Message {
+        /// Its length.
+        length: usize,
+    },
+    /// Too small a size for fragments, or too many of them.
+    #[error("{bytes} bytes of payloads cannot be cut into messages of {max} bytes")]
+    Fragments {
+        /// Bytes of the inner payloads.
+        bytes: usize,
+        /// The largest message allowed.
+        max: usize,
+    },
+}
+
+/// Payloads in a row, encoded.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Chain {
+    first: Option<PayloadType>,
+    bytes: Vec<u8>,
+    /// Where the generic header of the last payload lies.
+    last: usize,
+    count: usize,
+}
+
+impl Chain {
+    /// An empty chain.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// A chain of these payloads.
+    pub fn of<'p>(payloads: impl IntoIterator<Item = &'p Payload>) -> Result<Self, BuildError> {
+        let mut chain = Self::new();
+        for payload in payloads {
+            chain.push(payload)?;
+        }
+        Ok(chain)
+    }
+
+    /// Appends a payload; gives the range of its body in [`Self::bytes`].
+    pub fn push(&mut self, payload: &Payload) -> Result<Range<usize>, BuildError> {
+        let mut body = Vec::new();
+        payload.encode_body(&mut body)?;
+        self.push_raw(payload.kind(), payload.critical(), &body)
+    }
+
+    /// Appends a payload of which the body is encoded already.
+    pub fn push_raw(
+        &mut self,
+        kind: PayloadType,
+        critical: bool,
+        body: &[u8],
+    ) -> Result<Range<usize>, BuildError> {
+        if self.count == limits::PAYLOADS {
+            return Err(BuildError::TooManyPayloads);
+        }
+        let length = GENERIC_LEN + body.len();
+        let field = u16::try_from(length).map_err(|_| BuildError::TooLong { kind, length })?;
+        match self.first {
+            None => self.first = Some(kind),
+            Some(_) => self.bytes[self.last] = kind.0,
+        }
+        self.last = self.bytes.len();
+        self.count += 1;
+        push_generic(&mut self.bytes, PayloadType::NONE, critical, field);
+        let start = self.bytes.len();
+        self.bytes.extend(body);
+        Ok(start..self.bytes.len())
+    }
+
+    /// The type of the first payload.
+    pub fn first(&self) -> PayloadType {
+        self.first.unwrap_or(PayloadType::NONE)
+    }
+
+    /// The payloads with their generic headers.
+    pub fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
+    /// No payload is in it.
+    pub fn is_empty(&self) -> bool {
+        self.first.is_none()
+    }
+}
+
+/// A message to be encrypted in place: fill `iv`, encrypt `plaintext` with `aad`, put the tag
+/// into `icv`, send `bytes`. The four ranges are adjacent and make up all of `bytes`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Sealing {
+    /// The datagram, with zeros where IV and ICV belong.
+    pub bytes: Vec<u8>,
+    /// Additional authenticated data: from the header up to the IV.
+    pub aad: Range<usize>,
+    /// Room for the IV.
+    pub iv: Range<usize>,
+    /// Payloads, no padding, and a pad length of 0, in clear.
+    pub plaintext: Range<usize>,
+    /// Room for the integrity check value.
+    pub icv: Range<usize>,
+}
+
+/// Writes a message of clear payloads alone.
+pub fn build_clear(header: &Header, chain: &Chain) -> Result<Vec<u8>, BuildError> {
+    let length = HEADER_LEN + chain.bytes.len();
+    let mut out = start_message(header, chain.first(), length)?;
+    out.extend(&chain.bytes);
+    Ok(out)
+}
+
+/// Writes a message with one SK payload around the inner payloads, which may be none.
+pub fn build_encrypted(
+    header: &Header,
+    inner: &Chain,
+    layout: EncryptedLayout,
+) -> Result<Sealing, BuildError> {
+    seal_room(header, inner.first(), None, &inner.bytes, layout)
+}
+
+/// Writes a message as SKF payloads (RFC 7383), each datagram at most `max_message` bytes, or as
+/// one SK payload when it fits.
+pub fn build_fragments(
+    header: &Header,
+    inner: &Chain,
+    layout: EncryptedLayout,
+    max_message: usize,
+) -> Result<Vec<Sealing>, BuildError> {
+    let around = HEADER_LEN + GENERIC_LEN + layout.iv_len + 1 + layout.icv_len;
+    if around + inner.bytes.len() <= max_message {
+        return Ok(vec![build_encrypted(header, inner, layout)?]);
+    }
+    let impossible = BuildError::Fragments {
+        bytes: inner.bytes.len(),
+        max: max_message,
+    };
+    let room = max_message
+        .checked_sub(around + FRAGMENT_LEN)
+        .filter(|room| *room > 0)
+        .ok_or(impossible)?;
+    let total = u16::try_from(inner.bytes.len().div_ceil(room)).map_err(|_| impossible)?;
+    let mut out = Vec::new();
+    for (number, piece) in (1..=total).zip(inner.bytes.chunks(room)) {
+        // Only the first fragment names the first inner payload (RFC 7383, 2.5).
+        let first = if number == 1 {
+            inner.first()
+        } else {
+            PayloadType::NONE
+        };
+        out.push(seal_room(
+            header,
+            first,
+            Some(Fragment { number, total }),
+            piece,
+            layout,
+        )?);
+    }
+    Ok(out)
+}
+
+fn seal_room(
+    header: &Header,
+    first: PayloadType,
+    fragment: Option<Fragment>,
+    inner: &[u8],
+    layout: EncryptedLayout,
+) -> Result<Sealing, BuildError> {
+    let kind = if fragment.is_some() {
+        PayloadType::SKF
+    } else {
+        PayloadType::SK
+    };
+    let extra = if fragment.is_some() { FRAGMENT_LEN } else { 0 };
+    let length = GENERIC_LEN + extra + layout.iv_len + inner.len() + 1 + layout.icv_len;
+    let field = u16::try_from(length).map_err(|_| BuildError::TooLong { kind, length })?;
+    let mut bytes = start_message(header, kind, HEADER_LEN + length)?;
+    push_generic(&mut bytes, first, false, field);
+    if let Some(Fragment { number, total }) = fragment {
+        bytes.extend(number.to_be_bytes());
+        bytes.extend(total.to_be_bytes());
+    }
+    let iv = bytes.len();
+    let text = iv + layout.iv_len;
+    bytes.resize(text, 0);
+    bytes.extend(inner);
+    bytes.push(0);
+    let icv = bytes.len();
+    let end = icv + layout.icv_len;
+    bytes.resize(end, 0);
+    Ok(Sealing {
+        bytes,
+        aad: 0..iv,
+        iv: iv..text,
+        plaintext: text..icv,
+        icv: icv..end,
+    })
+}
+
+fn start_message(
+    header: &Header,
+    first: PayloadType,
+    length: usize,
+) -> Result<Vec<u8>, BuildError> {
+    let field = u16::try_from(length).map_err(|_| BuildError::Message { length })?;
+    let mut out = Vec::with_capacity(length);
+    out.extend(
+        Header {
+            next_payload: first,
+            length: field.into(),
+            ..*header
+        }
+        .to_bytes(),
+    );
+    Ok(out)
+}
+
+fn push_generic(out: &mut Vec<u8>, next: PayloadType, critical: bool, length: u16) {
+    out.extend([next.0, if critical { 0x80 } else { 0 }]);
+    out.extend(length.to_be_bytes());
+}
