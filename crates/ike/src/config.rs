@@ -1,0 +1,215 @@
+//! What the engine is told: its own identity, its suites and limits, its peers.
+
+use std::net::IpAddr;
+use std::time::Duration;
+
+use testudo_crypto::{Aead, KeMethod, Prf, SecretBytes, SigningKey};
+use testudo_model::policy::EncapsulationMode;
+use testudo_model::{PeerId, SaLimits, SaMode, TrafficSelector};
+
+/// An IKE identity (RFC 7296, 3.5).
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Identity {
+    /// ID_IPV4_ADDR or ID_IPV6_ADDR.
+    Address(IpAddr),
+    /// ID_FQDN. Compared without regard to case.
+    Fqdn(String),
+    /// ID_RFC822_ADDR.
+    Email(String),
+    /// ID_DER_ASN1_DN, the name's DER.
+    DistinguishedName(Vec<u8>),
+    /// ID_KEY_ID.
+    KeyId(Vec<u8>),
+}
+
+/// Who this engine is, and how it proves it.
+pub struct LocalIdentity {
+    /// The identity sent in IDi and IDr.
+    pub id: Identity,
+    /// Certificate and key; `None` when every peer uses a pre-shared key.
+    pub certificate: Option<CertificateCredential>,
+}
+
+/// A certificate chain with the key of its first certificate.
+pub struct CertificateCredential {
+    /// DER certificates, the engine's own first, then intermediates; never the root.
+    pub chain: Vec<Vec<u8>>,
+    /// The private key of the first certificate.
+    pub key: SigningKey,
+}
+
+/// How a peer proves who it is, and how we prove ourselves to it.
+pub enum PeerAuth {
+    /// RFC 7427 signatures, the certificate judged by the [`crate::CertificateVerifier`].
+    Certificate,
+    /// A pre-shared key (RFC 7296, 2.15).
+    PreSharedKey(SecretBytes),
+}
+
+/// An address pair on which a peer may be reached. Ports start at
+/// [`EngineConfig::port`] and move to [`EngineConfig::nat_port`] behind a NAT.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct PeerAddress {
+    /// Our address towards the peer.
+    pub local: IpAddr,
+    /// The peer's address.
+    pub remote: IpAddr,
+}
+
+/// A peer and the children wanted with it.
+pub struct PeerConfig {
+    /// The peer's name: what events and commands call it.
+    pub id: PeerId,
+    /// The identity that it must claim and prove.
+    pub remote_identity: Identity,
+    /// How both sides authenticate.
+    pub auth: PeerAuth,
+    /// Where it may be reached; tried in this order, the next one after a failure.
+    pub addresses: Vec<PeerAddress>,
+    /// Whether this side starts by itself. Exactly one side should; both may.
+    pub initiate: bool,
+    /// UDP encapsulation of ESP: when a NAT is seen, or always.
+    pub encapsulation: EncapsulationMode,
+    /// The children wanted. The first is negotiated with IKE_AUTH.
+    pub children: Vec<ChildConfig>,
+}
+
+/// One child SA pair wanted with a peer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ChildConfig {
+    /// Its name, unique for the peer.
+    pub name: String,
+    /// Transport or tunnel.
+    pub mode: SaMode,
+    /// What we send and receive on our side, in order of preference.
+    pub local_ts: Vec<TrafficSelector>,
+    /// The same of the peer's side.
+    pub remote_ts: Vec<TrafficSelector>,
+}
+
+/// Retransmission of requests (RFC 7296, 2.4).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Retransmission {
+    /// The wait after the first transmission.
+    pub initial: Duration,
+    /// The longest wait between two transmissions; each wait doubles up to here.
+    pub longest: Duration,
+    /// How often a request is sent in all before the peer is taken for dead.
+    pub tries: u32,
+}
+
+/// Bounds on what peers can make the engine hold.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// Half-open SAs (a peer's IKE_SA_INIT without a verified IKE_AUTH) in all.
+    pub half_open: usize,
+    /// Half-open SAs from one source address.
+    pub half_open_per_address: usize,
+    /// Half-open SAs from which on a cookie is asked for (RFC 7296, 2.6).
+    pub cookie_threshold: usize,
+    /// Established IKE SAs for one authenticated peer.
+    pub ike_sas_per_peer: usize,
+    /// Child SAs on one IKE SA.
+    pub children_per_ike_sa: usize,
+    /// Commands that wait on one IKE SA for the message window.
+    pub pending_commands: usize,
+}
+
+/// Settings of an [`crate::Engine`].
+#[derive(Debug, Clone)]
+pub struct EngineConfig {
+    /// Key exchange methods, the preferred first (RFC 7296, 3.3.2, transform type 4).
+    pub ke_methods: Vec<KeMethod>,
+    /// PRFs, the preferred first.
+    pub prfs: Vec<Prf>,
+    /// Ciphers for IKE, the preferred first.
+    pub ike_aeads: Vec<Aead>,
+    /// Ciphers for ESP, the preferred first.
+    pub esp_aeads: Vec<Aead>,
+    /// Whether rekeys of children make a fresh key exchange (perfect forward secrecy).
+    pub pfs: bool,
+    /// Soft lifetime of an IKE SA: after it, less jitter, it is rekeyed. It expires hard
+    /// after it and a quarter more.
+    pub ike_lifetime: Duration,
+    /// Soft lifetime of a child, as for the IKE SA.
+    pub child_lifetime: Duration,
+    /// Largest part of a lifetime that jitter takes away, in percent (0 to 50).
+    pub jitter_percent: u32,
+    /// Silence from a peer after which it is probed. Zero: never.
+    pub liveness: Duration,
+    /// Retransmission of requests.
+    pub retransmission: Retransmission,
+    /// How long a half-open SA may last.
+    pub half_open_timeout: Duration,
+    /// The first wait before a failed peer is tried again; doubles up to `retry_longest`.
+    pub retry_initial: Duration,
+    /// The longest wait before a failed peer is tried again.
+    pub retry_longest: Duration,
+    /// How long the inbound half of a replaced child goes on receiving late packets.
+    pub linger: Duration,
+    /// Anti-replay window that inbound SAs are given, in packets.
+    pub replay_window: u32,
+    /// After how many bytes or packets the datapath asks for a rekey.
+    pub soft_limits: SaLimits,
+    /// Bounds.
+    pub limits: Limits,
+    /// UDP port of IKE: 500.
+    pub port: u16,
+    /// UDP port of IKE and ESP through a NAT: 4500.
+    pub nat_port: u16,
+    /// Puts SK_ei and SK_er into events so that a capture can be read. Never in production.
+    pub danger_export_keys: bool,
+}
+
+impl Default for Retransmission {
+    fn default() -> Self {
+        Self {
+            initial: Duration::from_millis(500),
+            longest: Duration::from_secs(8),
+            tries: 7,
+        }
+    }
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            half_open: 4096,
+            half_open_per_address: 16,
+            cookie_threshold: 64,
+            ike_sas_per_peer: 8,
+            children_per_ike_sa: 256,
+            pending_commands: 512,
+        }
+    }
+}
+
+impl Default for EngineConfig {
+    fn default() -> Self {
+        Self {
+            ke_methods: vec![KeMethod::X25519, KeMethod::P256, KeMethod::P384],
+            prfs: vec![Prf::HmacSha256, Prf::HmacSha384, Prf::HmacSha512],
+            ike_aeads: vec![Aead::Aes256Gcm16],
+            esp_aeads: vec![Aead::Aes256Gcm16],
+            pfs: true,
+            ike_lifetime: Duration::from_secs(8 * 3600),
+            child_lifetime: Duration::from_secs(3600),
+            jitter_percent: 10,
+            liveness: Duration::from_secs(30),
+            retransmission: Retransmission::default(),
+            half_open_timeout: Duration::from_secs(30),
+            retry_initial: Duration::from_secs(1),
+            retry_longest: Duration::from_secs(60),
+            linger: Duration::from_secs(5),
+            replay_window: 4096,
+            soft_limits: SaLimits {
+                soft_bytes: 1 << 46,
+                soft_packets: 1 << 36,
+            },
+            limits: Limits::default(),
+            port: 500,
+            nat_port: 4500,
+            danger_export_keys: false,
+        }
+    }
+}
