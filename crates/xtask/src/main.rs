@@ -1,3 +1,63 @@
-//! Set-up, tests and the demo.
+//! `cargo xtask`: set-up, the demo and the tests, each with one command.
 
-fn main() {}
+mod deny;
+mod house;
+mod packages;
+mod run;
+mod test;
+
+use std::process::ExitCode;
+
+const HELP: &str = "\
+cargo xtask COMMAND
+
+  demo [--keep]     build in release mode and show the main job on this machine:
+                    three nodes, clear text turning into ESP, rotations without a loss
+  test [--fast]     everything that CI runs: format, lints, layout, licences,
+                    all tests; --fast leaves out the labs
+  packages          say which Debian packages are missing, and install them as root
+  house             the layout rules alone
+";
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let done = match words.as_slice() {
+        ["demo", rest @ ..] => demo(rest),
+        ["test"] => test::run(test::Scope::All),
+        ["test", "--fast"] => test::run(test::Scope::WithoutLabs),
+        ["packages"] => packages::ensure().map(|()| 0),
+        ["house"] => house::check().map(|()| 0),
+        ["help" | "-h" | "--help"] | [] => {
+            print!("{HELP}");
+            Ok(0)
+        }
+        _ => {
+            eprint!("unknown: cargo xtask {}\n\n{HELP}", words.join(" "));
+            return ExitCode::from(2);
+        }
+    };
+    match done {
+        Ok(code) => ExitCode::from(code),
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::from(1)
+        }
+    }
+}
+
+/// Builds what a user would install and lets it tell its story.
+fn demo(arguments: &[&str]) -> anyhow::Result<u8> {
+    packages::ensure()?;
+    run::step(
+        "build",
+        &["cargo", "build", "--release", "--package", "testudo"],
+    )?;
+    let program = run::target_directory()?.join("release/testudo");
+    let status = std::process::Command::new(&program)
+        .args(["lab", "demo"])
+        .args(arguments)
+        .status()
+        .map_err(|e| anyhow::anyhow!("{}: {e}", program.display()))?;
+    Ok(u8::try_from(status.code().unwrap_or(1)).unwrap_or(1))
+}

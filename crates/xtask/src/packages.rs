@@ -1,0 +1,75 @@
+//! The Debian packages that building, the labs and the tests need.
+
+use std::process::Command;
+
+use anyhow::{Context, bail};
+
+use crate::run::installed;
+
+/// A program and the package that has it.
+const NEEDED: [(&str, &str); 7] = [
+    ("cc", "gcc"),
+    ("ip", "iproute2"),
+    ("nft", "nftables"),
+    ("ping", "iputils-ping"),
+    ("tcpdump", "tcpdump"),
+    ("tshark", "tshark"),
+    ("unshare", "util-linux"),
+];
+
+/// Installs what is missing, or says what to type.
+pub(crate) fn ensure() -> anyhow::Result<()> {
+    let missing: Vec<&str> = NEEDED
+        .iter()
+        .filter(|(program, _)| !installed(program))
+        .map(|(_, package)| *package)
+        .collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let line = format!(
+        "apt-get install -y --no-install-recommends {}",
+        missing.join(" ")
+    );
+    if !am_root() {
+        bail!("missing packages; run this, then try again:\n  sudo {line}");
+    }
+    eprintln!("==> packages: {line}");
+    // A mirror that is busy for a moment should not fail a whole run.
+    for attempt in 1..=3 {
+        if apt(&["update", "-q"])?
+            && apt(&[
+                &["install", "-y", "-q", "--no-install-recommends"],
+                missing.as_slice(),
+            ]
+            .concat())?
+        {
+            return Ok(());
+        }
+        eprintln!("    packages: attempt {attempt} of 3 failed");
+        std::thread::sleep(std::time::Duration::from_secs(5 * attempt));
+    }
+    bail!("the packages could not be installed; run this and see why:\n  {line}")
+}
+
+fn apt(arguments: &[&str]) -> anyhow::Result<bool> {
+    let status = Command::new("apt-get")
+        .args(arguments)
+        .env("DEBIAN_FRONTEND", "noninteractive")
+        .stdin(std::process::Stdio::null())
+        .stdout(std::process::Stdio::null())
+        .status()
+        .context("apt-get could not be started: this is made for Debian and its kin; install the packages by hand")?;
+    Ok(status.success())
+}
+
+/// Whether this process may do what root may.
+pub(crate) fn am_root() -> bool {
+    std::fs::read_to_string("/proc/self/status").is_ok_and(|status| {
+        status
+            .lines()
+            .find_map(|line| line.strip_prefix("Uid:"))
+            .and_then(|ids| ids.split_whitespace().nth(1).map(|id| id == "0"))
+            .unwrap_or(false)
+    })
+}

@@ -1,0 +1,209 @@
+//! Everything that CI runs.
+//!
+//! Labs are real time on a shared machine. A lab that fails is run a second time, alone; the
+//! summary names it as unstable, so that nobody takes a lucky second run for a sound first one.
+
+use std::io::{BufRead, BufReader};
+use std::process::{Command, Stdio};
+use std::time::Instant;
+
+use anyhow::{Context, bail};
+
+use crate::{deny, house, packages, run};
+
+/// How much to run.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Scope {
+    /// All of it.
+    All,
+    /// Without the labs: seconds instead of minutes.
+    WithoutLabs,
+}
+
+/// What test binaries said.
+#[derive(Default)]
+struct Tally {
+    passed: u64,
+    failed: u64,
+    skipped: Vec<String>,
+    unstable: Vec<String>,
+}
+
+/// Runs it all; the exit code.
+pub(crate) fn run(scope: Scope) -> anyhow::Result<u8> {
+    let start = Instant::now();
+    packages::ensure()?;
+    run::step("format", &["cargo", "fmt", "--all", "--check"])?;
+    house::check()?;
+    let lints = [
+        "cargo",
+        "clippy",
+        "--workspace",
+        "--all-targets",
+        "--quiet",
+        "--",
+        "-D",
+        "warnings",
+    ];
+    run::step("lints", &lints)?;
+    deny::check()?;
+    run::step(
+        "build",
+        &["cargo", "build", "--workspace", "--all-targets", "--quiet"],
+    )?;
+
+    let mut tally = Tally::default();
+    let everything_else = [
+        "--workspace",
+        "--exclude",
+        "testudo",
+        "--exclude",
+        "testudo-lab",
+        "--exclude",
+        "testudo-datapath-user",
+    ];
+    tests(&mut tally, "tests", &everything_else, &[])?;
+    // What makes namespaces runs one test at a time: two labs on two cores disturb each other.
+    let alone = ["--test-threads=1"];
+    tests(
+        &mut tally,
+        "command line",
+        &["--package", "testudo", "--bins"],
+        &[],
+    )?;
+    tests(
+        &mut tally,
+        "datapath",
+        &["--package", "testudo-datapath-user"],
+        &alone,
+    )?;
+    if scope == Scope::All {
+        labs(&mut tally, &alone)?;
+    }
+    for line in &tally.skipped {
+        println!("skipped: {line}");
+    }
+    for name in &tally.unstable {
+        println!("unstable: {name} failed once and passed when run again");
+    }
+    if std::env::var_os("CI").is_some() && !tally.skipped.is_empty() {
+        println!(
+            "error: CI skips nothing, and {} tests were skipped",
+            tally.skipped.len()
+        );
+        tally.failed += 1;
+    }
+    eprintln!("    all: {:.0} s", start.elapsed().as_secs_f32());
+    println!(
+        "{} passed, {} failed, {} skipped",
+        tally.passed,
+        tally.failed,
+        tally.skipped.len()
+    );
+    Ok(u8::from(tally.failed > 0))
+}
+
+/// The tests that build a whole cluster, one binary after the other.
+fn labs(tally: &mut Tally, arguments: &[&str]) -> anyhow::Result<()> {
+    let mut targets = vec![(
+        "lab".to_owned(),
+        vec!["--package".to_owned(), "testudo-lab".to_owned()],
+    )];
+    let folder = run::root().join("crates/testudo/tests");
+    let mut names: Vec<String> = std::fs::read_dir(&folder)
+        .with_context(|| folder.display().to_string())?
+        .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
+        .filter_map(|name| name.strip_suffix(".rs").map(str::to_owned))
+        .collect();
+    names.sort();
+    for name in names {
+        let target = ["--package", "testudo", "--test", &name]
+            .map(str::to_owned)
+            .to_vec();
+        targets.push((name, target));
+    }
+    for (name, target) in targets {
+        let target: Vec<&str> = target.iter().map(String::as_str).collect();
+        let mut first = Tally::default();
+        tests(&mut first, &name, &target, arguments)?;
+        if first.failed > 0 {
+            eprintln!("    {name}: failed; once more");
+            first = Tally::default();
+            tests(&mut first, &name, &target, arguments)?;
+            if first.failed == 0 {
+                tally.unstable.push(name);
+            }
+        }
+        tally.passed += first.passed;
+        tally.failed += first.failed;
+        tally.skipped.append(&mut first.skipped);
+    }
+    Ok(())
+}
+
+/// Runs `cargo test`, passes its output through and adds up what it says.
+fn tests(tally: &mut Tally, name: &str, target: &[&str], arguments: &[&str]) -> anyhow::Result<()> {
+    let start = Instant::now();
+    eprintln!(
+        "==> {name}: cargo test {} -- {}",
+        target.join(" "),
+        arguments.join(" ")
+    );
+    let mut child = Command::new("cargo")
+        .args(["test", "--quiet", "--no-fail-fast"])
+        .args(target)
+        // Skipped tests say so on the standard output, which the harness hides otherwise.
+        .args(["--", "--show-output"])
+        .args(arguments)
+        .env("RUST_BACKTRACE", "1")
+        .current_dir(run::root())
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .spawn()
+        .context("cargo test could not be started")?;
+    let output = child.stdout.take().context("cargo test has no output")?;
+    let failed_before = tally.failed;
+    for line in BufReader::new(output).lines() {
+        let line = line.context("reading what cargo test prints")?;
+        if let Some((passed, failed)) = summary(&line) {
+            tally.passed += passed;
+            tally.failed += failed;
+        }
+        if let Some(reason) = line.trim().strip_prefix("SKIPPED ") {
+            tally.skipped.push(reason.to_owned());
+        }
+        println!("{line}");
+    }
+    let status = child.wait().context("cargo test")?;
+    eprintln!("    {name}: {:.1} s", start.elapsed().as_secs_f32());
+    if !status.success() && tally.failed == failed_before {
+        // It did not compile, or a test binary died before it could count.
+        if status.code().is_none() {
+            bail!("{name}: cargo test was ended ({status})");
+        }
+        tally.failed += 1;
+    }
+    Ok(())
+}
+
+/// `test result: ok. 12 passed; 0 failed; …` in numbers.
+fn summary(line: &str) -> Option<(u64, u64)> {
+    let rest = line.strip_prefix("test result: ")?;
+    let number = |word: &str| {
+        rest.split(['.', ';'])
+            .find_map(|part| part.trim().strip_suffix(word)?.trim().parse().ok())
+    };
+    Some((number("passed")?, number("failed")?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_harness_is_understood() {
+        let line = "test result: FAILED. 12 passed; 3 failed; 0 ignored; 0 measured; 0 filtered out; finished in 0.00s";
+        assert_eq!(summary(line), Some((12, 3)));
+        assert_eq!(summary("test a ... ok"), None);
+    }
+}
