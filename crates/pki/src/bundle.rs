@@ -1,0 +1,139 @@
+//! The CAs that are trusted: several at once while one follows another.
+
+use std::collections::BTreeMap;
+
+use crate::{CertificateFacts, MAX_ANCHORS, MAX_CERTIFICATE, PkiError};
+
+/// CA certificates, in DER, in the order in which they were added.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct TrustBundle {
+    anchors: Vec<Vec<u8>>,
+}
+
+/// A CA cannot be dropped: nodes still present certificates that it issued.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("CA {ca} is still in use by {}: rotate their certificates first", nodes.join(", "))]
+pub struct InUse {
+    /// Common name of the CA.
+    pub ca: String,
+    /// The nodes whose certificates it issued.
+    pub nodes: Vec<String>,
+}
+
+impl TrustBundle {
+    /// A bundle that trusts no one.
+    pub const fn new() -> Self {
+        Self {
+            anchors: Vec::new(),
+        }
+    }
+
+    /// Reads every `CERTIFICATE` block of a PEM text.
+    pub fn from_pem(text: &str) -> Result<Self, PkiError> {
+        let mut bundle = Self::new();
+        for der in chain_from_pem(text)? {
+            bundle.add(&der)?;
+        }
+        Ok(bundle)
+    }
+
+    /// The bundle as PEM.
+    pub fn to_pem(&self) -> String {
+        chain_to_pem(&self.anchors)
+    }
+
+    /// Adds a CA; one that is already there is not added again. Says whether it was new.
+    pub fn add(&mut self, der: &[u8]) -> Result<bool, PkiError> {
+        if self.anchors.iter().any(|a| a == der) {
+            return Ok(false);
+        }
+        let facts = read_ca(der)?;
+        if !facts.is_ca {
+            return Err(PkiError::NotACa(facts.subject));
+        }
+        if self.anchors.len() == MAX_ANCHORS {
+            return Err(PkiError::TooManyAnchors);
+        }
+        self.anchors.push(der.to_vec());
+        Ok(true)
+    }
+
+    /// Drops the CA with this SHA-256 fingerprint (hex), unless a node still presents a
+    /// certificate of it. `presented` maps node names to the authority key identifier (hex) of
+    /// the certificate that the node uses now. Says whether it was there.
+    pub fn remove(
+        &mut self,
+        fingerprint: &str,
+        presented: &BTreeMap<String, String>,
+    ) -> Result<bool, InUse> {
+        let found = self.anchors.iter().enumerate().find_map(|(index, der)| {
+            let facts = CertificateFacts::read(der).ok()?;
+            (facts.fingerprint == fingerprint).then_some((index, facts))
+        });
+        let Some((index, facts)) = found else {
+            return Ok(false);
+        };
+        let users = presented
+            .iter()
+            .filter(|(_, issuer)| Some(*issuer) == facts.subject_key_id.as_ref());
+        let nodes: Vec<String> = users.map(|(node, _)| node.clone()).collect();
+        if !nodes.is_empty() {
+            return Err(InUse {
+                ca: facts.subject,
+                nodes,
+            });
+        }
+        self.anchors.remove(index);
+        Ok(true)
+    }
+
+    /// The CA certificates in DER.
+    pub fn anchors(&self) -> impl ExactSizeIterator<Item = &[u8]> {
+        self.anchors.iter().map(Vec::as_slice)
+    }
+
+    /// What each CA certificate says.
+    pub fn facts(&self) -> impl Iterator<Item = CertificateFacts> {
+        self.anchors
+            .iter()
+            .filter_map(|der| CertificateFacts::read(der).ok())
+    }
+
+    /// How many CAs it holds.
+    pub fn len(&self) -> usize {
+        self.anchors.len()
+    }
+
+    /// Whether it holds none.
+    pub fn is_empty(&self) -> bool {
+        self.anchors.is_empty()
+    }
+}
+
+/// The DER of every `CERTIFICATE` block in a PEM text. Other blocks and text between are skipped.
+pub fn chain_from_pem(text: &str) -> Result<Vec<Vec<u8>>, PkiError> {
+    let unreadable = |why: String| PkiError::Unreadable {
+        what: "a certificate in PEM",
+        why,
+    };
+    if text.len() > MAX_ANCHORS * MAX_CERTIFICATE * 2 {
+        return Err(unreadable("it is too long".into()));
+    }
+    let blocks = pem::parse_many(text).map_err(|e| unreadable(e.to_string()))?;
+    let certificates = blocks.into_iter().filter(|b| b.tag() == "CERTIFICATE");
+    Ok(certificates.map(pem::Pem::into_contents).collect())
+}
+
+/// Certificates in DER as PEM, in the order given.
+pub fn chain_to_pem<C: AsRef<[u8]>>(chain: &[C]) -> String {
+    let config = pem::EncodeConfig::new().set_line_ending(pem::LineEnding::LF);
+    let block = |der: &C| pem::encode_config(&pem::Pem::new("CERTIFICATE", der.as_ref()), config);
+    chain.iter().map(block).collect()
+}
+
+fn read_ca(der: &[u8]) -> Result<CertificateFacts, PkiError> {
+    CertificateFacts::read(der).map_err(|e| PkiError::Unreadable {
+        what: "a CA certificate",
+        why: e.text,
+    })
+}
