@@ -1,1 +1,13 @@
 //! The node agent: store, plan, IKE engine and datapath in one event loop.
+//!
+//! [`run`] is all that a program needs. Its first act, before the store, a socket or a TUN is
+//! opened, is to close the host with the last policy in force: a node that starts never speaks in
+//! clear what it protected before. Other programs on the node ask the agent over a UNIX socket
+//! ([`api`]).
+
+pub mod api;
+mod options;
+mod run;
+
+pub use options::{Options, Ports};
+pub use run::run;

@@ -1,0 +1,48 @@
+//! What an agent is told at its start.
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+
+use ipnet::IpNet;
+use testudo_model::NodeName;
+
+/// The options of `testudo agent`.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// The node's name.
+    pub node: NodeName,
+    /// Where the cluster's objects are: `dir:PATH`.
+    pub store: String,
+    /// What must survive a restart: UID, key, certificate, the last policy. Private to the agent.
+    pub state_dir: PathBuf,
+    /// The UNIX socket on which the agent answers.
+    pub socket: PathBuf,
+    /// Addresses under which this node's IKE and ESP are reached, best first.
+    pub addresses: Vec<IpAddr>,
+    /// Prefixes of this node's pods.
+    pub pod_cidrs: Vec<IpNet>,
+    /// The join token, hex: proves to the controller that a request is this node's.
+    pub join_token_file: Option<PathBuf>,
+    /// Writes all keys there in Wireshark's formats. Never in production.
+    pub danger_export_keys: Option<PathBuf>,
+    /// IKE's UDP ports.
+    pub ports: Ports,
+}
+
+/// IKE's UDP ports, on this node and on its peers. Others than the usual ones are for tests.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ports {
+    /// 500.
+    pub ike: u16,
+    /// 4500: IKE and ESP behind a NAT.
+    pub nat: u16,
+}
+
+impl Default for Ports {
+    fn default() -> Ports {
+        Ports {
+            ike: 500,
+            nat: 4500,
+        }
+    }
+}
