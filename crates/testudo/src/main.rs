@@ -1,3 +1,61 @@
-//! The testudo command.
+//! The testudo command: one module a noun.
+//!
+//! What programs read goes to standard output, all else to standard error. Exit codes: 0 done,
+//! 1 a check or the work failed, 2 wrong usage, 3 timed out.
 
-fn main() {}
+mod agent;
+mod controller;
+mod exit;
+mod global;
+mod lab;
+mod logging;
+mod output;
+mod store;
+
+use clap::{Parser, Subcommand};
+
+use crate::global::Global;
+
+const EXAMPLES: &str = "\
+Examples:
+  testudo lab up                       a cluster of three nodes on this machine
+  testudo init                         turn encryption on, wait until it is strict
+  testudo status --tunnels             every tunnel with its SAs and counters
+  testudo certs rotate                 new certificates for all nodes
+  testudo capture --node n1            what n1's link carries: ESP, IKE, clear
+  testudo stop                         turn encryption off
+
+Exit codes: 0 done, 1 a check failed, 2 usage, 3 timed out.";
+
+/// IPsec between the nodes of a cluster.
+#[derive(Parser)]
+#[command(name = "testudo", version, after_help = EXAMPLES)]
+struct Cli {
+    #[command(flatten)]
+    global: Global,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// A whole cluster in network namespaces on this machine.
+    Lab(lab::LabCommand),
+    /// Run the agent of one node (a daemon).
+    Agent(agent::AgentCommand),
+    /// Run the controller: CA, certificates, phases (a daemon).
+    Controller(controller::ControllerCommand),
+}
+
+fn main() -> std::process::ExitCode {
+    let cli = Cli::parse();
+    let daemon = matches!(cli.command, Command::Agent(_) | Command::Controller(_));
+    logging::start(daemon, cli.global.verbose);
+    let global = &cli.global;
+    let outcome = match cli.command {
+        Command::Lab(command) => lab::run(command, global),
+        Command::Agent(command) => agent::run(command, global),
+        Command::Controller(command) => controller::run(command, global),
+    };
+    exit::code(outcome)
+}

@@ -1,0 +1,25 @@
+//! Logs go to standard error, so that they never mix with results.
+
+use std::io::IsTerminal;
+
+use tracing_subscriber::EnvFilter;
+
+/// Starts logging. `TESTUDO_LOG` (as in `info,testudo_ike=debug`) overrules everything else.
+pub(crate) fn start(daemon: bool, verbose: u8) {
+    let level = match (daemon, verbose) {
+        (false, 0) => "warn",
+        (true, 0) | (false, 1) => "info",
+        (true, 1) | (false, 2) => "debug",
+        _ => "trace",
+    };
+    let filter = std::env::var("TESTUDO_LOG")
+        .ok()
+        .and_then(|text| EnvFilter::try_new(text).ok())
+        .unwrap_or_else(|| EnvFilter::new(level));
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_target(verbose > 0)
+        .init();
+}
