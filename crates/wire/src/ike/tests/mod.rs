@@ -1,0 +1,4 @@
+mod hostile;
+mod round_trip;
+mod samples;
+mod selectors;
