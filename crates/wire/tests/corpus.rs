@@ -35,7 +35,7 @@ fn read(path: &Path) -> Entry {
         } else {
             let digits: String = line.split_whitespace().collect();
             assert!(
-                digits.len() % 2 == 0,
+                digits.len().is_multiple_of(2),
                 "{}: odd number of digits in {line:?}",
                 entry.name
             );
