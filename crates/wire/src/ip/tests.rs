@@ -280,6 +280,27 @@ fn a_partial_checksum_is_completed() {
     }
 }
 
+#[test]
+fn a_udp_checksum_is_never_zero() {
+    for (source, destination) in pairs() {
+        // The two bytes of payload that make the sum come out as zero.
+        let mut packet = udp_packet(source, destination, &[0, 0]);
+        let header = IpHeader::parse(&packet).unwrap();
+        let at = header.header_len;
+        packet.copy_within(at + 6..at + 8, at + 8);
+        assert!(write_transport(&mut packet, &header));
+        assert_eq!(packet[at + 6..at + 8], [0xff, 0xff]);
+        packet[at + 6..at + 8].fill(0);
+        udp::write_checksum(&mut packet[at..], source, destination);
+        assert_eq!(packet[at + 6..at + 8], [0xff, 0xff]);
+        assert!(transport_is_valid(&packet, &header));
+        let partial = pseudo_header(source, destination, protocol::UDP, 10).partial();
+        packet[at + 6..at + 8].copy_from_slice(&partial.to_be_bytes());
+        assert!(complete_partial(&mut packet, at, 6));
+        assert_eq!(packet[at + 6..at + 8], [0xff, 0xff]);
+    }
+}
+
 /// A SYN with these options, padded with "no operation".
 fn syn(source: IpAddr, destination: IpAddr, options: &[u8]) -> Vec<u8> {
     let mut tcp = vec![0; 20];

@@ -73,6 +73,12 @@ fn narrowing_gives_what_both_want() {
     assert!(!vxlan.covers(v4("10.0.0.1"), 6, Some(4789)));
     assert!(!vxlan.covers(v4("10.0.0.1"), 17, None));
     assert!(TrafficSelectors::new([vxlan]).is_subset_of(&[prefix("10.0.0.0", 8)]));
+    // An answer with a selector of a type that was never offered is no subset.
+    let odd = TrafficSelectors {
+        unknown: 1,
+        ..TrafficSelectors::new([vxlan])
+    };
+    assert!(!odd.is_subset_of(&[prefix("10.0.0.0", 8)]));
     assert!(!TrafficSelectors::new([]).is_subset_of(&[prefix("10.0.0.0", 8)]));
 }
 
