@@ -35,9 +35,12 @@ fn sha_known_answers() {
     );
 }
 
+/// Key, message in parts, and the output of each PRF.
+type HmacCase = (&'static [u8], &'static [&'static [u8]], [&'static str; 3]);
+
 #[test]
 fn hmac_rfc_4231() {
-    let cases: [(&[u8], &[&[u8]], [&str; 3]); 2] = [
+    let cases: [HmacCase; 2] = [
         (
             &[0x0b; 20],
             &[b"Hi ", b"There"],

@@ -58,12 +58,21 @@ struct Hot {
 impl InboundSa {
     /// An SA that has seen nothing yet.
     pub fn new(parameters: &InboundParameters<'_>) -> Result<Self, KeyLengthError> {
+        Self::starting_after(parameters, 0)
+    }
+
+    /// An SA that takes `sequence` and all before it as seen. For tests of the
+    /// sequence numbers' ends.
+    pub fn starting_after(
+        parameters: &InboundParameters<'_>,
+        sequence: u64,
+    ) -> Result<Self, KeyLengthError> {
         Ok(Self {
             key: AeadKey::new(parameters.aead, parameters.keymat)?,
             spi: parameters.spi,
             esn: parameters.esn,
             used: AtomicBool::new(false),
-            window: ReplayWindow::new(parameters.replay_window),
+            window: ReplayWindow::starting_after(parameters.replay_window, sequence),
             drops: Drops::default(),
             hot: Hot::default(),
         })

@@ -37,13 +37,30 @@ impl ReplayWindow {
     /// A window of `size` packets, raised or cut to the limits. Sequence
     /// number 0 counts as seen: the first packet of an SA has 1.
     pub fn new(size: u32) -> Self {
+        Self::starting_after(size, 0)
+    }
+
+    /// A window in which `highest` and all before it count as seen.
+    pub fn starting_after(size: u32, highest: u64) -> Self {
         let size = u64::from(size.clamp(MIN_REPLAY_WINDOW, MAX_REPLAY_WINDOW));
         let count = 2 * size.div_ceil(BLOCK_BITS).next_power_of_two();
-        let words: Box<[AtomicU64]> = (0..count).map(|_| AtomicU64::new(0)).collect();
-        words[0].store(1, Relaxed);
+        let last = highest / BLOCK_BITS;
+        let word = |index: u64| {
+            // The newest block up to `last` that this word can hold.
+            let back = last.wrapping_sub(index) & (count - 1);
+            let Some(block) = last.checked_sub(back) else {
+                return AtomicU64::new(0);
+            };
+            let bits = if back == 0 {
+                u64::from(u32::MAX) >> (BLOCK_BITS - 1 - highest % BLOCK_BITS)
+            } else {
+                u64::from(u32::MAX)
+            };
+            AtomicU64::new(u64::from(low(block)) << 32 | bits)
+        };
         Self {
-            words,
-            highest: AtomicU64::new(0),
+            words: (0..count).map(word).collect(),
+            highest: AtomicU64::new(highest),
             size,
         }
     }
