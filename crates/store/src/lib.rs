@@ -1,2 +1,27 @@
-//! The store trait and the directory store.
+//! Where objects live: the [`Store`] trait, and the store in a directory.
+//!
+//! A store keeps objects of [`testudo_model`], tells about changes, and refuses what it cannot
+//! understand while the last good state goes on. [`DirStore`] keeps them as manifests,
+//! `DIR/<plural>/<name>.yaml`, so that a cluster can be run with a text editor and without
+//! Kubernetes. Secrets never stand in objects; [`files`] and [`tokens`] keep them apart.
 #![forbid(unsafe_code)]
+
+pub mod conformance;
+mod dir;
+mod document;
+mod error;
+pub mod files;
+mod kinds;
+mod location;
+pub mod manifest;
+mod scan;
+mod store;
+pub mod tokens;
+mod watch;
+
+pub use dir::{DirOptions, DirStore};
+pub use error::{Problem, StoreError};
+pub use kinds::{AnyObject, KindName};
+pub use location::{Location, parse_location};
+pub use store::{Applied, Change, Listing, Store, change_status};
+pub use watch::{Event, Watch};

@@ -1,0 +1,126 @@
+//! The trait that every store fulfils.
+
+use std::future::Future;
+
+use testudo_model::{Kind, Object};
+
+use crate::error::{Problem, StoreError};
+use crate::watch::Watch;
+
+/// Objects by kind and name.
+///
+/// Writers agree by `metadata.resourceVersion`: it changes with every change of an object. A write
+/// that carries one succeeds only while it is the object's present one, else it is a
+/// [`StoreError::Conflict`]; a write that carries none is not checked. Spec and status are written
+/// apart: [`apply`](Store::apply) never touches the status, and
+/// [`update_status`](Store::update_status) nothing but the status.
+///
+/// A handle is cheap to clone, and all clones are one store.
+pub trait Store: Clone + Send + Sync + 'static {
+    /// The object, in its last good version; `None` when there is none.
+    ///
+    /// An error of kind [`StoreError::Invalid`]: something stands there that cannot be read, and
+    /// no good version of it has been seen.
+    fn get<K: Kind>(
+        &self,
+        name: &str,
+    ) -> impl Future<Output = Result<Option<Object<K>>, StoreError>> + Send;
+
+    /// All objects of a kind in the order of their names, each in its last good version, and
+    /// what could not be read.
+    fn list<K: Kind>(&self) -> impl Future<Output = Result<Listing<K>, StoreError>> + Send;
+
+    /// Puts a new object there, with the status it has.
+    fn create<K: Kind>(
+        &self,
+        object: Object<K>,
+    ) -> impl Future<Output = Result<Object<K>, StoreError>> + Send;
+
+    /// Makes the object's spec, labels and annotations what they are in `object`; creates it if
+    /// there is none (then with the status it has). Writing what stands already writes nothing.
+    fn apply<K: Kind>(
+        &self,
+        object: Object<K>,
+    ) -> impl Future<Output = Result<Applied<K>, StoreError>> + Send;
+
+    /// Makes the status what it is in `object`, and leaves all else alone.
+    fn update_status<K: Kind>(
+        &self,
+        object: &Object<K>,
+    ) -> impl Future<Output = Result<Object<K>, StoreError>> + Send;
+
+    /// Removes an object; says whether there was one.
+    fn delete<K: Kind>(&self, name: &str) -> impl Future<Output = Result<bool, StoreError>> + Send;
+
+    /// All objects of a kind, then [`crate::Event::Synced`], then every change. Changes that
+    /// follow each other quickly may be told as one; the last one is always told.
+    fn watch<K: Kind>(&self) -> impl Future<Output = Result<Watch<K>, StoreError>> + Send;
+}
+
+/// What [`Store::list`] found.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Listing<K: Kind> {
+    /// The objects, in the order of their names.
+    pub items: Vec<Object<K>>,
+    /// What could not be read. An object of which a good version was seen is among `items` too.
+    pub problems: Vec<Problem>,
+}
+
+/// What [`Store::apply`] did.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Applied<K: Kind> {
+    /// The object as it stands now.
+    pub object: Object<K>,
+    /// What changed.
+    pub change: Change,
+}
+
+/// What a write changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// There was none before.
+    Created,
+    /// It was another before.
+    Configured,
+    /// It was the same before.
+    Unchanged,
+}
+
+impl Change {
+    /// As `apply` prints it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Change::Created => "created",
+            Change::Configured => "configured",
+            Change::Unchanged => "unchanged",
+        }
+    }
+}
+
+/// Reads the object, lets `change` work on its status, writes it back; begins again when someone
+/// else was faster, eight times at most. `None`: there is no such object.
+pub async fn change_status<S: Store, K: Kind>(
+    store: &S,
+    name: &str,
+    mut change: impl FnMut(&Object<K>, &mut K::Status) + Send,
+) -> Result<Option<Object<K>>, StoreError> {
+    const TRIES: usize = 8;
+    let mut tries = 0;
+    loop {
+        let Some(mut object) = store.get::<K>(name).await? else {
+            return Ok(None);
+        };
+        let mut status = object.status.clone();
+        change(&object, &mut status);
+        if status == object.status {
+            return Ok(Some(object));
+        }
+        object.status = status;
+        tries += 1;
+        match store.update_status(&object).await {
+            Err(error) if error.is_conflict() && tries < TRIES => {}
+            Err(error) if error.is_not_found() => return Ok(None),
+            done => return done.map(Some),
+        }
+    }
+}
