@@ -111,7 +111,9 @@ impl Layout {
                 _ => 1400,
             },
             cluster_cidrs,
-            nodes: (1..=spec.nodes).map(|index| NodeLayout::new(spec, index)).collect(),
+            nodes: (1..=spec.nodes)
+                .map(|index| NodeLayout::new(spec, index))
+                .collect(),
         }
     }
 
@@ -151,7 +153,11 @@ impl Layout {
         let mut words = vec!["underlay".to_owned()];
         for node in &self.nodes {
             words.push(node.name.clone());
-            words.extend(node.pods.iter().map(|pod| format!("{}/{}", node.name, pod.name)));
+            words.extend(
+                node.pods
+                    .iter()
+                    .map(|pod| format!("{}/{}", node.name, pod.name)),
+            );
         }
         words.join(", ")
     }
@@ -291,7 +297,10 @@ mod tests {
         assert_eq!(node(Overlay::Vxlan, Family::V4).pods[0].addresses.len(), 2);
         assert_eq!(node(Overlay::Vxlan, Family::V6).addresses.len(), 1);
         let routed = node(Overlay::Routed, Family::V6);
-        assert_eq!(routed.pods[1].addresses, ["fd00:10:244:2::12".parse::<IpAddr>().unwrap()]);
+        assert_eq!(
+            routed.pods[1].addresses,
+            ["fd00:10:244:2::12".parse::<IpAddr>().unwrap()]
+        );
         assert!(routed.vteps.is_empty());
         assert_eq!(node(Overlay::Routed, Family::Dual).pod_cidrs.len(), 2);
     }
@@ -305,7 +314,12 @@ mod tests {
                 for address in &pod.addresses {
                     assert!(seen.insert(*address));
                     assert!(node.pod_cidrs.iter().any(|cidr| cidr.contains(address)));
-                    assert!(layout.cluster_cidrs.iter().any(|cidr| cidr.contains(address)));
+                    assert!(
+                        layout
+                            .cluster_cidrs
+                            .iter()
+                            .any(|cidr| cidr.contains(address))
+                    );
                 }
             }
         }
@@ -316,12 +330,22 @@ mod tests {
         assert!(is_namespace_of("a", "testudo-a-n1"));
         assert!(is_namespace_of("a", "testudo-a-n12-p3"));
         assert!(is_namespace_of("a", "testudo-a-underlay"));
-        for other in ["testudo-a-n1-n1", "testudo-a-n1-underlay", "testudo-ab-n1", "testudo-a-nx", "testudo-a-n"] {
+        for other in [
+            "testudo-a-n1-n1",
+            "testudo-a-n1-underlay",
+            "testudo-ab-n1",
+            "testudo-a-nx",
+            "testudo-a-n",
+        ] {
             assert!(!is_namespace_of("a", other), "{other}");
         }
         let a = layout(Overlay::Vxlan, Family::V4);
         assert!(a.namespaces().iter().all(|name| is_namespace_of("a", name)));
-        assert!(!a.namespaces().iter().any(|name| is_namespace_of("a-n1", name)));
+        assert!(
+            !a.namespaces()
+                .iter()
+                .any(|name| is_namespace_of("a-n1", name))
+        );
     }
 
     #[test]

@@ -1,1 +1,25 @@
 //! A whole cluster in network namespaces on one machine.
+//!
+//! [`up`] makes the namespaces of a [`LabSpec`] and a supervisor that keeps a controller and one
+//! agent a node running; [`down`] removes all of it, also after a crash. As root the namespaces
+//! are named ones that `ip netns exec` knows; a user gets them inside a user namespace.
+
+mod build;
+mod lab;
+pub mod layout;
+mod lifecycle;
+mod namespaces;
+mod place;
+mod process;
+pub mod spec;
+mod supervisor;
+mod userns;
+
+pub use lab::{Daemon, Lab, Manifest, State};
+pub use layout::{Layout, NodeLayout, PodLayout};
+pub use lifecycle::{Progress, down, down_all, up};
+pub use namespaces::Namespaces;
+pub use place::Place;
+pub use process::{MARK, Process, marked};
+pub use spec::{Datapath, Family, Keying, LabSpec, Overlay};
+pub use supervisor::supervise;

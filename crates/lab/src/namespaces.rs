@@ -8,7 +8,9 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use rustix::fs::FlockOperation;
-use rustix::mount::{MountPropagationFlags, UnmountFlags, mount_bind, mount_bind_recursive, mount_change, unmount};
+use rustix::mount::{
+    MountPropagationFlags, UnmountFlags, mount_bind, mount_bind_recursive, mount_change, unmount,
+};
 use rustix::thread::UnshareFlags;
 use testudo_netlink::{Netlink, open_netns, run_in_netns};
 
@@ -26,7 +28,9 @@ pub struct Namespaces {
 impl Namespaces {
     /// Namespaces in a directory: `/run/netns` as root, else one of the lab's own.
     pub fn new(directory: impl Into<PathBuf>) -> Self {
-        Self { directory: directory.into() }
+        Self {
+            directory: directory.into(),
+        }
     }
 
     /// The file of a namespace.
@@ -37,9 +41,8 @@ impl Namespaces {
     /// Opens a namespace.
     pub fn open(&self, name: &str) -> Result<OwnedFd> {
         let path = self.path(name);
-        open_netns(&path).with_context(|| {
-            format!("namespace {name}: is the lab up? (testudo lab status)")
-        })
+        open_netns(&path)
+            .with_context(|| format!("namespace {name}: is the lab up? (testudo lab status)"))
     }
 
     /// Makes a namespace with its loopback up. One of that name must not be there.
@@ -128,10 +131,7 @@ impl Namespaces {
 }
 
 /// Runs `run` on a thread inside a namespace, errors of both kinds in one.
-pub fn inside<T: Send>(
-    netns: BorrowedFd<'_>,
-    run: impl FnOnce() -> Result<T> + Send,
-) -> Result<T> {
+pub fn inside<T: Send>(netns: BorrowedFd<'_>, run: impl FnOnce() -> Result<T> + Send) -> Result<T> {
     run_in_netns(netns, run)?
 }
 

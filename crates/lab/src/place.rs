@@ -45,11 +45,15 @@ impl Place {
         if let Some(runtime) = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from)
             && fs::metadata(&runtime).is_ok_and(|meta| meta.is_dir() && meta.uid() == uid.as_raw())
         {
-            return Ok(Self::User { base: runtime.join("testudo/labs") });
+            return Ok(Self::User {
+                base: runtime.join("testudo/labs"),
+            });
         }
         let own = std::env::temp_dir().join(format!("testudo-{}", uid.as_raw()));
         own_directory(&own, uid.as_raw())?;
-        Ok(Self::User { base: own.join("labs") })
+        Ok(Self::User {
+            base: own.join("labs"),
+        })
     }
 
     /// The directory of all labs.
@@ -81,11 +85,14 @@ impl Place {
         // A `down` may remove the directory between the two steps.
         for _ in 0..100 {
             make_directory(base)?;
-            let Ok(file) = fs::File::open(base) else { continue };
+            let Ok(file) = fs::File::open(base) else {
+                continue;
+            };
             rustix::fs::flock(&file, FlockOperation::LockExclusive)
                 .with_context(|| format!("lock {}", base.display()))?;
             let same = fs::metadata(base).is_ok_and(|now| {
-                file.metadata().is_ok_and(|locked| locked.ino() == now.ino())
+                file.metadata()
+                    .is_ok_and(|locked| locked.ino() == now.ino())
             });
             if same {
                 return Ok(Lock { _file: file });
@@ -136,7 +143,10 @@ pub fn make_directory(path: &Path) -> Result<()> {
 /// Writes a file in one step: a reader sees the old or the new one, whole.
 pub fn write_atomic(path: &Path, bytes: &[u8]) -> Result<()> {
     let parent = path.parent().context("a file has a directory")?;
-    let name = path.file_name().context("a file has a name")?.to_string_lossy();
+    let name = path
+        .file_name()
+        .context("a file has a name")?
+        .to_string_lossy();
     let temporary = parent.join(format!(".{name}.{}", std::process::id()));
     let write = || -> std::io::Result<()> {
         let mut file = fs::OpenOptions::new()
@@ -188,7 +198,9 @@ mod tests {
     #[test]
     fn a_lock_makes_its_directory_and_empty_ones_go_away() {
         let top = std::env::temp_dir().join(format!("testudo-place-{}", std::process::id()));
-        let place = Place::User { base: top.join("labs") };
+        let place = Place::User {
+            base: top.join("labs"),
+        };
         let lock = place.lock().unwrap();
         make_directory(&place.directory("a")).unwrap();
         drop(lock);

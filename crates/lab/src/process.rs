@@ -60,8 +60,11 @@ pub fn marked(id: &str) -> Vec<Process> {
     every_pid()
         .filter(|pid| !own.contains(pid))
         .filter(|pid| {
-            fs::read(format!("/proc/{pid}/environ"))
-                .is_ok_and(|environ| environ.split(|byte| *byte == 0).any(|var| var == wanted.as_bytes()))
+            fs::read(format!("/proc/{pid}/environ")).is_ok_and(|environ| {
+                environ
+                    .split(|byte| *byte == 0)
+                    .any(|var| var == wanted.as_bytes())
+            })
         })
         .filter_map(Process::find)
         .collect()
@@ -70,7 +73,9 @@ pub fn marked(id: &str) -> Vec<Process> {
 /// The processes whose network namespace has this inode.
 pub fn in_namespace(inode: u64) -> Vec<Process> {
     every_pid()
-        .filter(|pid| crate::namespaces::inode(Path::new(&format!("/proc/{pid}/ns/net"))) == Some(inode))
+        .filter(|pid| {
+            crate::namespaces::inode(Path::new(&format!("/proc/{pid}/ns/net"))) == Some(inode)
+        })
         .filter_map(Process::find)
         .collect()
 }
@@ -116,7 +121,14 @@ fn own_line() -> Vec<i32> {
         line.push(pid);
         let parent = fs::read_to_string(format!("/proc/{pid}/stat"))
             .ok()
-            .and_then(|stat| stat.rsplit_once(')')?.1.split_whitespace().nth(1)?.parse().ok());
+            .and_then(|stat| {
+                stat.rsplit_once(')')?
+                    .1
+                    .split_whitespace()
+                    .nth(1)?
+                    .parse()
+                    .ok()
+            });
         match parent {
             Some(parent) => pid = parent,
             None => break,
@@ -151,11 +163,18 @@ mod tests {
     #[test]
     fn a_marked_child_is_found_and_another_start_time_is_not_signalled() {
         let id = format!("test-{}", std::process::id());
-        let mut child = Command::new("sleep").arg("30").env(MARK, &id).spawn().unwrap();
+        let mut child = Command::new("sleep")
+            .arg("30")
+            .env(MARK, &id)
+            .spawn()
+            .unwrap();
         let found = marked(&id);
         let process = Process::find(child.id().try_into().unwrap()).unwrap();
         assert_eq!(found, [process]);
-        let other = Process { start: process.start + 1, ..process };
+        let other = Process {
+            start: process.start + 1,
+            ..process
+        };
         assert!(!other.signal(Signal::KILL));
         assert!(process.is_alive());
         assert!(process.signal(Signal::KILL));

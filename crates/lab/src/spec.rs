@@ -215,7 +215,15 @@ mod tests {
             assert!(check_name(name).is_err(), "{name:?}");
         }
         for (nodes, pods) in [(0, 1), (201, 1), (1, 0), (1, 101)] {
-            assert!(LabSpec { nodes, pods, ..spec() }.validate().is_err());
+            assert!(
+                LabSpec {
+                    nodes,
+                    pods,
+                    ..spec()
+                }
+                .validate()
+                .is_err()
+            );
         }
     }
 
@@ -224,6 +232,12 @@ mod tests {
         for word in ["vxlan", "geneve", "routed"] {
             assert_eq!(word.parse::<Overlay>().unwrap().as_str(), word);
         }
-        assert!("gre".parse::<Overlay>().unwrap_err().to_string().contains("vxlan"));
+        assert!(
+            "gre"
+                .parse::<Overlay>()
+                .unwrap_err()
+                .to_string()
+                .contains("vxlan")
+        );
     }
 }

@@ -1,0 +1,282 @@
+//! Makes the namespaces, links, addresses and routes that a [`Layout`] plans.
+
+use std::io::Write;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::os::fd::{AsFd, OwnedFd};
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, Result, bail};
+use ipnet::IpNet;
+use testudo_netlink::{FdbEntry, LinkKind, MacAddress, Netlink, NewLink, Route, Vxlan};
+
+use crate::layout::{
+    INTERFACE, Layout, NodeLayout, OVERLAY_DEVICE, POD_BRIDGE, PodLayout, UNDERLAY_BRIDGE,
+    UNDERLAY_MTU, VNI,
+};
+use crate::namespaces::{Namespaces, inside, set_sysctls};
+use crate::spec::Overlay;
+
+/// The underlay is a switch: it has no addresses and says nothing of its own.
+const SWITCH: &[(&str, &str)] = &[
+    ("ipv6/conf/all/disable_ipv6", "1"),
+    ("ipv6/conf/default/disable_ipv6", "1"),
+];
+
+/// Addresses are usable at once, and nothing is learnt from a router that is not there.
+const HOST: &[(&str, &str)] = &[
+    ("ipv6/conf/all/accept_dad", "0"),
+    ("ipv6/conf/default/accept_dad", "0"),
+    ("ipv6/conf/all/dad_transmits", "0"),
+    ("ipv6/conf/default/dad_transmits", "0"),
+    ("ipv6/conf/all/accept_ra", "0"),
+    ("ipv6/conf/default/accept_ra", "0"),
+    ("ipv4/ping_group_range", "0 2147483647"),
+];
+
+/// A node routes for its pods.
+const NODE: &[(&str, &str)] = &[
+    ("ipv4/ip_forward", "1"),
+    ("ipv6/conf/all/forwarding", "1"),
+    ("ipv6/conf/default/forwarding", "1"),
+    ("ipv4/conf/all/send_redirects", "0"),
+    ("ipv4/conf/default/send_redirects", "0"),
+];
+
+/// Builds all of it. On an error what stands already is left for the caller to remove.
+pub fn build(layout: &Layout, namespaces: &Namespaces) -> Result<()> {
+    let underlay = namespaces.create(&layout.underlay_netns)?;
+    set_sysctls(&underlay, SWITCH)?;
+    let mut switch = Netlink::open_in(underlay.as_fd())?;
+    let bridge = add_bridge(&mut switch, UNDERLAY_BRIDGE, UNDERLAY_MTU)?;
+    for node in &layout.nodes {
+        let netns = namespaces.create(&node.netns)?;
+        build_node(layout, node, &netns, namespaces)
+            .and_then(|()| plug_in(&mut switch, &underlay, bridge, node, &netns))
+            .and_then(|()| connect(layout, node, &netns))
+            .with_context(|| format!("build node {}", node.name))?;
+    }
+    Ok(())
+}
+
+/// Sysctls, the pods' bridge and the pods.
+fn build_node(
+    layout: &Layout,
+    node: &NodeLayout,
+    netns: &OwnedFd,
+    namespaces: &Namespaces,
+) -> Result<()> {
+    set_sysctls(netns, HOST)?;
+    set_sysctls(netns, NODE)?;
+    let mut netlink = Netlink::open_in(netns.as_fd())?;
+    let bridge = add_bridge(&mut netlink, POD_BRIDGE, layout.pod_mtu)?;
+    for gateway in &node.gateways {
+        netlink.add_address(bridge, with_prefix(*gateway, node)?)?;
+    }
+    for pod in &node.pods {
+        let pod_netns = namespaces.create(&pod.netns)?;
+        build_pod(layout, node, pod, &mut netlink, bridge, &pod_netns)
+            .with_context(|| format!("build pod {}", pod.name))?;
+    }
+    Ok(())
+}
+
+fn build_pod(
+    layout: &Layout,
+    node: &NodeLayout,
+    pod: &PodLayout,
+    in_node: &mut Netlink,
+    bridge: u32,
+    netns: &OwnedFd,
+) -> Result<()> {
+    set_sysctls(netns, HOST)?;
+    in_node.create_link(&NewLink {
+        name: &pod.name,
+        kind: LinkKind::Veth {
+            peer: INTERFACE,
+            peer_netns: Some(netns.as_fd()),
+        },
+        mtu: Some(layout.pod_mtu),
+        address: None,
+        netns: None,
+    })?;
+    let port = in_node.link_index(&pod.name)?;
+    in_node.set_master(port, Some(bridge))?;
+    in_node.set_up(port)?;
+    let mut netlink = Netlink::open_in(netns.as_fd())?;
+    let link = netlink.link_index(INTERFACE)?;
+    netlink.set_up(link)?;
+    for address in &pod.addresses {
+        netlink.add_address(link, with_prefix(*address, node)?)?;
+    }
+    for gateway in &node.gateways {
+        netlink.add_route(&Route {
+            via: Some(*gateway),
+            ..Route::dev(default_of(*gateway), link)
+        })?;
+    }
+    Ok(())
+}
+
+/// The link between a node and the underlay's bridge, named after the node on the bridge's side.
+fn plug_in(
+    switch: &mut Netlink,
+    underlay: &OwnedFd,
+    bridge: u32,
+    node: &NodeLayout,
+    netns: &OwnedFd,
+) -> Result<()> {
+    switch.create_link(&NewLink {
+        name: &node.name,
+        kind: LinkKind::Veth {
+            peer: INTERFACE,
+            peer_netns: Some(netns.as_fd()),
+        },
+        mtu: Some(UNDERLAY_MTU),
+        address: None,
+        netns: Some(underlay.as_fd()),
+    })?;
+    let port = switch.link_index(&node.name)?;
+    switch.set_master(port, Some(bridge))?;
+    switch.set_up(port)?;
+    let mut netlink = Netlink::open_in(netns.as_fd())?;
+    let link = netlink.link_index(INTERFACE)?;
+    netlink.set_up(link)?;
+    for address in &node.addresses {
+        let length = if address.is_ipv4() { 16 } else { 64 };
+        netlink.add_address(link, IpNet::new(*address, length)?)?;
+    }
+    Ok(())
+}
+
+/// The ways to the pods of the other nodes, and the address under which pods leave the cluster.
+fn connect(layout: &Layout, node: &NodeLayout, netns: &OwnedFd) -> Result<()> {
+    let mut netlink = Netlink::open_in(netns.as_fd())?;
+    let others = || layout.nodes.iter().filter(|other| other.name != node.name);
+    if layout.overlay == Overlay::Routed {
+        let link = netlink.link_index(INTERFACE)?;
+        for other in others() {
+            for cidr in &other.pod_cidrs {
+                let via = of_family(&other.addresses, cidr.addr())
+                    .context("routed pods have the underlay's families")?;
+                netlink.add_route(&Route {
+                    via: Some(via),
+                    ..Route::dev(*cidr, link)
+                })?;
+            }
+        }
+    } else {
+        let overlay = add_overlay(&mut netlink, layout, node)?;
+        for other in others() {
+            let mac = MacAddress(other.vtep_mac);
+            let remote = other.primary();
+            netlink.add_fdb(FdbEntry {
+                link: overlay,
+                mac,
+                remote,
+            })?;
+            for vtep in &other.vteps {
+                netlink.set_neighbour(overlay, *vtep, mac)?;
+                netlink.add_route(&Route::dev(IpNet::from(*vtep), overlay))?;
+            }
+            for cidr in &other.pod_cidrs {
+                let via = of_family(&other.vteps, cidr.addr())
+                    .context("an overlay device has the pods' families")?;
+                netlink.add_route(&Route {
+                    via: Some(via),
+                    ..Route::dev(*cidr, overlay)
+                })?;
+            }
+        }
+    }
+    masquerade(layout, node, netns)
+}
+
+fn add_overlay(netlink: &mut Netlink, layout: &Layout, node: &NodeLayout) -> Result<u32> {
+    netlink.create_link(&NewLink {
+        name: OVERLAY_DEVICE,
+        kind: LinkKind::Vxlan(Vxlan {
+            id: VNI,
+            port: layout.overlay_port.context("an overlay has a port")?,
+            local: Some(node.primary()),
+            device: None,
+            learning: false,
+        }),
+        mtu: Some(layout.pod_mtu),
+        address: Some(MacAddress(node.vtep_mac)),
+        netns: None,
+    })?;
+    let link = netlink.link_index(OVERLAY_DEVICE)?;
+    for vtep in &node.vteps {
+        netlink.add_address(link, IpNet::from(*vtep))?;
+    }
+    netlink.set_up(link)?;
+    Ok(link)
+}
+
+fn add_bridge(netlink: &mut Netlink, name: &str, mtu: u32) -> Result<u32> {
+    netlink.create_link(&NewLink {
+        name,
+        kind: LinkKind::Bridge,
+        mtu: Some(mtu),
+        address: None,
+        netns: None,
+    })?;
+    let link = netlink.link_index(name)?;
+    netlink.set_up(link)?;
+    Ok(link)
+}
+
+/// Pods speak to hosts under their node's address, as with the usual CNIs; otherwise the answers
+/// of a host would go another way than the questions.
+fn masquerade(layout: &Layout, node: &NodeLayout, netns: &OwnedFd) -> Result<()> {
+    let mut rules = String::from(
+        "table inet lab {\n chain postrouting {\n  type nat hook postrouting priority srcnat;\n",
+    );
+    for (cidr, cluster) in node.pod_cidrs.iter().zip(&layout.cluster_cidrs) {
+        let family = if cidr.addr().is_ipv4() { "ip" } else { "ip6" };
+        rules += &format!(
+            "  {family} saddr {cidr} {family} daddr != {cluster} oifname \"{INTERFACE}\" masquerade\n"
+        );
+    }
+    rules += " }\n}\n";
+    inside(netns.as_fd(), move || {
+        let mut nft = Command::new("nft")
+            .args(["-f", "-"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .context("run nft: install the package nftables")?;
+        if let Some(mut input) = nft.stdin.take() {
+            input.write_all(rules.as_bytes()).context("write to nft")?;
+        }
+        let output = nft.wait_with_output().context("wait for nft")?;
+        if !output.status.success() {
+            bail!("nft: {}", String::from_utf8_lossy(&output.stderr).trim());
+        }
+        Ok(())
+    })
+}
+
+fn with_prefix(address: IpAddr, node: &NodeLayout) -> Result<IpNet> {
+    let cidr = node
+        .pod_cidrs
+        .iter()
+        .find(|cidr| cidr.contains(&address))
+        .with_context(|| format!("{address} is in no pod CIDR of {}", node.name))?;
+    Ok(IpNet::new(address, cidr.prefix_len())?)
+}
+
+fn of_family(addresses: &[IpAddr], like: IpAddr) -> Option<IpAddr> {
+    addresses
+        .iter()
+        .copied()
+        .find(|address| address.is_ipv4() == like.is_ipv4())
+}
+
+fn default_of(like: IpAddr) -> IpNet {
+    match like {
+        IpAddr::V4(_) => IpNet::new_assert(Ipv4Addr::UNSPECIFIED.into(), 0),
+        IpAddr::V6(_) => IpNet::new_assert(Ipv6Addr::UNSPECIFIED.into(), 0),
+    }
+}
