@@ -43,7 +43,7 @@ const NODE: &[(&str, &str)] = &[
 ];
 
 /// Builds all of it. On an error what stands already is left for the caller to remove.
-pub fn build(layout: &Layout, namespaces: &Namespaces) -> Result<()> {
+pub(crate) fn build(layout: &Layout, namespaces: &Namespaces) -> Result<()> {
     let underlay = namespaces.create(&layout.underlay_netns)?;
     set_sysctls(&underlay, SWITCH)?;
     let mut switch = Netlink::open_in(underlay.as_fd())?;

@@ -5,6 +5,7 @@
 //! are named ones that `ip netns exec` knows; a user gets them inside a user namespace.
 
 mod build;
+mod cluster;
 mod lab;
 pub mod layout;
 mod lifecycle;
@@ -12,14 +13,17 @@ mod namespaces;
 mod place;
 mod process;
 pub mod spec;
+mod status;
 mod supervisor;
 mod userns;
 
+pub use cluster::{Cluster, NodeView};
 pub use lab::{Daemon, Lab, Manifest, State};
 pub use layout::{Layout, NodeLayout, PodLayout};
-pub use lifecycle::{Progress, down, down_all, up};
+pub use lifecycle::{Progress, default_name, down, down_all, up};
 pub use namespaces::Namespaces;
 pub use place::Place;
 pub use process::{MARK, Process, marked};
 pub use spec::{Datapath, Family, Keying, LabSpec, Overlay};
+pub use status::{LabStatus, NodeStatus, PodStatus};
 pub use supervisor::supervise;

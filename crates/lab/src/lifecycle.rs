@@ -14,7 +14,7 @@ use rustix::process::Signal;
 
 use crate::lab::{Lab, Manifest, VERSION};
 use crate::layout::{Layout, is_namespace_of};
-use crate::namespaces::{Namespaces, inode};
+use crate::namespaces::{Namespaces, identity};
 use crate::place::{Place, make_directory, write_atomic, write_json};
 use crate::process::{MARK, Process, command_line, in_namespace, marked, wait_gone};
 use crate::spec::{LabSpec, check_name};
@@ -56,10 +56,10 @@ pub fn up(spec: LabSpec, progress: Progress<'_>) -> Result<Lab> {
         layout,
     };
     let lab = Lab::from_parts(place, manifest.clone());
-    let made = prepare(&lab, &manifest)
-        .and_then(|()| spawn_supervisor(&lab))
-        .and_then(|child| wait_ready(&lab, child, progress));
+    let spawned = prepare(&lab, &manifest).and_then(|()| spawn_supervisor(&lab));
+    // From here on the supervisor's mark keeps others away.
     drop(lock);
+    let made = spawned.and_then(|child| wait_ready(&lab, child, progress));
     if let Err(error) = made {
         let name = lab.name().to_owned();
         if let Err(second) = down(&name, &mut |_| {}) {
@@ -68,6 +68,11 @@ pub fn up(spec: LabSpec, progress: Progress<'_>) -> Result<Lab> {
         return Err(error.context(format!("lab {name} is not up")));
     }
     Ok(lab)
+}
+
+/// The lab that is meant when none is named: the only one there is, else `lab`.
+pub fn default_name() -> Result<String> {
+    crate::lab::default_name(&Place::current()?)
 }
 
 /// Ends a lab and removes all of it: processes, namespaces, links, directories. True: there was
@@ -162,7 +167,7 @@ fn clear_leftovers(place: &Place, name: &str, progress: Progress<'_>) -> Result<
         .filter(|netns| is_namespace_of(name, netns))
         .collect();
     for netns in &stray {
-        let living = inode(&namespaces.path(netns))
+        let living = identity(&namespaces.path(netns))
             .map(in_namespace)
             .unwrap_or_default();
         if let Some(process) = living.first() {
@@ -325,7 +330,7 @@ fn remove(place: &Place, name: &str, progress: Progress<'_>) -> Result<bool> {
             continue;
         }
         found = true;
-        for process in inode(&namespaces.path(&netns))
+        for process in identity(&namespaces.path(&netns))
             .map(in_namespace)
             .unwrap_or_default()
         {

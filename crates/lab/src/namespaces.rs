@@ -15,7 +15,7 @@ use rustix::thread::UnshareFlags;
 use testudo_netlink::{Netlink, open_netns, run_in_netns};
 
 /// Where `ip netns` looks.
-pub const NAMED: &str = "/run/netns";
+pub(crate) const NAMED: &str = "/run/netns";
 /// A namespace's file is mounted once; more layers than this mean that something else is wrong.
 const MOUNT_LAYERS: usize = 16;
 
@@ -131,13 +131,16 @@ impl Namespaces {
 }
 
 /// Runs `run` on a thread inside a namespace, errors of both kinds in one.
-pub fn inside<T: Send>(netns: BorrowedFd<'_>, run: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+pub(crate) fn inside<T: Send>(
+    netns: BorrowedFd<'_>,
+    run: impl FnOnce() -> Result<T> + Send,
+) -> Result<T> {
     run_in_netns(netns, run)?
 }
 
 /// Writes settings below `/proc/sys/net` of a namespace. A setting that the kernel does not have
 /// is skipped.
-pub fn set_sysctls(netns: &OwnedFd, settings: &[(&str, &str)]) -> Result<()> {
+pub(crate) fn set_sysctls(netns: &OwnedFd, settings: &[(&str, &str)]) -> Result<()> {
     inside(netns.as_fd(), || {
         for (key, value) in settings {
             let path = Path::new("/proc/sys/net").join(key);
@@ -150,8 +153,8 @@ pub fn set_sysctls(netns: &OwnedFd, settings: &[(&str, &str)]) -> Result<()> {
     })
 }
 
-/// The inode of a namespace's file, by which `/proc/PID/ns/net` is compared.
-pub fn inode(path: &Path) -> Option<u64> {
+/// Device and inode of a namespace's file, by which `/proc/PID/ns/net` is compared.
+pub(crate) fn identity(path: &Path) -> Option<(u64, u64)> {
     use std::os::unix::fs::MetadataExt;
-    fs::metadata(path).ok().map(|meta| meta.ino())
+    fs::metadata(path).ok().map(|meta| (meta.dev(), meta.ino()))
 }

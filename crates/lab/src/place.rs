@@ -12,7 +12,7 @@ use serde::{Serialize, de::DeserializeOwned};
 use crate::namespaces::{NAMED, Namespaces};
 
 /// Set in processes inside a user's lab: the base directory, since they look like root there.
-pub const INSIDE: &str = "TESTUDO_LAB_BASE";
+pub(crate) const INSIDE: &str = "TESTUDO_LAB_BASE";
 
 /// Where this caller's labs live.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -80,7 +80,7 @@ impl Place {
     }
 
     /// Locks the directory of all labs while one is made or removed.
-    pub fn lock(&self) -> Result<Lock> {
+    pub(crate) fn lock(&self) -> Result<Lock> {
         let base = self.base();
         // A `down` may remove the directory between the two steps.
         for _ in 0..100 {
@@ -116,7 +116,7 @@ impl Place {
     }
 
     /// Removes the directories above the labs once they are empty.
-    pub fn remove_empty(&self) {
+    pub(crate) fn remove_empty(&self) {
         if fs::remove_dir(self.base()).is_ok()
             && let Some(parent) = self.base().parent()
         {
@@ -127,12 +127,12 @@ impl Place {
 
 /// Held while a lab is made or removed.
 #[derive(Debug)]
-pub struct Lock {
+pub(crate) struct Lock {
     _file: fs::File,
 }
 
 /// Makes a directory that only its owner may enter, and those above it.
-pub fn make_directory(path: &Path) -> Result<()> {
+pub(crate) fn make_directory(path: &Path) -> Result<()> {
     fs::DirBuilder::new()
         .recursive(true)
         .mode(0o700)
@@ -141,7 +141,7 @@ pub fn make_directory(path: &Path) -> Result<()> {
 }
 
 /// Writes a file in one step: a reader sees the old or the new one, whole.
-pub fn write_atomic(path: &Path, bytes: &[u8]) -> Result<()> {
+pub(crate) fn write_atomic(path: &Path, bytes: &[u8]) -> Result<()> {
     let parent = path.parent().context("a file has a directory")?;
     let name = path
         .file_name()
@@ -162,14 +162,14 @@ pub fn write_atomic(path: &Path, bytes: &[u8]) -> Result<()> {
 }
 
 /// Writes a value as JSON in one step.
-pub fn write_json(path: &Path, value: &impl Serialize) -> Result<()> {
+pub(crate) fn write_json(path: &Path, value: &impl Serialize) -> Result<()> {
     let mut bytes = serde_json::to_vec_pretty(value).context("encode JSON")?;
     bytes.push(b'\n');
     write_atomic(path, &bytes)
 }
 
 /// Reads a value; none if there is no file.
-pub fn read_json<T: DeserializeOwned>(path: &Path) -> Result<Option<T>> {
+pub(crate) fn read_json<T: DeserializeOwned>(path: &Path) -> Result<Option<T>> {
     match fs::read(path) {
         Ok(bytes) => serde_json::from_slice(&bytes)
             .map(Some)

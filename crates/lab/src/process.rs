@@ -70,18 +70,18 @@ pub fn marked(id: &str) -> Vec<Process> {
         .collect()
 }
 
-/// The processes whose network namespace has this inode.
-pub fn in_namespace(inode: u64) -> Vec<Process> {
+/// The processes in the network namespace of this device and inode.
+pub(crate) fn in_namespace(netns: (u64, u64)) -> Vec<Process> {
     every_pid()
         .filter(|pid| {
-            crate::namespaces::inode(Path::new(&format!("/proc/{pid}/ns/net"))) == Some(inode)
+            crate::namespaces::identity(Path::new(&format!("/proc/{pid}/ns/net"))) == Some(netns)
         })
         .filter_map(Process::find)
         .collect()
 }
 
 /// A process's command line for people.
-pub fn command_line(pid: i32) -> String {
+pub(crate) fn command_line(pid: i32) -> String {
     let bytes = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
     let words: Vec<_> = bytes
         .split(|byte| *byte == 0)
@@ -92,7 +92,7 @@ pub fn command_line(pid: i32) -> String {
 }
 
 /// Waits until none of the lab's processes is left. False: time ran out.
-pub fn wait_gone(id: &str, patience: Duration) -> bool {
+pub(crate) fn wait_gone(id: &str, patience: Duration) -> bool {
     let deadline = Instant::now() + patience;
     loop {
         if marked(id).is_empty() {

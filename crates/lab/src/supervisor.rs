@@ -298,9 +298,8 @@ impl Signals {
             return Err(io::Error::last_os_error()).context("signalfd");
         }
         // SAFETY: the descriptor is new and nobody else owns it.
-        Ok(Self {
-            fd: unsafe { OwnedFd::from_raw_fd(fd) },
-        })
+        let fd = unsafe { OwnedFd::from_raw_fd(fd) };
+        Ok(Self { fd })
     }
 
     /// Waits for a signal, at most `most`. True: it is time to end.

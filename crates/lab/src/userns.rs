@@ -15,12 +15,12 @@ use crate::place::INSIDE;
 use crate::process::Process;
 
 /// What to do when the kernel or the distribution forbids user namespaces.
-pub const REMEDY: &str = "run as root, or allow user namespaces: user.max_user_namespaces above 0, \
+pub(crate) const REMEDY: &str = "run as root, or allow user namespaces: user.max_user_namespaces above 0, \
     and where they exist kernel.unprivileged_userns_clone=1, \
     kernel.apparmor_restrict_unprivileged_userns=0";
 
 /// Makes `command` run as root of a new user namespace with mounts of its own.
-pub fn in_new_namespace(command: &mut Command, base: &Path) {
+pub(crate) fn in_new_namespace(command: &mut Command, base: &Path) {
     command.env(INSIDE, base);
     let uid = rustix::process::geteuid().as_raw();
     let gid = rustix::process::getegid().as_raw();
@@ -50,7 +50,11 @@ pub fn in_new_namespace(command: &mut Command, base: &Path) {
 }
 
 /// Makes `command` run inside the namespaces of the lab that `supervisor` holds.
-pub fn in_namespace_of(command: &mut Command, supervisor: Process, base: &Path) -> Result<()> {
+pub(crate) fn in_namespace_of(
+    command: &mut Command,
+    supervisor: Process,
+    base: &Path,
+) -> Result<()> {
     let open = |kind: &str| -> Result<OwnedFd> {
         let path = format!("/proc/{}/ns/{kind}", supervisor.pid);
         File::open(&path)

@@ -1,11 +1,15 @@
 //! `testudo lab`: a whole cluster on this machine.
 
 use std::path::PathBuf;
+use std::str::FromStr;
 
+use anyhow::Context;
 use clap::{Args, Subcommand};
+use testudo_lab::{Datapath, Family, Keying, Lab, LabSpec, Overlay, spec::DEFAULT_NAME};
 
-use crate::exit::Outcome;
+use crate::exit::{Outcome, Usage};
 use crate::global::Global;
+use crate::output::{self, Columns};
 
 /// A whole cluster in network namespaces on this machine.
 #[derive(Args)]
@@ -15,7 +19,78 @@ pub(crate) struct LabCommand {
 }
 
 #[derive(Subcommand)]
-enum Verb {}
+enum Verb {
+    /// Make a lab; encryption is off until `testudo init`
+    Up(Up),
+    /// End a lab and leave nothing behind
+    Down(Down),
+    /// Namespaces, addresses and processes of a lab
+    Status(Name),
+    /// Run a command in a node (n1), a pod (n1/p1) or the underlay
+    Exec(Exec),
+    /// The process behind a lab; `lab up` starts it
+    #[command(hide = true)]
+    Supervise(Name),
+}
+
+#[derive(Args)]
+struct Name {
+    /// The lab's name [default: the only one there is, else "lab"]
+    #[arg(long, value_name = "N")]
+    name: Option<String>,
+}
+
+#[derive(Args)]
+struct Up {
+    /// The lab's name
+    #[arg(long, value_name = "N", default_value = DEFAULT_NAME)]
+    name: String,
+    /// Nodes
+    #[arg(long, value_name = "COUNT", default_value_t = 3)]
+    nodes: u16,
+    /// Pods on each node
+    #[arg(long, value_name = "COUNT", default_value_t = 2)]
+    pods: u16,
+    /// How pods reach other nodes: vxlan, geneve or routed
+    #[arg(long, default_value = "vxlan", value_parser = word::<Overlay>)]
+    overlay: Overlay,
+    /// auto, user or kernel
+    #[arg(long, default_value = "auto", value_parser = word::<Datapath>)]
+    datapath: Datapath,
+    /// certificate or psk
+    #[arg(long, default_value = "certificate", value_parser = word::<Keying>)]
+    keying: Keying,
+    /// Addresses of the nodes: v4, v6 or dual
+    #[arg(long, default_value = "v4", value_parser = word::<Family>)]
+    family: Family,
+    /// Agents write their IKE and ESP keys into the lab's directory, for Wireshark
+    #[arg(long)]
+    danger_export_keys: bool,
+    /// Namespaces alone, without a controller and agents
+    #[arg(long, hide = true)]
+    no_daemons: bool,
+}
+
+#[derive(Args)]
+struct Down {
+    #[command(flatten)]
+    name: Name,
+    /// End all labs
+    #[arg(long, conflicts_with = "name")]
+    all: bool,
+}
+
+#[derive(Args)]
+struct Exec {
+    #[command(flatten)]
+    name: Name,
+    /// n1, n1/p1, pod/n1/p1, host/n1 or underlay
+    #[arg(value_name = "NODE|POD")]
+    target: String,
+    /// The command and its arguments, after --
+    #[arg(last = true, required = true, value_name = "CMD")]
+    command: Vec<String>,
+}
 
 /// A lab that runs.
 pub(crate) struct Running {
@@ -26,11 +101,137 @@ pub(crate) struct Running {
 }
 
 /// Runs the verb.
-pub(crate) fn run(command: LabCommand, _global: &Global) -> Outcome {
-    match command.verb {}
+pub(crate) fn run(command: LabCommand, global: &Global) -> Outcome {
+    match command.verb {
+        Verb::Up(options) => up(options, global),
+        Verb::Down(options) => down(options),
+        Verb::Status(name) => status(&open(&name)?, global),
+        Verb::Exec(options) => exec(&options),
+        Verb::Supervise(name) => {
+            let name = name.name.context("--name is missing")?;
+            testudo_lab::supervise(&name)
+        }
+    }
 }
 
 /// The labs that run on this machine, by name.
 pub(crate) fn running() -> Vec<Running> {
-    Vec::new()
+    let labs = testudo_lab::Lab::list().unwrap_or_default();
+    labs.iter()
+        .map(|lab| Running {
+            name: lab.name().to_owned(),
+            store: lab.store_dir(),
+        })
+        .collect()
+}
+
+fn up(options: Up, global: &Global) -> Outcome {
+    let spec = LabSpec {
+        name: options.name,
+        nodes: options.nodes,
+        pods: options.pods,
+        overlay: options.overlay,
+        datapath: options.datapath,
+        keying: options.keying,
+        family: options.family,
+        daemons: !options.no_daemons,
+        danger_export_keys: options.danger_export_keys,
+        binary: std::env::current_exe().context("find this program")?,
+    };
+    spec.validate()
+        .map_err(|error| Usage(format!("{error:#}")))?;
+    let lab = testudo_lab::up(spec, &mut say)?;
+    if global.format().is_data() {
+        return output::data(global.format(), &lab.status()?);
+    }
+    eprintln!(
+        "lab {} is up, encryption is off. Next: testudo init; testudo lab verify; testudo lab down",
+        lab.name()
+    );
+    Ok(())
+}
+
+fn down(options: Down) -> Outcome {
+    if options.all {
+        if testudo_lab::down_all(&mut say)?.is_empty() {
+            eprintln!("no labs here");
+        }
+        return Ok(());
+    }
+    let name = match options.name.name {
+        Some(name) => name,
+        None => testudo_lab::default_name()?,
+    };
+    if testudo_lab::down(&name, &mut say)? {
+        eprintln!("lab {name} is gone");
+    } else {
+        eprintln!("no lab {name} here: nothing to do");
+    }
+    Ok(())
+}
+
+fn status(lab: &Lab, global: &Global) -> Outcome {
+    let status = lab.status()?;
+    if global.format().is_data() {
+        return output::data(global.format(), &status);
+    }
+    let pid =
+        |pid: Option<i32>| pid.map_or_else(|| "not running".to_owned(), |pid| pid.to_string());
+    output::line(&format!(
+        "lab {}   phase {}   controller {}   store dir:{}",
+        status.name,
+        status.phase,
+        pid(status.controller_pid),
+        lab.store_dir().display()
+    ))?;
+    let mut columns = Columns::new(["NAME", "NAMESPACE", "ADDRESS", "AGENT", "DATAPATH"]);
+    for node in &status.nodes {
+        columns.row([
+            &node.name,
+            &node.netns,
+            &node.address,
+            &pid(node.agent_pid),
+            &node.datapath,
+        ]);
+        for pod in &node.pods {
+            let name = format!("{}/{}", node.name, pod.name);
+            columns.row([&name, &pod.netns, &pod.address, "", ""]);
+        }
+    }
+    columns.print()?;
+    if lab.supervisor_process().is_none() {
+        eprintln!(
+            "its supervisor is gone: what dies is not started again. testudo lab down --name {}",
+            status.name
+        );
+    }
+    Ok(())
+}
+
+fn exec(options: &Exec) -> Outcome {
+    let lab = open_inside(&options.name)?;
+    match lab.exec(&options.target, &options.command)? {}
+}
+
+fn open(name: &Name) -> anyhow::Result<Lab> {
+    Lab::open(name.name.as_deref())
+}
+
+/// Opens a lab whose namespaces are needed. In a user's lab this program goes on as a new process
+/// inside, and its exit code becomes ours.
+fn open_inside(name: &Name) -> anyhow::Result<Lab> {
+    let lab = open(name)?;
+    if let Some(status) = lab.run_inside()? {
+        std::process::exit(status.code().unwrap_or(1));
+    }
+    Ok(lab)
+}
+
+fn say(text: &str) {
+    eprintln!("{text}");
+}
+
+fn word<T: FromStr<Err = anyhow::Error>>(text: &str) -> Result<T, String> {
+    text.parse()
+        .map_err(|error: anyhow::Error| error.to_string())
 }
