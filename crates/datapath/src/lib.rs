@@ -6,13 +6,23 @@
 //! ([`Datapath::use_outbound`]). It answers with counters and events. It decides nothing.
 #![forbid(unsafe_code)]
 
+mod mtu;
+mod twin;
+
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::sync::Arc;
 
 use testudo_model::{
-    ChildId, Encapsulation, InboundSaSpec, OutboundSaSpec, PeerId, SaId, Spi, TrafficPolicy,
+    ChildId, Encapsulation, InboundSaSpec, OutboundSaSpec, PeerId, SaId, SaMode, Spi, TrafficPolicy,
 };
 use thiserror::Error;
+
+pub use mtu::{inner_mtu, outer_len};
+pub use twin::{Call, Operation, Twin, Verdict};
+
+/// Called whenever an event waits, from any thread; it must be quick and must not block.
+pub type Waker = Arc<dyn Fn() + Send + Sync>;
 
 /// What a datapath can do with packets and SAs.
 ///
@@ -52,12 +62,18 @@ pub trait Datapath: Send {
     /// What happened since the last call. Never blocks.
     fn poll_event(&mut self) -> Option<Event>;
 
+    /// Names who is called when an event waits. Calls may be spurious; whoever is called polls
+    /// until there is none.
+    fn set_waker(&mut self, waker: Waker);
+
     /// Counters of every SA and every reason for a drop.
     fn counters(&self) -> Counters;
 
-    /// The largest inner packet a pair carries without fragments, bytes, for a path of
-    /// `path_mtu`.
-    fn inner_mtu(&self, encapsulation: &Encapsulation, path_mtu: u32) -> u32;
+    /// The largest inner packet, IP header included, that a pair carries without fragments over
+    /// a path of `path_mtu`, bytes.
+    fn inner_mtu(&self, mode: SaMode, encapsulation: &Encapsulation, path_mtu: u32) -> u32 {
+        inner_mtu(mode, encapsulation, path_mtu)
+    }
 
     /// Removes all that this datapath put into the host: rules, routes, tables, devices.
     fn clear(&mut self) -> Result<(), DatapathError>;
