@@ -201,6 +201,22 @@ impl Default for Certificates {
     }
 }
 
+/// Annotation of the policy that asks one node to renew: this, then the node's name; a number.
+pub const NODE_ROTATION: &str = "rotation.testudo.dev/";
+
+/// The rotation that a node is to be at: the cluster's and its own added up, so that either one
+/// raises it.
+pub fn rotation_of(policy: &EncryptionPolicy, node: &str) -> u64 {
+    let own = policy
+        .metadata
+        .annotations
+        .get(&format!("{NODE_ROTATION}{node}"))
+        .and_then(|text| text.parse::<u32>().ok())
+        .unwrap_or(0);
+    let cluster = policy.spec.certificates.rotation;
+    cluster.saturating_add(u64::from(own))
+}
+
 /// IKE SAs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]

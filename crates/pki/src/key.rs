@@ -18,16 +18,19 @@ pub fn key_to_pem(key: &SigningKey) -> Result<SecretBytes, PkiError> {
     Ok(SecretBytes::new(text.into_bytes()))
 }
 
-/// Reads a private key in PKCS#8, as PEM or DER.
+/// Reads a private key in PKCS#8, as DER or as the first `PRIVATE KEY` block of a PEM text, which
+/// may hold certificates too.
 pub fn key_from_pem(bytes: &[u8]) -> Result<SigningKey, PkiError> {
     let unreadable = |why: String| PkiError::Unreadable {
         what: "a private key",
         why,
     };
-    if !bytes.trim_ascii_start().starts_with(b"-----BEGIN") {
+    if bytes.first() == Some(&0x30) {
         return SigningKey::from_pkcs8(bytes).map_err(|e| unreadable(e.to_string()));
     }
-    let block = pem::parse(bytes).map_err(|e| unreadable(e.to_string()))?;
+    let blocks = pem::parse_many(bytes).map_err(|e| unreadable(e.to_string()))?;
+    let block = blocks.into_iter().find(|b| b.tag() == "PRIVATE KEY");
+    let block = block.ok_or_else(|| unreadable("it holds no PRIVATE KEY".into()))?;
     let pkcs8 = SecretBytes::new(block.into_contents());
     SigningKey::from_pkcs8(pkcs8.as_bytes()).map_err(|e| unreadable(e.to_string()))
 }

@@ -1,76 +1,109 @@
 //! `testudo agent`: the daemon of one node.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, UdpSocket};
 use std::path::PathBuf;
 
-use anyhow::Context;
+use anyhow::bail;
 use clap::Args;
 use ipnet::IpNet;
 use testudo_agent::{Options, Ports};
 use testudo_model::NodeName;
-use tokio::signal::unix::{SignalKind, signal};
 
 use crate::exit::Outcome;
 use crate::global::Global;
+use crate::{signals, store};
+
+const EXAMPLES: &str = "\
+Examples:
+  testudo agent --node n1 --join-token-file /etc/testudo/join-token
+  testudo agent --node n1 --address 10.0.0.1 --pod-cidr 10.244.1.0/24";
 
 /// Run the agent of one node.
 #[derive(Args)]
+#[command(after_help = EXAMPLES)]
 pub(crate) struct AgentCommand {
     /// The node's name
-    #[arg(long)]
+    #[arg(long, value_name = "NAME")]
     node: NodeName,
 
-    /// Where the node keeps what must survive a restart: UID, key, certificate, last policy
-    #[arg(long, value_name = "DIR", default_value = "/var/lib/testudo-agent")]
-    state_dir: PathBuf,
-
-    /// The UNIX socket on which the agent answers
-    #[arg(long, value_name = "PATH", default_value = "/run/testudo/agent.sock")]
-    socket: PathBuf,
-
-    /// An address of this node, best first; may be given several times
-    #[arg(long = "address", value_name = "IP", required = true)]
+    /// An address under which this node is reached, best first [default: that of the default
+    /// route]
+    #[arg(long = "address", value_name = "IP")]
     addresses: Vec<IpAddr>,
 
-    /// A prefix of this node's pods; may be given several times
+    /// A prefix of this node's pods (routed clusters)
     #[arg(long = "pod-cidr", value_name = "CIDR")]
     pod_cidrs: Vec<IpNet>,
 
-    /// The file with the node's join token
+    /// Where the agent keeps its key, certificate and last policy [default:
+    /// /var/lib/testudo-agent/NODE]
+    #[arg(long, value_name = "DIR")]
+    state_dir: Option<PathBuf>,
+
+    /// The UNIX socket on which it answers [default: /run/testudo/NODE.sock]
+    #[arg(long, value_name = "PATH")]
+    socket: Option<PathBuf>,
+
+    /// The join token: proves to the controller that a request is this node's
     #[arg(long, value_name = "FILE")]
     join_token_file: Option<PathBuf>,
 
-    /// Write all keys to DIR in Wireshark's formats: whoever reads them reads the traffic
+    /// Write all keys there in Wireshark's formats; never in production
     #[arg(long, value_name = "DIR")]
     danger_export_keys: Option<PathBuf>,
+
+    /// IKE's UDP port, here and at the peers
+    #[arg(long, value_name = "PORT", default_value_t = Ports::default().ike, hide = true)]
+    ike_port: u16,
+
+    /// IKE's UDP port behind a NAT, here and at the peers
+    #[arg(long, value_name = "PORT", default_value_t = Ports::default().nat, hide = true)]
+    nat_port: u16,
 }
 
 /// Runs the agent until a signal stops it.
 pub(crate) fn run(command: AgentCommand, global: &Global) -> Outcome {
-    let options = Options {
-        node: command.node,
-        store: crate::store::resolve(global)?.to_string(),
-        state_dir: command.state_dir,
-        socket: command.socket,
-        addresses: command.addresses,
+    let options = options(command, global)?;
+    signals::runtime()?.block_on(testudo_agent::run(options, signals::shutdown()))
+}
+
+fn options(command: AgentCommand, global: &Global) -> anyhow::Result<Options> {
+    let node = command.node;
+    let addresses = match command.addresses.is_empty() {
+        false => command.addresses,
+        true => default_addresses(),
+    };
+    if addresses.is_empty() {
+        bail!("this host has no default route to take the node's address from: give --address IP");
+    }
+    let state_dir = PathBuf::from("/var/lib/testudo-agent").join(node.as_str());
+    let socket = PathBuf::from("/run/testudo").join(format!("{node}.sock"));
+    Ok(Options {
+        store: store::resolve(global)?.to_string(),
+        state_dir: command.state_dir.unwrap_or(state_dir),
+        socket: command.socket.unwrap_or(socket),
+        addresses,
         pod_cidrs: command.pod_cidrs,
         join_token_file: command.join_token_file,
         danger_export_keys: command.danger_export_keys,
-        ports: Ports::default(),
-    };
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .context("starting the runtime")?;
-    runtime.block_on(async {
-        let mut terminate = signal(SignalKind::terminate()).context("watching for SIGTERM")?;
-        let mut interrupt = signal(SignalKind::interrupt()).context("watching for SIGINT")?;
-        let shutdown = async move {
-            tokio::select! {
-                _ = terminate.recv() => {}
-                _ = interrupt.recv() => {}
-            }
-        };
-        testudo_agent::run(options, shutdown).await
+        ports: Ports {
+            ike: command.ike_port,
+            nat: command.nat_port,
+        },
+        node,
     })
+}
+
+/// The addresses that packets to far hosts would leave with. Nothing is sent: connecting a UDP
+/// socket only asks the routing table. The targets are documentation prefixes (RFC 5737, 3849).
+fn default_addresses() -> Vec<IpAddr> {
+    let source = |bind: &str, far: &str| {
+        let socket = UdpSocket::bind(bind).ok()?;
+        socket.connect(far).ok()?;
+        let address = socket.local_addr().ok()?.ip();
+        (!address.is_loopback() && !address.is_unspecified()).then_some(address)
+    };
+    let v4 = source("0.0.0.0:0", "192.0.2.1:9");
+    let v6 = source("[::]:0", "[2001:db8::1]:9");
+    v4.into_iter().chain(v6).collect()
 }

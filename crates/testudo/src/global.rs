@@ -5,7 +5,7 @@ use std::time::Duration;
 use clap::Args;
 
 use crate::output::Format;
-use crate::store::Address;
+use testudo_store::Location;
 
 /// How long a verb waits when `--timeout` is not given.
 pub(crate) const DEFAULT_TIMEOUT: Duration = Duration::from_secs(60);
@@ -16,7 +16,7 @@ pub(crate) const DEFAULT_TIMEOUT: Duration = Duration::from_secs(60);
 pub(crate) struct Global {
     /// The cluster's store [default: the lab that runs, else dir:/var/lib/testudo]
     #[arg(long, global = true, env = "TESTUDO_STORE", value_name = "dir:PATH")]
-    pub(crate) store: Option<Address>,
+    pub(crate) store: Option<Location>,
 
     /// How results are printed
     #[arg(short, long, global = true, value_enum, value_name = "FORMAT")]

@@ -7,6 +7,8 @@ use anyhow::Context;
 use clap::{Args, Subcommand};
 use testudo_lab::{Datapath, Family, Keying, Lab, LabSpec, Overlay, spec::DEFAULT_NAME};
 
+use testudo_model::policy;
+
 use crate::exit::{Outcome, Usage};
 use crate::global::Global;
 use crate::output::{self, Columns};
@@ -123,6 +125,30 @@ pub(crate) fn running() -> Vec<Running> {
             store: lab.store_dir(),
         })
         .collect()
+}
+
+/// How pods' packets cross the underlay in the lab whose store this is.
+pub(crate) fn overlay_of(store: &std::path::Path) -> Option<policy::Overlay> {
+    let lab = of_store(store)?;
+    let layout = lab.layout();
+    Some(policy::Overlay {
+        kind: match layout.overlay {
+            Overlay::Vxlan => policy::OverlayType::Vxlan,
+            Overlay::Geneve => policy::OverlayType::Geneve,
+            Overlay::Routed => policy::OverlayType::Routed,
+        },
+        port: layout.overlay_port,
+        pod_cidrs: match layout.overlay {
+            Overlay::Routed => layout.cluster_cidrs.clone(),
+            Overlay::Vxlan | Overlay::Geneve => Vec::new(),
+        },
+    })
+}
+
+/// The lab whose store this is.
+pub(crate) fn of_store(store: &std::path::Path) -> Option<Lab> {
+    let labs = Lab::list().unwrap_or_default();
+    labs.into_iter().find(|lab| lab.store_dir() == store)
 }
 
 fn up(options: Up, global: &Global) -> Outcome {

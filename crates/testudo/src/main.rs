@@ -4,13 +4,22 @@
 //! 1 a check or the work failed, 2 wrong usage, 3 timed out.
 
 mod agent;
+mod ca;
+mod capture;
+mod certs;
 mod controller;
 mod exit;
 mod global;
 mod lab;
 mod logging;
+mod objects;
 mod output;
+mod pcap;
+mod policy;
+mod signals;
+mod status;
 mod store;
+mod tunnels;
 
 use clap::{Parser, Subcommand};
 
@@ -41,6 +50,26 @@ struct Cli {
 enum Command {
     /// A whole cluster in network namespaces on this machine.
     Lab(lab::LabCommand),
+    /// Turn encryption on: make the policy, lead all nodes to Strict.
+    Init(policy::InitCommand),
+    /// Turn encryption on again after `stop`.
+    Start(policy::StartCommand),
+    /// Turn encryption off, in the same acknowledged steps.
+    Stop(policy::StopCommand),
+    /// A line a node and a summary; every tunnel with --tunnels.
+    Status(status::StatusCommand),
+    /// The nodes' certificates.
+    Certs(certs::CertsCommand),
+    /// The cluster's CAs.
+    Ca(ca::CaCommand),
+    /// Put the objects of a file into the store.
+    Apply(objects::ApplyCommand),
+    /// Remove the objects of a file from the store.
+    Delete(objects::DeleteCommand),
+    /// Print objects of the store.
+    Get(objects::GetCommand),
+    /// Watch what a node's link carries: ESP, IKE, clear.
+    Capture(capture::CaptureCommand),
     /// Run the agent of one node (a daemon).
     Agent(agent::AgentCommand),
     /// Run the controller: CA, certificates, phases (a daemon).
@@ -54,6 +83,16 @@ fn main() -> std::process::ExitCode {
     let global = &cli.global;
     let outcome = match cli.command {
         Command::Lab(command) => lab::run(command, global),
+        Command::Init(command) => policy::init(&command, global),
+        Command::Start(command) => policy::start(&command, global),
+        Command::Stop(command) => policy::stop(&command, global),
+        Command::Status(command) => status::run(&command, global),
+        Command::Certs(command) => certs::run(&command, global),
+        Command::Ca(command) => ca::run(&command, global),
+        Command::Apply(command) => objects::apply(&command, global),
+        Command::Delete(command) => objects::delete(&command, global),
+        Command::Get(command) => objects::get(&command, global),
+        Command::Capture(command) => capture::run(&command, global),
         Command::Agent(command) => agent::run(command, global),
         Command::Controller(command) => controller::run(command, global),
     };

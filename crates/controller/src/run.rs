@@ -1,0 +1,251 @@
+//! The controller's life from start to stop.
+
+use std::future::Future;
+use std::time::{Duration, SystemTime};
+
+use anyhow::Context;
+use testudo_crypto::{SecretBytes, SystemRandom};
+use testudo_model::policy::{CLUSTER, Certificates};
+use testudo_model::{
+    CertificateRequest, CertificateRequestStatus, TrustBundle, TrustBundleSpec, UnixTime,
+};
+use testudo_pki::{CaOptions, Renewal, RenewalPolicy, chain_to_pem, renewal, utc};
+use testudo_store::{DirStore, Store, StoreError, parse_location, tokens};
+use tracing::{debug, error, info, warn};
+
+use crate::authority::Authority;
+use crate::leader;
+use crate::signer::Signer;
+use crate::world::World;
+
+/// What the controller is told at its start.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Where the cluster's objects are: `dir:PATH`.
+    pub store: String,
+}
+
+/// How often everything is looked at although nothing was told.
+const IDLE: Duration = Duration::from_secs(30);
+
+/// How soon a write that failed is tried again.
+const RETRY: Duration = Duration::from_millis(50);
+
+/// Runs the controller until `shutdown` is ready. An error means that it cannot work at all;
+/// errors with single objects are logged and leave the others alone.
+pub async fn run(options: Options, shutdown: impl Future<Output = ()>) -> anyhow::Result<()> {
+    let location = parse_location(&options.store).map_err(anyhow::Error::msg)?;
+    let store = DirStore::at(&location)?;
+    let mut controller = Controller::open(store).await?;
+    info!(store = %location, "controller started");
+    tokio::pin!(shutdown);
+    loop {
+        let pause = match controller.reconcile().await {
+            Ok(()) => IDLE,
+            Err(e) if e.is_conflict() => RETRY,
+            Err(e) => {
+                error!("{e}; trying again");
+                Duration::from_secs(1)
+            }
+        };
+        tokio::select! {
+            () = &mut shutdown => break,
+            alive = controller.world.changed() => {
+                anyhow::ensure!(alive, "the store's watch has ended");
+            }
+            () = tokio::time::sleep(pause) => {}
+        }
+    }
+    info!("controller stopped");
+    Ok(())
+}
+
+struct Controller {
+    store: DirStore,
+    authority: Authority,
+    world: World,
+    /// The answers that this run has logged already as denied, by node.
+    warned: std::collections::BTreeMap<String, String>,
+}
+
+impl Controller {
+    async fn open(store: DirStore) -> anyhow::Result<Self> {
+        let world = World::open(&store).await?;
+        let settings = settings(&world);
+        let options = CaOptions {
+            lifetime: settings.ca_lifetime.0.as_secs(),
+            ..CaOptions::default()
+        };
+        let secrets = store.secrets().to_owned();
+        let authority = Authority::open(&secrets, &options, seconds(), &mut SystemRandom::new())
+            .context("the controller cannot sign certificates")?;
+        let controller = Self {
+            store,
+            authority,
+            world,
+            warned: Default::default(),
+        };
+        controller.look_at_the_ca();
+        Ok(controller)
+    }
+
+    /// An operator has to hear of a CA's end long before it.
+    fn look_at_the_ca(&self) {
+        let facts = self.authority.ca.facts();
+        let life = facts.times.not_after.saturating_sub(facts.times.not_before);
+        let policy = RenewalPolicy {
+            renew_after: life / 10 * 8,
+            earlier: 0,
+        };
+        match renewal(&facts.times, &policy, seconds()) {
+            Renewal::NotBefore(_) => {}
+            Renewal::Due(_) => warn!(
+                ca = %facts.subject,
+                "the CA ends on {} and node certificates end with it: plan its successor",
+                utc(facts.times.not_after)
+            ),
+            Renewal::Expired(end) => error!(
+                ca = %facts.subject,
+                "the CA ended on {}: no certificate is signed any more",
+                utc(end)
+            ),
+        }
+    }
+
+    /// Does all that is to be done now.
+    async fn reconcile(&mut self) -> Result<(), StoreError> {
+        self.publish_bundle().await?;
+        self.answer_requests().await?;
+        self.lead().await
+    }
+
+    /// The published bundle is exactly what the CA file says: whoever may write objects must not
+    /// be able to add a CA for longer than a moment.
+    async fn publish_bundle(&mut self) -> Result<(), StoreError> {
+        let spec = TrustBundleSpec {
+            certificates: self.authority.bundle.to_pem(),
+        };
+        let published = self.world.bundles.objects.get(CLUSTER);
+        if published.is_some_and(|b| b.spec == spec) {
+            return Ok(());
+        }
+        if published.is_some() {
+            warn!("the trust bundle was not what the CA file says: writing it again");
+        }
+        let object = TrustBundle::new(CLUSTER, spec);
+        let applied = self.store.apply(object).await?;
+        info!(cas = self.authority.bundle.len(), "trust bundle published");
+        self.world.bundles.put(applied.object);
+        Ok(())
+    }
+
+    async fn answer_requests(&mut self) -> Result<(), StoreError> {
+        let open: Vec<CertificateRequest> = self
+            .world
+            .requests
+            .objects
+            .values()
+            .filter(|r| r.status.answers.as_ref() != Some(&r.spec.proof))
+            .cloned()
+            .collect();
+        for mut request in open {
+            request.status = self.decide(&request);
+            let name = request.name().to_owned();
+            match self.store.update_status(&request).await {
+                Ok(written) => self.world.requests.put(written),
+                Err(e) if e.is_conflict() || e.is_not_found() => {
+                    debug!(node = name, "the request changed meanwhile");
+                    let requests = &mut self.world.requests;
+                    requests.refresh(&self.store, &name).await?;
+                    return Err(e);
+                }
+                Err(e) => return Err(e),
+            }
+        }
+        Ok(())
+    }
+
+    fn decide(&mut self, request: &CertificateRequest) -> CertificateRequestStatus {
+        let node = request.name().to_owned();
+        let mut status = CertificateRequestStatus {
+            answers: Some(request.spec.proof.clone()),
+            ..CertificateRequestStatus::default()
+        };
+        let token = match tokens::read(&self.store, &request.spec.node) {
+            Ok(token) => token.map(|t| SecretBytes::new(t.as_bytes().to_vec())),
+            Err(e) => {
+                error!(node, "{e}");
+                status.denied = Some(format!("the node's join token cannot be read: {e}"));
+                return status;
+            }
+        };
+        let signer = Signer {
+            ca: &self.authority.ca,
+            lifetime: settings(&self.world).node_lifetime.0.as_secs(),
+            nodes: &self.world.nodes.objects,
+            now: seconds(),
+        };
+        match signer.decide(request, token.as_ref(), &mut SystemRandom::new()) {
+            Ok(issued) => {
+                info!(
+                    node,
+                    serial = issued.facts.serial,
+                    until = %utc(issued.facts.times.not_after),
+                    "certificate signed"
+                );
+                self.warned.remove(&node);
+                status.certificate = Some(chain_to_pem(&[issued.der]));
+            }
+            Err(denial) => {
+                let text = denial.to_string();
+                if self.warned.get(&node) != Some(&text) {
+                    warn!(node, "certificate denied: {text}");
+                    self.warned.insert(node, text.clone());
+                }
+                status.denied = Some(text);
+            }
+        }
+        status
+    }
+
+    /// Takes every step of the roll-out that can be taken now.
+    async fn lead(&mut self) -> Result<(), StoreError> {
+        // Bounded: a roll-out has as many steps as there are phases.
+        for _ in 0..8 {
+            let Some(policy) = self.world.policies.objects.get(CLUSTER) else {
+                return Ok(());
+            };
+            let nodes = self.world.nodes.objects.values();
+            let status = leader::status(policy, nodes, UnixTime(seconds() as i64));
+            if status == policy.status {
+                return Ok(());
+            }
+            leader::log(&policy.status, &status);
+            let mut policy = policy.clone();
+            policy.status = status;
+            match self.store.update_status(&policy).await {
+                Ok(written) => self.world.policies.put(written),
+                Err(e) if e.is_conflict() || e.is_not_found() => {
+                    let policies = &mut self.world.policies;
+                    policies.refresh(&self.store, CLUSTER).await?;
+                    return Err(e);
+                }
+                Err(e) => return Err(e),
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The lifetimes in force: the policy's, or the defaults before there is one.
+fn settings(world: &World) -> Certificates {
+    let policy = world.policies.objects.get(CLUSTER);
+    policy.map(|p| p.spec.certificates).unwrap_or_default()
+}
+
+/// Seconds since 1970.
+fn seconds() -> u64 {
+    SystemTime::now()
+        .duration_since(SystemTime::UNIX_EPOCH)
+        .map_or(0, |d| d.as_secs())
+}

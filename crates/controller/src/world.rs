@@ -1,0 +1,113 @@
+//! What the store holds, kept up to date by its watches.
+
+use std::collections::BTreeMap;
+
+use testudo_model::bundle::TrustBundleKind;
+use testudo_model::node::NodeEncryptionKind;
+use testudo_model::policy::EncryptionPolicyKind;
+use testudo_model::request::CertificateRequestKind;
+use testudo_model::{Kind, Object};
+use testudo_store::{Event, Store, StoreError, Watch};
+use tracing::{info, warn};
+
+/// All objects that the controller looks at.
+pub(crate) struct World {
+    pub(crate) policies: Watched<EncryptionPolicyKind>,
+    pub(crate) nodes: Watched<NodeEncryptionKind>,
+    pub(crate) requests: Watched<CertificateRequestKind>,
+    pub(crate) bundles: Watched<TrustBundleKind>,
+}
+
+impl World {
+    /// Starts the watches and reads all that is there.
+    pub(crate) async fn open<S: Store>(store: &S) -> Result<Self, StoreError> {
+        Ok(Self {
+            policies: Watched::open(store).await?,
+            nodes: Watched::open(store).await?,
+            requests: Watched::open(store).await?,
+            bundles: Watched::open(store).await?,
+        })
+    }
+
+    /// Waits for a change and takes in all that have come; `false` when the store has ended.
+    pub(crate) async fn changed(&mut self) -> bool {
+        let alive = tokio::select! {
+            alive = self.policies.next() => alive,
+            alive = self.nodes.next() => alive,
+            alive = self.requests.next() => alive,
+            alive = self.bundles.next() => alive,
+        };
+        self.policies.drain();
+        self.nodes.drain();
+        self.requests.drain();
+        self.bundles.drain();
+        alive
+    }
+}
+
+/// The objects of one kind by name.
+pub(crate) struct Watched<K: Kind> {
+    watch: Watch<K>,
+    pub(crate) objects: BTreeMap<String, Object<K>>,
+    synced: bool,
+}
+
+impl<K: Kind> Watched<K> {
+    async fn open<S: Store>(store: &S) -> Result<Self, StoreError> {
+        let mut watched = Self {
+            watch: store.watch::<K>().await?,
+            objects: BTreeMap::new(),
+            synced: false,
+        };
+        while !watched.synced && watched.next().await {}
+        Ok(watched)
+    }
+
+    async fn next(&mut self) -> bool {
+        match self.watch.next().await {
+            Some(event) => {
+                self.take(event);
+                true
+            }
+            None => false,
+        }
+    }
+
+    fn drain(&mut self) {
+        while let Some(event) = self.watch.try_next() {
+            self.take(event);
+        }
+    }
+
+    fn take(&mut self, event: Event<K>) {
+        match event {
+            Event::Added(object) | Event::Modified(object) => self.put(object),
+            Event::Deleted(object) => {
+                self.objects.remove(object.name());
+            }
+            Event::Problem(problem) => warn!("{problem}; the last good version goes on"),
+            Event::Solved(problem) => info!("{}: mended", problem.file.display()),
+            Event::Synced => self.synced = true,
+        }
+    }
+
+    /// Takes in what we have just written, before the watch tells it.
+    pub(crate) fn put(&mut self, object: Object<K>) {
+        self.objects.insert(object.name().to_owned(), object);
+    }
+
+    /// Reads one object again: ours was out of date.
+    pub(crate) async fn refresh<S: Store>(
+        &mut self,
+        store: &S,
+        name: &str,
+    ) -> Result<(), StoreError> {
+        match store.get::<K>(name).await? {
+            Some(object) => self.put(object),
+            None => {
+                self.objects.remove(name);
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,252 @@
+//! `testudo apply | delete | get`: the store's objects as manifests.
+
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+use anyhow::bail;
+use clap::Args;
+use serde::Serialize;
+use testudo_store::{AnyObject, DirStore, KindName, manifest};
+
+use crate::exit::{CheckFailed, Outcome};
+use crate::global::Global;
+use crate::output::{self, Columns, Format};
+use crate::{signals, store};
+
+/// Longest manifest on standard input, in bytes.
+const MAX_INPUT: u64 = 4 << 20;
+
+/// Put the objects of a file into the store.
+#[derive(Args)]
+#[command(
+    after_help = "Examples:\n  testudo apply -f policy.yaml\n  testudo apply -f - < policy.yaml"
+)]
+pub(crate) struct ApplyCommand {
+    /// The manifest, or - for standard input
+    #[arg(short = 'f', long = "file", value_name = "FILE")]
+    file: PathBuf,
+}
+
+/// Remove the objects of a file from the store.
+#[derive(Args)]
+#[command(after_help = "Example:\n  testudo delete -f node-n4.yaml")]
+pub(crate) struct DeleteCommand {
+    /// The manifest, or - for standard input
+    #[arg(short = 'f', long = "file", value_name = "FILE")]
+    file: PathBuf,
+}
+
+/// Print objects of the store.
+#[derive(Args)]
+#[command(after_help = "Examples:\n  testudo get nodes\n  testudo get policy cluster -o yaml")]
+pub(crate) struct GetCommand {
+    /// EncryptionPolicy, NodeEncryption, CertificateRequest or TrustBundle; short names work
+    #[arg(value_name = "KIND")]
+    kind: KindName,
+
+    /// One object
+    #[arg(value_name = "NAME")]
+    name: Option<String>,
+}
+
+/// What became of one object.
+#[derive(Serialize)]
+struct Done {
+    kind: &'static str,
+    name: String,
+    result: &'static str,
+}
+
+/// `testudo apply -f`.
+pub(crate) fn apply(command: &ApplyCommand, global: &Global) -> Outcome {
+    let objects = load(&command.file)?;
+    let store = store::open_to_write(global)?;
+    let done = signals::runtime()?.block_on(async {
+        let mut done = Vec::new();
+        for object in objects {
+            let (kind, name) = (object.kind(), object.name().to_owned());
+            let change = object.apply(&store).await?;
+            done.push(said(kind, name, change.as_str()));
+        }
+        anyhow::Ok(done)
+    })?;
+    report(global, &done)
+}
+
+/// `testudo delete -f`.
+pub(crate) fn delete(command: &DeleteCommand, global: &Global) -> Outcome {
+    let objects = load(&command.file)?;
+    let store = store::open_to_write(global)?;
+    let done = signals::runtime()?.block_on(async {
+        let mut done = Vec::new();
+        for object in objects {
+            let result = match object.kind().delete(&store, object.name()).await? {
+                true => "deleted",
+                false => "not there",
+            };
+            done.push(said(object.kind(), object.name().to_owned(), result));
+        }
+        anyhow::Ok(done)
+    })?;
+    report(global, &done)
+}
+
+/// `testudo get`.
+pub(crate) fn get(command: &GetCommand, global: &Global) -> Outcome {
+    let store = store::open_to_read(global)?;
+    let runtime = signals::runtime()?;
+    let name = command.name.as_deref();
+    let objects = runtime.block_on(command.kind.get(&store, name))?;
+    if let (Some(name), true) = (name, objects.is_empty()) {
+        bail!("{} {name:?} is not there", command.kind.as_str());
+    }
+    tell_problems(&store, command.kind);
+    match (global.format(), name) {
+        (Format::Json | Format::Yaml, Some(_)) => output::data(global.format(), &objects[0]),
+        (Format::Json | Format::Yaml, None) => output::data(global.format(), &List::of(objects)),
+        (format, _) => table(command.kind, &objects, format == Format::Wide),
+    }
+}
+
+/// Several objects, as kubectl prints them.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct List {
+    api_version: &'static str,
+    kind: &'static str,
+    items: Vec<AnyObject>,
+}
+
+impl List {
+    fn of(items: Vec<AnyObject>) -> Self {
+        Self {
+            api_version: "v1",
+            kind: "List",
+            items,
+        }
+    }
+}
+
+fn load(file: &Path) -> anyhow::Result<Vec<AnyObject>> {
+    let loaded = match file == Path::new("-") {
+        false => manifest::load(file),
+        true => {
+            let mut text = String::new();
+            let mut input = std::io::stdin().lock().take(MAX_INPUT);
+            input.read_to_string(&mut text)?;
+            manifest::parse(Path::new("standard input"), &text)
+        }
+    };
+    loaded.map_err(|problems| {
+        for problem in &problems {
+            eprintln!("{problem}");
+        }
+        eprintln!("nothing was changed");
+        CheckFailed.into()
+    })
+}
+
+fn said(kind: KindName, name: String, result: &'static str) -> Done {
+    Done {
+        kind: kind.as_str(),
+        name,
+        result,
+    }
+}
+
+fn report(global: &Global, done: &[Done]) -> Outcome {
+    if global.format().is_data() {
+        return output::data(global.format(), &done);
+    }
+    for one in done {
+        let kind = one.kind.to_ascii_lowercase();
+        output::line(&format!("{kind}/{} {}", one.name, one.result))?;
+    }
+    Ok(())
+}
+
+/// Files that cannot be read are no part of the answer, but nobody should miss them.
+fn tell_problems(store: &DirStore, kind: KindName) {
+    let folder = store.root().join(kind.plural());
+    for problem in store.problems().unwrap_or_default() {
+        if problem.file.starts_with(&folder) {
+            eprintln!("{problem}");
+        }
+    }
+}
+
+fn table(kind: KindName, objects: &[AnyObject], wide: bool) -> Outcome {
+    let mut headers: Vec<&str> = match kind {
+        KindName::Policy => vec!["NAME", "MODE", "ENFORCEMENT", "PHASE", "NODES", "TUNNELS"],
+        KindName::Node => vec!["NAME", "ADDRESS", "DATAPATH", "PHASE", "TUNNELS", "MTU"],
+        KindName::Request => vec!["NAME", "UID", "STATE"],
+        KindName::Bundle => vec!["NAME", "CERTIFICATES"],
+    };
+    if wide {
+        headers.extend(["GENERATION", "UID"]);
+    }
+    let mut columns = Columns::new(headers);
+    for object in objects {
+        let mut cells = cells(object);
+        if wide {
+            let metadata = match object {
+                AnyObject::Policy(o) => &o.metadata,
+                AnyObject::Node(o) => &o.metadata,
+                AnyObject::Request(o) => &o.metadata,
+                AnyObject::Bundle(o) => &o.metadata,
+            };
+            cells.push(metadata.generation.to_string());
+            cells.push(metadata.uid.clone().unwrap_or_default());
+        }
+        columns.row(cells);
+    }
+    columns.print()
+}
+
+fn cells(object: &AnyObject) -> Vec<String> {
+    match object {
+        AnyObject::Policy(o) => vec![
+            o.name().to_owned(),
+            format!("{:?}", o.spec.mode),
+            format!("{:?}", o.spec.enforcement),
+            o.status.phase.to_string(),
+            format!("{}/{}", o.status.nodes_acknowledged, o.status.nodes),
+            format!("{}/{}", o.status.tunnels_up, o.status.tunnels_expected),
+        ],
+        AnyObject::Node(o) => vec![
+            o.name().to_owned(),
+            o.spec
+                .addresses
+                .first()
+                .map(ToString::to_string)
+                .unwrap_or_default(),
+            o.spec.datapath.clone(),
+            o.status
+                .acknowledged
+                .map(|a| a.phase.to_string())
+                .unwrap_or_default(),
+            format!("{}/{}", o.status.tunnels_up, o.status.tunnels_expected),
+            o.status
+                .effective_mtu
+                .map(|m| m.to_string())
+                .unwrap_or_default(),
+        ],
+        AnyObject::Request(o) => {
+            let answered = o.status.answers.as_ref() == Some(&o.spec.proof);
+            let state = match (&o.status.denied, answered) {
+                (_, false) => "pending".to_owned(),
+                (Some(why), true) => format!("denied: {why}"),
+                (None, true) => "issued".to_owned(),
+            };
+            vec![o.name().to_owned(), o.spec.uid.to_string(), state]
+        }
+        AnyObject::Bundle(o) => vec![
+            o.name().to_owned(),
+            o.spec
+                .certificates
+                .matches("BEGIN CERTIFICATE")
+                .count()
+                .to_string(),
+        ],
+    }
+}

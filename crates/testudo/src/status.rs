@@ -1,0 +1,242 @@
+//! `testudo status`: how far the cluster is.
+
+use std::net::IpAddr;
+
+use clap::Args;
+use serde::Serialize;
+use testudo_model::node::NodeEncryptionKind;
+use testudo_model::policy::{CLUSTER, EncryptionPolicyKind, Enforcement, Mode};
+use testudo_model::{
+    Condition, ConditionStatus, EncryptionPolicy, NodeEncryption, NodeName, Phase, UnixTime,
+};
+use testudo_store::Store;
+
+use crate::exit::Outcome;
+use crate::global::Global;
+use crate::output::{self, Columns, Format};
+use crate::policy::few;
+use crate::{signals, store, tunnels};
+
+const EXAMPLES: &str = "\
+Examples:
+  testudo status
+  testudo status -o json
+  testudo status --tunnels --node n1     every tunnel of n1, asked of its agent";
+
+/// A line a node and a summary; every tunnel with --tunnels.
+#[derive(Args)]
+#[command(after_help = EXAMPLES)]
+pub(crate) struct StatusCommand {
+    /// Ask the agents for every tunnel: SAs, certificates, counters
+    #[arg(long)]
+    tunnels: bool,
+
+    /// One node
+    #[arg(long, value_name = "NODE")]
+    node: Option<NodeName>,
+}
+
+/// Runs the verb.
+pub(crate) fn run(command: &StatusCommand, global: &Global) -> Outcome {
+    let store = store::open_to_read(global)?;
+    let (policy, mut nodes) = signals::runtime()?.block_on(async {
+        let policy = store.get::<EncryptionPolicyKind>(CLUSTER).await?;
+        let nodes = store.list::<NodeEncryptionKind>().await?.items;
+        anyhow::Ok((policy, nodes))
+    })?;
+    if let Some(name) = &command.node {
+        nodes.retain(|node| node.name() == name.as_str());
+        anyhow::ensure!(
+            !nodes.is_empty(),
+            "node \"{name}\" is not known; see `testudo get nodes`"
+        );
+    }
+    if command.tunnels {
+        return tunnels::show(&nodes, global);
+    }
+    let view = View::new(policy, &nodes);
+    match global.format() {
+        Format::Json | Format::Yaml => output::data(global.format(), &view),
+        Format::Table => view.print(false),
+        Format::Wide => view.print(true),
+    }
+}
+
+/// The cluster, for programs.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct View {
+    mode: Mode,
+    enforcement: Enforcement,
+    phase: Phase,
+    target: Phase,
+    rollout: u64,
+    waiting_on: Vec<String>,
+    nodes: Vec<NodeView>,
+    tunnels: Count,
+    conditions: Vec<Condition>,
+}
+
+#[derive(Serialize)]
+struct Count {
+    up: u32,
+    expected: u32,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct NodeView {
+    name: String,
+    addresses: Vec<IpAddr>,
+    datapath: String,
+    phase: Option<Phase>,
+    /// Whether the phase acknowledged is the one in force.
+    acknowledged: bool,
+    tunnels: Count,
+    certificate_serial: Option<String>,
+    certificate_not_after: Option<UnixTime>,
+    effective_mtu: Option<u32>,
+    agent_pid: Option<u32>,
+    agent_version: Option<String>,
+    conditions: Vec<Condition>,
+}
+
+impl View {
+    fn new(policy: Option<EncryptionPolicy>, nodes: &[NodeEncryption]) -> Self {
+        let policy = policy.unwrap_or_else(|| EncryptionPolicy::new(CLUSTER, Default::default()));
+        let status = policy.status;
+        let nodes: Vec<NodeView> = nodes
+            .iter()
+            .map(|node| NodeView::new(node, status.rollout))
+            .collect();
+        Self {
+            mode: policy.spec.mode,
+            enforcement: policy.spec.enforcement,
+            phase: status.phase,
+            target: status.target,
+            rollout: status.rollout,
+            waiting_on: status.waiting_on,
+            // Counted from what the nodes say now, not from what the controller last wrote.
+            tunnels: Count {
+                up: nodes.iter().map(|n| n.tunnels.up).sum(),
+                expected: nodes.iter().map(|n| n.tunnels.expected).sum(),
+            },
+            nodes,
+            conditions: status.conditions,
+        }
+    }
+
+    fn print(&self, wide: bool) -> Outcome {
+        let mut headers = vec![
+            "NODE",
+            "ADDRESS",
+            "PHASE",
+            "TUNNELS",
+            "CERTIFICATE",
+            "STATE",
+        ];
+        if wide {
+            headers.extend(["DATAPATH", "MTU", "SERIAL", "PID", "VERSION"]);
+        }
+        let mut columns = Columns::new(headers);
+        for node in &self.nodes {
+            columns.row(node.cells(wide));
+        }
+        columns.print()?;
+        output::line("")?;
+        output::line(&self.summary())?;
+        for condition in &self.conditions {
+            if condition.kind == "Degraded" && condition.status == ConditionStatus::True {
+                output::line(&format!("Degraded: {}", condition.message))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn summary(&self) -> String {
+        let acknowledged = self.nodes.iter().filter(|n| n.acknowledged).count();
+        let mut text = format!("Phase {}", self.phase);
+        if self.phase != self.target {
+            text += &format!(" on the way to {}", self.target);
+        }
+        text += &format!(
+            ", {acknowledged} of {} nodes acknowledged, {} of {} tunnels up",
+            self.nodes.len(),
+            self.tunnels.up,
+            self.tunnels.expected
+        );
+        if !self.waiting_on.is_empty() {
+            text += &format!(", waiting on {}", few(&self.waiting_on));
+        }
+        text
+    }
+}
+
+impl NodeView {
+    fn new(node: &NodeEncryption, rollout: u64) -> Self {
+        let status = &node.status;
+        Self {
+            name: node.name().to_owned(),
+            addresses: node.spec.addresses.clone(),
+            datapath: node.spec.datapath.clone(),
+            phase: status.acknowledged.map(|a| a.phase),
+            acknowledged: status.acknowledged.is_some_and(|a| a.rollout == rollout),
+            tunnels: Count {
+                up: status.tunnels_up,
+                expected: status.tunnels_expected,
+            },
+            certificate_serial: status.certificate.as_ref().map(|c| c.serial.clone()),
+            certificate_not_after: status.certificate.as_ref().map(|c| c.not_after),
+            effective_mtu: status.effective_mtu,
+            agent_pid: status.agent_pid,
+            agent_version: status.agent_version.clone(),
+            conditions: status.conditions.clone(),
+        }
+    }
+
+    fn cells(&self, wide: bool) -> Vec<String> {
+        let number = |n: Option<u32>| n.map(|n| n.to_string()).unwrap_or_default();
+        let until = self.certificate_not_after.map(|t| t.to_string());
+        let mut cells = vec![
+            self.name.clone(),
+            self.addresses
+                .first()
+                .map(ToString::to_string)
+                .unwrap_or_default(),
+            self.phase.map(|p| p.to_string()).unwrap_or_default(),
+            format!("{}/{}", self.tunnels.up, self.tunnels.expected),
+            until
+                .map(|t| format!("until {}", &t[..10.min(t.len())]))
+                .unwrap_or_default(),
+            self.state(),
+        ];
+        if wide {
+            cells.extend([
+                self.datapath.clone(),
+                number(self.effective_mtu),
+                self.certificate_serial.clone().unwrap_or_default(),
+                number(self.agent_pid),
+                self.agent_version.clone().unwrap_or_default(),
+            ]);
+        }
+        cells
+    }
+
+    /// What is wrong comes first; else whether it keeps up.
+    fn state(&self) -> String {
+        let is = |kind: &str, status| {
+            let mut found = self.conditions.iter();
+            found.find(|c| c.kind == kind && c.status == status)
+        };
+        if let Some(bad) = is("Degraded", ConditionStatus::True) {
+            return format!("Degraded: {}", bad.message);
+        }
+        if let Some(bad) = is("Ready", ConditionStatus::False) {
+            return format!("NotReady: {}", bad.message);
+        }
+        match self.acknowledged {
+            true => "Ready".to_owned(),
+            false => "Progressing".to_owned(),
+        }
+    }
+}
