@@ -6,7 +6,9 @@ use std::time::{Duration, Instant};
 use testudo_crypto::{KeyType, SecretBytes, SigningKey};
 use testudo_model::bundle::TrustBundleKind;
 use testudo_model::node::NodeEncryptionKind;
-use testudo_model::policy::{CLUSTER, EncryptionPolicyKind, EncryptionPolicySpec, Mode};
+use testudo_model::policy::{
+    CLUSTER, EncryptionPolicyKind, EncryptionPolicySpec, Mode, Overlay, OverlayType,
+};
 use testudo_model::request::CertificateRequestKind;
 use testudo_model::{
     Acknowledgement, CertificateRequest, CertificateRequestSpec, ConditionStatus, EncryptionPolicy,
@@ -81,8 +83,13 @@ async fn acknowledge(store: DirStore, name: &str) {
 }
 
 async fn want(store: &DirStore, mode: Mode) {
+    let overlay = Overlay {
+        kind: OverlayType::Vxlan,
+        ..Overlay::default()
+    };
     let spec = EncryptionPolicySpec {
         mode,
+        overlay,
         ..EncryptionPolicySpec::default()
     };
     store
