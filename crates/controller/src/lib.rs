@@ -11,6 +11,3 @@ mod signer;
 mod world;
 
 pub use run::{Options, run};
-
-#[cfg(test)]
-mod tests;

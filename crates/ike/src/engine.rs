@@ -1,15 +1,33 @@
 //! The engine: what the agent drives.
 
-use std::net::SocketAddr;
+use std::collections::{BTreeMap, VecDeque};
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use testudo_crypto::Random;
 use testudo_model::{ChildId, Monotonic, Now, PeerId};
+use testudo_wire::ike::{ExchangeType, Header, Notify, NotifyType, Payload};
 
-use crate::config::{EngineConfig, LocalIdentity, PeerConfig};
+use crate::config::{EngineConfig, Identity, LocalIdentity, PeerConfig};
+use crate::cookie::Cookies;
 use crate::error::Misuse;
-use crate::event::{Counters, Event, IkeStatus, Transmit};
+use crate::event::{ChildStatus, Counters, DownReason, Event, IkeId, IkeStatus, Transmit};
+use crate::message;
+use crate::peer::{self, Peer};
+use crate::sa::{Child, IkeSa, InitKey, Task};
+use crate::table::{Action, action};
+use crate::timers::{Deadline, Timers};
 use crate::verify::CertificateVerifier;
+
+/// Between which of our addresses and which of a peer's a datagram travels.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Path {
+    pub(crate) local: SocketAddr,
+    pub(crate) remote: SocketAddr,
+}
+
+/// Why a datagram was dropped: the name of its counter.
+pub(crate) type Dropped = &'static str;
 
 /// An IKEv2 engine for any number of peers, without sockets, clocks or a runtime.
 ///
@@ -18,17 +36,54 @@ use crate::verify::CertificateVerifier;
 /// then arm a timer for [`Engine::poll_timeout`]. Events come before datagrams so that an
 /// inbound SA stands before the peer learns that it may send on it.
 pub struct Engine {
-    config: EngineConfig,
-    counters: Counters,
+    pub(crate) config: EngineConfig,
+    pub(crate) random: Box<dyn Random + Send>,
+    pub(crate) identity: Option<LocalIdentity>,
+    pub(crate) verifier: Option<Arc<dyn CertificateVerifier + Send + Sync>>,
+    pub(crate) peers: BTreeMap<PeerId, Peer>,
+    pub(crate) by_identity: BTreeMap<Identity, PeerId>,
+    pub(crate) sas: BTreeMap<IkeId, IkeSa>,
+    pub(crate) by_spi: BTreeMap<u64, IkeId>,
+    pub(crate) inits: BTreeMap<InitKey, IkeId>,
+    pub(crate) children: BTreeMap<ChildId, Child>,
+    pub(crate) by_spi_in: BTreeMap<u32, ChildId>,
+    pub(crate) half_open: BTreeMap<IpAddr, usize>,
+    /// Addresses of peers with forced encapsulation, and how many peers have each.
+    pub(crate) forced: BTreeMap<IpAddr, usize>,
+    pub(crate) half_open_total: usize,
+    pub(crate) cookies: Cookies,
+    pub(crate) timers: Timers,
+    pub(crate) events: VecDeque<Event>,
+    pub(crate) transmits: VecDeque<Transmit>,
+    pub(crate) counters: Counters,
+    /// Orders all that happens; also the source of ids.
+    pub(crate) sequence: u64,
 }
 
 impl Engine {
     /// An engine without identity and peers.
     pub fn new(config: EngineConfig, random: Box<dyn Random + Send>) -> Self {
-        let _ = random;
         Self {
             config,
+            random,
+            identity: None,
+            verifier: None,
+            peers: BTreeMap::new(),
+            by_identity: BTreeMap::new(),
+            sas: BTreeMap::new(),
+            by_spi: BTreeMap::new(),
+            inits: BTreeMap::new(),
+            children: BTreeMap::new(),
+            by_spi_in: BTreeMap::new(),
+            half_open: BTreeMap::new(),
+            forced: BTreeMap::new(),
+            half_open_total: 0,
+            cookies: Cookies::new(),
+            timers: Timers::default(),
+            events: VecDeque::new(),
+            transmits: VecDeque::new(),
             counters: Counters::default(),
+            sequence: 0,
         }
     }
 
@@ -40,30 +95,98 @@ impl Engine {
     /// Sets or changes who we are. Standing SAs stay; new ones use the new identity
     /// ([`Engine::reauthenticate`] renews a standing one).
     pub fn set_identity(&mut self, identity: LocalIdentity) {
-        let _ = identity;
+        self.identity = Some(identity);
     }
 
     /// Sets or changes who judges certificates. Call [`Engine::recheck_peers`] after a change
     /// that takes trust away.
     pub fn set_verifier(&mut self, verifier: Arc<dyn CertificateVerifier + Send + Sync>) {
-        let _ = verifier;
+        self.verifier = Some(verifier);
     }
 
     /// Judges the peers of all standing SAs anew and closes those that fail.
     pub fn recheck_peers(&mut self, now: Now) {
-        let _ = now;
+        let ids: Vec<_> = self.sas.keys().copied().collect();
+        for id in ids {
+            self.recheck(id, now);
+        }
     }
 
     /// Adds or changes a peer. With the data that it has already, nothing happens; new children
-    /// are negotiated on the standing IKE SA, missing ones are closed.
+    /// are negotiated on the standing IKE SA, missing or changed ones are closed.
     pub fn set_peer(&mut self, peer: PeerConfig, now: Now) -> Result<(), Misuse> {
-        let _ = (peer, now);
+        peer::validate(&peer, &self.config)?;
+        let identity = peer.remote_identity.normal();
+        if let Some(other) = self.by_identity.get(&identity).filter(|o| **o != peer.id) {
+            let text = format!("peer {other} has the same identity");
+            return Err(Misuse::BadConfig {
+                peer: peer.id,
+                text,
+            });
+        }
+        let id = peer.id.clone();
+        match self.peers.get(&id).map(|old| old.compare(&peer)) {
+            None => {
+                self.peers.insert(id.clone(), Peer::new(peer));
+                self.index(&id);
+            }
+            Some(change) => {
+                self.unindex(&id);
+                if let Some(known) = self.peers.get_mut(&id) {
+                    known.config = peer;
+                }
+                self.index(&id);
+                self.apply_change(&id, change, now);
+            }
+        }
+        self.keep_up(&id, now);
         Ok(())
     }
 
     /// Removes a peer: its SAs are deleted, its attempts end.
     pub fn remove_peer(&mut self, peer: &PeerId, now: Now) {
-        let _ = (peer, now);
+        if !self.peers.contains_key(peer) {
+            return;
+        }
+        self.shut_all(peer, DownReason::Closed, now);
+        self.end_attempt(peer, now);
+        self.finish_lingering(peer);
+        self.timers.cancel_peer(peer);
+        self.unindex(peer);
+        self.peers.remove(peer);
+    }
+
+    /// Makes a peer known by its identity and addresses.
+    fn index(&mut self, id: &PeerId) {
+        let Some(peer) = self.peers.get(id) else {
+            return;
+        };
+        self.by_identity
+            .insert(peer.config.remote_identity.normal(), id.clone());
+        if peer.forced() {
+            for address in &peer.config.addresses {
+                *self.forced.entry(address.remote).or_insert(0) += 1;
+            }
+        }
+    }
+
+    fn unindex(&mut self, id: &PeerId) {
+        let Some(peer) = self.peers.get(id) else {
+            return;
+        };
+        self.by_identity
+            .remove(&peer.config.remote_identity.normal());
+        if !peer.forced() {
+            return;
+        }
+        for address in &peer.config.addresses {
+            if let Some(count) = self.forced.get_mut(&address.remote) {
+                *count -= 1;
+                if *count == 0 {
+                    self.forced.remove(&address.remote);
+                }
+            }
+        }
     }
 
     /// Takes in an IKE message, without the non-ESP marker. Never fails: what is wrong with it
@@ -75,63 +198,144 @@ impl Engine {
         remote: SocketAddr,
         bytes: &[u8],
     ) {
-        let _ = (now, local, remote, bytes);
+        self.counters.datagrams_in += 1;
+        if let Err(reason) = self.route(now, Path { local, remote }, bytes) {
+            self.count_drop(reason);
+        }
+    }
+
+    fn route(&mut self, now: Now, from: Path, bytes: &[u8]) -> Result<(), Dropped> {
+        let header = Header::parse(bytes).map_err(|_| "short")?;
+        if header.major > 2 {
+            return self.refuse_version(from, &header);
+        }
+        header.check(bytes.len()).map_err(|e| e.reason())?;
+        let flags = header.flags;
+        if header.exchange == ExchangeType::IKE_SA_INIT
+            && flags.initiator
+            && !flags.response
+            && header.responder_spi == 0
+        {
+            return self.init_request(now, from, bytes, &header);
+        }
+        let (ours, theirs) = if flags.initiator {
+            (header.responder_spi, header.initiator_spi)
+        } else {
+            (header.initiator_spi, header.responder_spi)
+        };
+        let id = *self.by_spi.get(&ours).ok_or("unknown_spi")?;
+        let sa = self.sas.get(&id).ok_or("unknown_spi")?;
+        // The I flag is the sender's role, so it is never ours.
+        if flags.initiator == sa.initiator {
+            return Err("wrong_role");
+        }
+        if sa.spi_peer != 0 && sa.spi_peer != theirs {
+            return Err("wrong_peer_spi");
+        }
+        match action(&sa.state, header.exchange, flags.response)? {
+            Action::InitAnswer => self.init_answer(now, id, from, bytes),
+            Action::AuthRequest => self.auth_request(now, id, from, bytes, &header),
+            Action::AuthAnswer => self.auth_answer(now, id, from, bytes, &header),
+            Action::RefusingAnswer => self.refusing_answer(now, id, bytes, &header),
+            Action::Request => self.request(now, id, from, bytes, &header),
+            Action::Answer => self.answer(now, id, from, bytes, &header),
+        }
+    }
+
+    /// INVALID_MAJOR_VERSION, in clear and without state (RFC 7296, 2.5).
+    fn refuse_version(&mut self, from: Path, header: &Header) -> Result<(), Dropped> {
+        if !header.flags.response && header.initiator_spi != 0 {
+            let answer = Header::new(
+                header.initiator_spi,
+                header.responder_spi,
+                header.exchange,
+                !header.flags.initiator,
+                true,
+                header.message_id,
+            );
+            let notify = Notify::new(NotifyType::INVALID_MAJOR_VERSION, []);
+            if let Ok(bytes) = message::clear(&answer, &[Payload::Notify(notify)]) {
+                self.transmit(from, bytes);
+            }
+        }
+        Err("major_version")
     }
 
     /// Fires the deadlines that have passed.
     pub fn handle_timeout(&mut self, now: Now) {
-        let _ = now;
+        while let Some(deadline) = self.timers.pop(now.monotonic) {
+            self.fire(deadline, now);
+        }
     }
 
     /// Rekeys a child, as when the datapath says that a byte or packet limit is near.
     pub fn rekey_child(&mut self, child: ChildId, now: Now) -> Result<(), Misuse> {
-        let _ = (child, now);
-        Ok(())
+        let known = self
+            .children
+            .get(&child)
+            .filter(|c| c.is_up() && !self.has_successor(child))
+            .ok_or(Misuse::UnknownChild(child))?;
+        let (ike, peer) = (known.ike, known.peer.clone());
+        self.command(ike, &peer, Task::RekeyChild(child), now)
     }
 
     /// Rekeys the peer's IKE SA.
     pub fn rekey_ike(&mut self, peer: &PeerId, now: Now) -> Result<(), Misuse> {
-        let _ = (peer, now);
-        Ok(())
+        let ike = self.main_sa(peer)?;
+        self.command(ike, peer, Task::RekeyIke, now)
     }
 
     /// Makes a new IKE SA with the peer, authenticated anew, and moves the children over
-    /// before the old one is closed. Also starts a peer that is not `initiate`.
+    /// before the old one is closed. Also starts a peer that is not `initiate`: an agent that
+    /// starts does so for all its peers, so that those who still hold SAs with its former life
+    /// learn at once.
     pub fn reauthenticate(&mut self, peer: &PeerId, now: Now) -> Result<(), Misuse> {
-        let _ = (peer, now);
+        let known = self
+            .peers
+            .get_mut(peer)
+            .ok_or_else(|| Misuse::UnknownPeer(peer.clone()))?;
+        known.reauth = true;
+        if known.attempt.is_none() {
+            self.timers.cancel(&Deadline::Start(peer.clone()));
+            self.begin(peer, now);
+        }
         Ok(())
     }
 
     /// Closes the peer's SAs. A peer that is `initiate` starts again after the retry wait.
     pub fn close(&mut self, peer: &PeerId, now: Now) -> Result<(), Misuse> {
-        let _ = (peer, now);
+        if !self.peers.contains_key(peer) {
+            return Err(Misuse::UnknownPeer(peer.clone()));
+        }
+        self.end_attempt(peer, now);
+        self.shut_all(peer, DownReason::Closed, now);
         Ok(())
     }
 
     /// Tells that the first ESP packet came in on a child: the peer has installed it.
     pub fn note_inbound(&mut self, child: ChildId, now: Now) {
-        let _ = (child, now);
+        self.confirm_child(child, now);
     }
 
     /// Asks the peer for a sign of life now.
     pub fn probe(&mut self, peer: &PeerId, now: Now) -> Result<(), Misuse> {
-        let _ = (peer, now);
-        Ok(())
+        let ike = self.main_sa(peer)?;
+        self.command(ike, peer, Task::Probe, now)
     }
 
     /// The next event.
     pub fn poll_event(&mut self) -> Option<Event> {
-        None
+        self.events.pop_front()
     }
 
     /// The next datagram to send.
     pub fn poll_transmit(&mut self) -> Option<Transmit> {
-        None
+        self.transmits.pop_front()
     }
 
     /// When [`Engine::handle_timeout`] is due.
     pub fn poll_timeout(&self) -> Option<Monotonic> {
-        None
+        self.timers.next()
     }
 
     /// Numbers since the engine began.
@@ -141,6 +345,65 @@ impl Engine {
 
     /// All IKE SAs, for status.
     pub fn status(&self) -> Vec<IkeStatus> {
-        Vec::new()
+        self.sas.values().map(|sa| self.sa_status(sa)).collect()
+    }
+
+    fn sa_status(&self, sa: &IkeSa) -> IkeStatus {
+        let est = sa.established();
+        let sending = |child: &Child| {
+            self.peers
+                .get(&child.peer)
+                .is_some_and(|p| p.sending.get(&child.name) == Some(&child.id))
+        };
+        let children = est.map_or_else(Vec::new, |est| {
+            est.children
+                .iter()
+                .filter_map(|id| self.children.get(id))
+                .map(|c| ChildStatus {
+                    child: c.id,
+                    name: c.name.clone(),
+                    spi_in: testudo_model::Spi(c.spi_in),
+                    spi_out: testudo_model::Spi(c.spi_out),
+                    established: c.since,
+                    rekeys: c.rekeys,
+                    sending: sending(c),
+                })
+                .collect()
+        });
+        IkeStatus {
+            ike: sa.id,
+            peer: sa.peer.clone(),
+            state: sa.state.name(),
+            initiator: sa.initiator,
+            local: sa.local,
+            remote: sa.remote,
+            established: est.map(|e| e.since),
+            rekeys: est.map_or(0, |e| e.rekeys),
+            children,
+        }
+    }
+
+    /// Queues a command of the agent's on an IKE SA.
+    fn command(&mut self, ike: IkeId, peer: &PeerId, task: Task, now: Now) -> Result<(), Misuse> {
+        let limit = self.config.limits.pending_commands;
+        let est = self
+            .sas
+            .get(&ike)
+            .and_then(IkeSa::established)
+            .ok_or_else(|| Misuse::NotEstablished(peer.clone()))?;
+        if est.tasks.len() >= limit {
+            return Err(Misuse::Busy(peer.clone()));
+        }
+        self.push_task(ike, task, now);
+        Ok(())
+    }
+
+    /// The open IKE SA that commands for a peer go to.
+    fn main_sa(&self, peer: &PeerId) -> Result<IkeId, Misuse> {
+        if !self.peers.contains_key(peer) {
+            return Err(Misuse::UnknownPeer(peer.clone()));
+        }
+        self.best_ike(peer)
+            .ok_or_else(|| Misuse::NotEstablished(peer.clone()))
     }
 }

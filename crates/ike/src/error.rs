@@ -1,6 +1,10 @@
 //! Errors, split by whose fault they are, and the one place that turns them into notifies.
 
 use testudo_model::PeerId;
+use testudo_wire::ike::{Notify, NotifyType, ProtocolId};
+use testudo_wire::{ErrorClass, WireError};
+
+use crate::verify::FailedCheck;
 
 /// The caller asked for what cannot be.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -25,4 +29,129 @@ pub enum Misuse {
         /// What is wrong.
         text: String,
     },
+}
+
+/// What went wrong with a peer's message, or with ours.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Fault {
+    /// The peer's bytes cannot be read.
+    Malformed(WireError),
+    /// They can, but break the protocol; the text is a drop counter's name.
+    Misbehaved(&'static str),
+    /// Nobody's fault: the two ends do not agree, or not now.
+    Incompatible(Refusal),
+    /// The peer did not prove that it is who it must be.
+    Unproven(FailedCheck, String),
+    /// Ours: an invariant does not hold, or a credential is missing.
+    Bug(&'static str),
+}
+
+/// Answers that refuse one request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Refusal {
+    NoProposalChosen,
+    InvalidKe(u16),
+    TsUnacceptable,
+    NoAdditionalSas,
+    TemporaryFailure,
+    ChildNotFound(u32),
+}
+
+impl Fault {
+    /// The notify that tells the peer.
+    pub(crate) fn notify(&self) -> Notify {
+        match self {
+            Self::Malformed(error) => match error.class() {
+                ErrorClass::InvalidSyntax => Notify::new(NotifyType::INVALID_SYNTAX, []),
+                ErrorClass::UnsupportedCriticalPayload(kind) => {
+                    Notify::new(NotifyType::UNSUPPORTED_CRITICAL_PAYLOAD, [kind])
+                }
+                ErrorClass::InvalidMajorVersion(_) => {
+                    Notify::new(NotifyType::INVALID_MAJOR_VERSION, [])
+                }
+            },
+            Self::Misbehaved(_) => Notify::new(NotifyType::INVALID_SYNTAX, []),
+            Self::Incompatible(refusal) => refusal.notify(),
+            Self::Unproven(..) => Notify::new(NotifyType::AUTHENTICATION_FAILED, []),
+            // What is wrong here is no business of the peer's; it may try again.
+            Self::Bug(_) => Notify::new(NotifyType::TEMPORARY_FAILURE, []),
+        }
+    }
+
+    /// Whether the IKE SA ends with the answer (RFC 7296, 2.21.3).
+    pub(crate) fn is_fatal(&self) -> bool {
+        match self {
+            Self::Malformed(error) => matches!(error.class(), ErrorClass::InvalidSyntax),
+            Self::Misbehaved(_) => true,
+            _ => false,
+        }
+    }
+
+    /// The drop counter's name.
+    pub(crate) fn reason(&self) -> &'static str {
+        match self {
+            Self::Malformed(error) => error.reason(),
+            Self::Misbehaved(reason) => reason,
+            Self::Incompatible(_) => "incompatible",
+            Self::Unproven(check, _) => check.name(),
+            Self::Bug(_) => "bug",
+        }
+    }
+
+    /// The check for an event.
+    pub(crate) fn check(&self) -> FailedCheck {
+        match self {
+            Self::Malformed(_) | Self::Misbehaved(_) | Self::Bug(_) => FailedCheck::Protocol,
+            Self::Incompatible(Refusal::NoProposalChosen | Refusal::InvalidKe(_)) => {
+                FailedCheck::Proposal
+            }
+            Self::Incompatible(Refusal::TsUnacceptable) => FailedCheck::TrafficSelectors,
+            Self::Incompatible(Refusal::NoAdditionalSas) => FailedCheck::Limit,
+            Self::Incompatible(_) => FailedCheck::Protocol,
+            Self::Unproven(check, _) => *check,
+        }
+    }
+
+    /// For people.
+    pub(crate) fn text(&self) -> String {
+        match self {
+            Self::Malformed(error) => error.to_string(),
+            Self::Misbehaved(what) => format!("the peer broke the protocol: {what}"),
+            Self::Incompatible(refusal) => format!("{}", refusal.notify().kind),
+            Self::Unproven(_, text) => text.clone(),
+            Self::Bug(what) => format!("internal error: {what}"),
+        }
+    }
+}
+
+impl Refusal {
+    fn notify(self) -> Notify {
+        let plain = |kind| Notify::new(kind, []);
+        match self {
+            Self::NoProposalChosen => plain(NotifyType::NO_PROPOSAL_CHOSEN),
+            Self::InvalidKe(method) => {
+                Notify::new(NotifyType::INVALID_KE_PAYLOAD, method.to_be_bytes())
+            }
+            Self::TsUnacceptable => plain(NotifyType::TS_UNACCEPTABLE),
+            Self::NoAdditionalSas => plain(NotifyType::NO_ADDITIONAL_SAS),
+            Self::TemporaryFailure => plain(NotifyType::TEMPORARY_FAILURE),
+            Self::ChildNotFound(spi) => Notify {
+                protocol: ProtocolId::ESP,
+                ..Notify::about_esp(NotifyType::CHILD_SA_NOT_FOUND, spi)
+            },
+        }
+    }
+}
+
+/// The check that a peer's error notify stands for.
+pub(crate) fn check_of(kind: NotifyType) -> FailedCheck {
+    match kind {
+        NotifyType::AUTHENTICATION_FAILED => FailedCheck::RefusedByPeer,
+        NotifyType::NO_PROPOSAL_CHOSEN | NotifyType::INVALID_KE_PAYLOAD => FailedCheck::Proposal,
+        NotifyType::TS_UNACCEPTABLE | NotifyType::SINGLE_PAIR_REQUIRED => {
+            FailedCheck::TrafficSelectors
+        }
+        NotifyType::NO_ADDITIONAL_SAS => FailedCheck::Limit,
+        _ => FailedCheck::Protocol,
+    }
 }

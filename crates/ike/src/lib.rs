@@ -1,10 +1,32 @@
 //! The IKEv2 engine (RFC 7296), without sockets, clocks or a runtime.
+//!
+//! [`Engine`] is told configuration, datagrams and the time; it answers with events, datagrams
+//! and the time at which it wants to be called again. What it does not do: EAP, IKEv1,
+//! configuration payloads, fragmentation, MOBIKE.
 #![forbid(unsafe_code)]
 
 mod config;
+mod cookie;
+mod duplicates;
 mod engine;
 mod error;
 mod event;
+mod exchange;
+mod identity;
+mod keys;
+mod message;
+mod nat;
+mod peer;
+mod proof;
+mod proposal;
+mod registry;
+mod sa;
+mod table;
+#[cfg(test)]
+mod tests;
+mod timeouts;
+mod timers;
+mod ts;
 mod verify;
 
 pub use config::{

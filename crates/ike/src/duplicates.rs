@@ -1,0 +1,324 @@
+//! Several SAs for one purpose: which one is used, which ones are closed, and by whom.
+//!
+//! Two ends that act at the same moment make two IKE SAs, or two children, where one is wanted
+//! (RFC 7296, 2.8.1, 2.8.2, 2.25). The rules here need no agreement on the order of events,
+//! which the ends may see differently:
+//! - An SA that one end began while another stood there *supersedes* that other; only the end
+//!   that began it knows.
+//! - Among the rest, the one whose smallest nonce is the smallest loses. Both ends know that.
+//! - The loser is deleted by the end that began it, a superseded SA by the end that superseded
+//!   it, and only when the winner is known to be installed at both ends: we began it and have
+//!   the answer, or the peer has used it since.
+//! - The end that began the winner uses it at once, by a probe, so that the other end knows.
+
+use std::cmp::Ordering;
+
+use testudo_model::{ChildId, Now, PeerId};
+
+use crate::engine::Engine;
+use crate::event::{DownReason, Event, IkeId};
+use crate::sa::{Child, IkeSa, Lineage, Task};
+use crate::timers::Deadline;
+
+/// How long children may take to move before the old IKE SA is closed all the same.
+const HANDOVER: std::time::Duration = std::time::Duration::from_secs(30);
+
+/// `a` was begun by us when `b` stood.
+fn line_supersedes(a: &Lineage, b: &Lineage) -> bool {
+    a.initiated && b.established < a.born
+}
+
+/// The element that no other supersedes and that has the greatest tie.
+fn winner<T: Copy>(
+    pool: &[T],
+    supersedes: impl Fn(T, T) -> bool,
+    order: impl Fn(T, T) -> Ordering,
+) -> Option<T> {
+    pool.iter()
+        .copied()
+        .filter(|x| !pool.iter().any(|y| supersedes(*y, *x)))
+        .max_by(|x, y| order(*x, *y))
+}
+
+impl Engine {
+    /// The children of a peer and name that stand.
+    pub(crate) fn up_children<'e>(
+        &'e self,
+        peer: &PeerId,
+        name: &str,
+    ) -> impl Iterator<Item = &'e Child> + use<'e> {
+        self.peers
+            .get(peer)
+            .and_then(|p| p.children.get(name))
+            .into_iter()
+            .flatten()
+            .filter_map(|id| self.children.get(id))
+            .filter(|c| c.is_up())
+    }
+
+    fn lineage(&self, ike: IkeId) -> Option<&Lineage> {
+        self.sas
+            .get(&ike)
+            .and_then(IkeSa::established)
+            .map(|e| &e.lineage)
+    }
+
+    fn child_supersedes(&self, a: &Child, b: &Child) -> bool {
+        if a.replaces == Some(b.id) {
+            return true;
+        }
+        let (Some(la), Some(lb)) = (self.lineage(a.ike), self.lineage(b.ike)) else {
+            return false;
+        };
+        if la.number == lb.number {
+            a.initiator && b.installed < a.born
+        } else {
+            line_supersedes(la, lb)
+        }
+    }
+
+    fn child_order(&self, a: &Child, b: &Child) -> Ordering {
+        match (self.lineage(a.ike), self.lineage(b.ike)) {
+            (Some(la), Some(lb)) if la.number != lb.number => la.tie.cmp(&lb.tie),
+            _ => a.tie.cmp(&b.tie),
+        }
+    }
+
+    fn best_child(&self, pool: &[&Child]) -> Option<ChildId> {
+        winner(
+            pool,
+            |a, b| self.child_supersedes(a, b),
+            |a, b| self.child_order(a, b),
+        )
+        .map(|c| c.id)
+    }
+
+    /// The child to send on: the best of those known to stand at the peer's end. Where none is
+    /// known to, the newest: the peer has deleted what stood before, so it has that one.
+    fn child_to_send_on(&self, peer: &PeerId, name: &str) -> Option<ChildId> {
+        let up: Vec<_> = self.up_children(peer, name).collect();
+        let sure: Vec<_> = up.iter().copied().filter(|c| c.confirmed).collect();
+        self.best_child(&sure)
+            .or_else(|| up.iter().max_by_key(|c| c.installed).map(|c| c.id))
+    }
+
+    /// Chooses anew what to send on; tells if that changes. `silent` is a child that the agent
+    /// does not know yet: it will be told with it.
+    pub(crate) fn choose_sending(
+        &mut self,
+        peer_id: &PeerId,
+        name: &str,
+        silent: Option<ChildId>,
+    ) -> Option<ChildId> {
+        let best = self.child_to_send_on(peer_id, name)?;
+        let peer = self.peers.get_mut(peer_id)?;
+        if peer.sending.insert(name.to_owned(), best) != Some(best) && silent != Some(best) {
+            self.events.push_back(Event::OutboundReady {
+                child: best,
+                peer: peer_id.clone(),
+                name: name.to_owned(),
+            });
+        }
+        Some(best)
+    }
+
+    pub(crate) fn update_sending(&mut self, peer: &PeerId, name: &str, _now: Now) {
+        self.choose_sending(peer, name, None);
+    }
+
+    /// The open IKE SA of a peer that is used when there are several.
+    pub(crate) fn best_ike(&self, peer: &PeerId) -> Option<IkeId> {
+        let open = self.open_sas(peer);
+        winner(
+            &open,
+            |a, b| match (self.lineage(a), self.lineage(b)) {
+                (Some(a), Some(b)) => line_supersedes(a, b),
+                _ => false,
+            },
+            |a, b| {
+                let tie = |id| self.lineage(id).map(|l| &l.tie);
+                tie(a).cmp(&tie(b))
+            },
+        )
+    }
+
+    pub(crate) fn open_sas(&self, peer: &PeerId) -> Vec<IkeId> {
+        let Some(peer) = self.peers.get(peer) else {
+            return Vec::new();
+        };
+        peer.sas
+            .iter()
+            .copied()
+            .filter(|id| self.sas.get(id).is_some_and(IkeSa::is_open))
+            .collect()
+    }
+
+    /// A child's end at the peer is known to stand.
+    pub(crate) fn confirm_child(&mut self, id: ChildId, now: Now) {
+        let Some(child) = self.children.get_mut(&id).filter(|c| !c.confirmed) else {
+            return;
+        };
+        child.confirmed = true;
+        let (peer, name, ike) = (child.peer.clone(), child.name.clone(), child.ike);
+        if let Some(est) = self.sas.get_mut(&ike).and_then(IkeSa::established_mut) {
+            est.unconfirmed.retain(|c| *c != id);
+            // ESP on a child of IKE_AUTH shows that the peer has established the SA.
+            est.confirmed = true;
+        }
+        self.update_sending(&peer, &name, now);
+        self.resolve(&peer, false, now);
+    }
+
+    /// The peer has used the IKE SA: it has our answers to all its earlier requests.
+    pub(crate) fn confirm_ike(&mut self, id: IkeId, now: Now) {
+        let Some(sa) = self.sas.get_mut(&id) else {
+            return;
+        };
+        let Some(peer) = sa.peer.clone() else { return };
+        let Some(est) = sa.established_mut() else {
+            return;
+        };
+        if est.confirmed && est.unconfirmed.is_empty() {
+            return;
+        }
+        est.confirmed = true;
+        for child in std::mem::take(&mut est.unconfirmed) {
+            self.confirm_child(child, now);
+        }
+        self.resolve(&peer, false, now);
+    }
+
+    /// Closes what is one too many, where that is ours to do. `force`: children that have not
+    /// moved to the winner have had their time.
+    pub(crate) fn resolve(&mut self, peer: &PeerId, force: bool, now: Now) {
+        self.resolve_ikes(peer, force, now);
+        let names: Vec<String> = self
+            .peers
+            .get(peer)
+            .into_iter()
+            .flat_map(|p| p.children.iter())
+            .filter(|(_, set)| set.len() > 1)
+            .map(|(name, _)| name.clone())
+            .collect();
+        for name in names {
+            self.resolve_children(peer, &name, now);
+        }
+    }
+
+    fn resolve_ikes(&mut self, peer: &PeerId, force: bool, now: Now) {
+        let open = self.open_sas(peer);
+        if open.len() < 2 {
+            return;
+        }
+        let Some(best) = self.best_ike(peer) else {
+            return;
+        };
+        let Some(est) = self.sas.get(&best).and_then(IkeSa::established) else {
+            return;
+        };
+        if !est.confirmed {
+            return;
+        }
+        let line = est.lineage.clone();
+        let mut announce = line.initiated && !est.announced;
+        for id in open.into_iter().filter(|id| *id != best) {
+            let Some(other) = self.lineage(id) else {
+                continue;
+            };
+            if !line_supersedes(&line, other) && !other.initiated {
+                // The peer's to delete, once it knows that we hold the winner.
+                if std::mem::take(&mut announce) {
+                    self.announce(best, now);
+                }
+                continue;
+            }
+            if force || self.has_moved(id, best) {
+                self.leave(id, now);
+            } else {
+                let at = now.monotonic + HANDOVER;
+                self.timers.set_once(Deadline::Handover(peer.clone()), at);
+            }
+        }
+    }
+
+    fn announce(&mut self, ike: IkeId, now: Now) {
+        if let Some(est) = self.sas.get_mut(&ike).and_then(IkeSa::established_mut) {
+            est.announced = true;
+        }
+        self.push_task(ike, Task::Probe, now);
+    }
+
+    /// Whether every child of `old` has a fellow on `new` that stands at both ends.
+    fn has_moved(&self, old: IkeId, new: IkeId) -> bool {
+        let established = |id: IkeId| self.sas.get(&id).and_then(IkeSa::established);
+        let (Some(old), Some(new)) = (established(old), established(new)) else {
+            return false;
+        };
+        let names = |est: &crate::sa::Established, sure: bool| -> Vec<&str> {
+            est.children
+                .iter()
+                .filter_map(|id| self.children.get(id))
+                .filter(|c| c.is_up() && (c.confirmed || !sure))
+                .map(|c| c.name.as_str())
+                .collect()
+        };
+        let there = names(new, true);
+        !new.is_creating() && names(old, false).iter().all(|n| there.contains(n))
+    }
+
+    fn resolve_children(&mut self, peer: &PeerId, name: &str, now: Now) {
+        // Children of different IKE SAs go with those; here only what one line made twice.
+        let lines: std::collections::BTreeSet<u64> = self
+            .up_children(peer, name)
+            .filter_map(|c| self.lineage(c.ike).map(|l| l.number))
+            .collect();
+        for line in lines {
+            let pool: Vec<&Child> = self
+                .up_children(peer, name)
+                .filter(|c| self.lineage(c.ike).is_some_and(|l| l.number == line))
+                .collect();
+            let Some(best) = self.best_child(&pool).and_then(|id| self.children.get(&id)) else {
+                continue;
+            };
+            if pool.len() < 2 || !best.confirmed {
+                continue;
+            }
+            let mut announce = false;
+            let mut doomed = Vec::new();
+            for child in pool.iter().filter(|c| c.id != best.id) {
+                let ours = best.initiator && self.child_supersedes(best, child);
+                if ours || child.initiator && !self.is_replaced_by_peer(child, best) {
+                    doomed.push((child.ike, child.id));
+                } else {
+                    announce |= best.initiator && !best.announced;
+                }
+            }
+            let (best, ike, deletes) = (best.id, best.ike, !doomed.is_empty());
+            for (ike, id) in doomed {
+                self.mark_deleting(id, DownReason::Replaced, now);
+                self.push_task(ike, Task::DeleteChild(id), now);
+            }
+            // A DELETE tells the peer as much as a probe.
+            if announce && !deletes {
+                if let Some(child) = self.children.get_mut(&best) {
+                    child.announced = true;
+                }
+                self.push_task(ike, Task::Probe, now);
+            }
+        }
+    }
+
+    /// The peer rekeyed `old` into `new`: it deletes `old`, although we once made that.
+    fn is_replaced_by_peer(&self, old: &Child, new: &Child) -> bool {
+        !new.initiator && new.replaces == Some(old.id)
+    }
+
+    /// Whether a child has been rekeyed already.
+    pub(crate) fn has_successor(&self, id: ChildId) -> bool {
+        let Some(child) = self.children.get(&id) else {
+            return false;
+        };
+        self.up_children(&child.peer, &child.name)
+            .any(|c| c.replaces == Some(id))
+    }
+}

@@ -1,0 +1,395 @@
+//! Requests and answers on established IKE SAs: the window, retransmission, the queue of tasks.
+
+use testudo_model::Now;
+use testudo_wire::ike::{ExchangeType, Header, Message, Payload};
+
+use crate::engine::{Dropped, Engine, Path};
+use crate::error::Fault;
+use crate::event::{DownReason, Event, IkeId, PathChanged};
+use crate::message::{self, Freshness, Payloads, Request};
+use crate::sa::{Established, IkeSa, Pending, Phase, State, Task};
+use crate::timers::Deadline;
+use crate::verify::FailedCheck;
+
+/// What a request's handler wants done.
+pub(crate) struct Reply {
+    pub(crate) payloads: Vec<Payload>,
+    /// The peer deleted the IKE SA: it goes with the answer.
+    pub(crate) gone: Option<DownReason>,
+}
+
+impl Reply {
+    pub(crate) fn of(payloads: Vec<Payload>) -> Self {
+        Self {
+            payloads,
+            gone: None,
+        }
+    }
+}
+
+fn header(sa: &IkeSa, exchange: ExchangeType, response: bool, message_id: u32) -> Header {
+    let (spi_i, spi_r) = sa.spis();
+    Header::new(spi_i, spi_r, exchange, sa.initiator, response, message_id)
+}
+
+impl IkeSa {
+    /// Our request header.
+    pub(crate) fn request_header(&self, exchange: ExchangeType, message_id: u32) -> Header {
+        header(self, exchange, false, message_id)
+    }
+
+    /// Our answer's header.
+    pub(crate) fn answer_header(&self, exchange: ExchangeType, message_id: u32) -> Header {
+        header(self, exchange, true, message_id)
+    }
+
+    pub(crate) fn path(&self) -> Path {
+        Path {
+            local: self.local,
+            remote: self.remote,
+        }
+    }
+}
+
+impl Engine {
+    /// A request on an established SA.
+    pub(crate) fn request(
+        &mut self,
+        now: Now,
+        id: IkeId,
+        from: Path,
+        bytes: &[u8],
+        header: &Header,
+    ) -> Result<(), Dropped> {
+        let parsed = Message::parse(bytes).map_err(|e| e.reason())?;
+        let est = self.est(id)?;
+        let freshness = est.answered.freshness(header.message_id);
+        if freshness == Freshness::Outside {
+            return Err("message_id");
+        }
+        let plain = message::unprotect(&est.keys, bytes, &parsed).ok_or("decrypt_failed")?;
+        if freshness == Freshness::Repeated {
+            // To where it came from: a NAT may have forgotten the old mapping.
+            if let Some(answer) = est.answered.last.clone() {
+                self.counters.answers_repeated += 1;
+                self.transmit(from, answer);
+            }
+            return Ok(());
+        }
+        if header.exchange == ExchangeType::IKE_AUTH || est.phase == Phase::Gone {
+            return Err("unexpected_exchange");
+        }
+        self.heard(now, id, from);
+        self.confirm_ike(id, now);
+        let outcome = plain.payloads().and_then(|payloads| {
+            if header.exchange == ExchangeType::CREATE_CHILD_SA {
+                self.create_request(now, id, payloads)
+            } else {
+                self.informational_request(now, id, payloads)
+            }
+        });
+        self.reply(now, id, from, header, outcome)
+    }
+
+    fn est(&self, id: IkeId) -> Result<&Established, Dropped> {
+        self.sas
+            .get(&id)
+            .and_then(IkeSa::established)
+            .ok_or("unknown_spi")
+    }
+
+    /// Answers a request, and ends the SA if the request or its fault asks for it.
+    fn reply(
+        &mut self,
+        now: Now,
+        id: IkeId,
+        to: Path,
+        header: &Header,
+        outcome: Result<Reply, Fault>,
+    ) -> Result<(), Dropped> {
+        let (reply, fault) = match outcome {
+            Ok(reply) => (reply, None),
+            Err(fault) => {
+                let notify = Payload::Notify(fault.notify());
+                (Reply::of(vec![notify]), Some(fault))
+            }
+        };
+        self.send_answer(id, to, header, &reply.payloads)?;
+        if let Some(reason) = reply.gone {
+            self.gone(id, reason, now);
+        } else {
+            self.pump(id, now);
+        }
+        match fault {
+            None => Ok(()),
+            Some(fault) => {
+                if fault.is_fatal() {
+                    let peer = self.sas.get(&id).and_then(|sa| sa.peer.clone());
+                    self.fault(peer, to, None, &fault, true);
+                    self.gone(id, DownReason::Error, now);
+                }
+                Err(fault.reason())
+            }
+        }
+    }
+
+    fn send_answer(
+        &mut self,
+        id: IkeId,
+        to: Path,
+        header: &Header,
+        payloads: &[Payload],
+    ) -> Result<(), Dropped> {
+        let sa = self.sas.get_mut(&id).ok_or("unknown_spi")?;
+        let answer = sa.answer_header(header.exchange, header.message_id);
+        let est = sa.established_mut().ok_or("unknown_spi")?;
+        let bytes = message::protect(&mut est.keys, &answer, payloads).map_err(|f| f.reason())?;
+        est.answered.answered(bytes.clone());
+        self.transmit(to, bytes);
+        Ok(())
+    }
+
+    /// An answer on an established SA.
+    pub(crate) fn answer(
+        &mut self,
+        now: Now,
+        id: IkeId,
+        from: Path,
+        bytes: &[u8],
+        header: &Header,
+    ) -> Result<(), Dropped> {
+        let parsed = Message::parse(bytes).map_err(|e| e.reason())?;
+        let est = self.est(id)?;
+        let expected = est
+            .outstanding
+            .as_ref()
+            .map(|(request, _)| (request.message_id, request.exchange));
+        if expected != Some((header.message_id, header.exchange)) {
+            return Err("unexpected_answer");
+        }
+        let plain = message::unprotect(&est.keys, bytes, &parsed).ok_or("decrypt_failed")?;
+        let unsure = !est.confirmed;
+        self.heard(now, id, from);
+        self.timers.cancel(&Deadline::Retransmit(id));
+        let taken = self
+            .sas
+            .get_mut(&id)
+            .and_then(IkeSa::established_mut)
+            .and_then(|est| est.outstanding.take());
+        let Some((_, pending)) = taken else {
+            return Err("unexpected_answer");
+        };
+        if unsure {
+            // It was the responder of IKE_AUTH and had not heard since: the initiator answers
+            // only when it has established the SA, with the child.
+            self.confirm_ike(id, now);
+        }
+        match plain.payloads() {
+            Ok(payloads) => self.answered(now, id, from, pending, payloads),
+            Err(fault) => self.broken_answer(now, id, from, &fault),
+        }
+        self.pump(id, now);
+        Ok(())
+    }
+
+    fn answered(&mut self, now: Now, id: IkeId, from: Path, pending: Pending, payloads: Payloads) {
+        match pending {
+            Pending::Probe => {}
+            Pending::CreateChild(request) => {
+                self.create_answer(now, id, from, *request, payloads);
+                if let Some(est) = self.sas.get_mut(&id).and_then(IkeSa::established_mut) {
+                    est.deleted_spis.clear();
+                }
+            }
+            Pending::RekeyIke(request) => self.rekey_answer(now, id, from, *request, payloads),
+            Pending::DeleteChild(child) => self.retire_child(child, DownReason::Closed, now),
+            Pending::DeleteSpi => {}
+            Pending::DeleteIke => self.remove_sa(id, DownReason::Replaced, now),
+        }
+    }
+
+    /// An answer under the SA's keys that cannot be read: the two ends no longer agree on what
+    /// stands, so the SA is given up.
+    pub(crate) fn broken_answer(&mut self, now: Now, id: IkeId, from: Path, fault: &Fault) {
+        self.count_drop(fault.reason());
+        let peer = self.sas.get(&id).and_then(|sa| sa.peer.clone());
+        self.fault(peer, from, None, fault, true);
+        self.shut(id, DownReason::Error, now);
+    }
+
+    /// A message of the peer's was new and authentic.
+    pub(crate) fn heard(&mut self, now: Now, id: IkeId, from: Path) {
+        let liveness = self.config.liveness;
+        let nat_port = self.config.nat_port;
+        let Some(sa) = self.sas.get_mut(&id) else {
+            return;
+        };
+        // Only a peer behind a NAT changes its address without saying so (RFC 7296, 2.23).
+        let moved = sa.nat.remote && sa.remote != from.remote;
+        if moved {
+            sa.remote = from.remote;
+        }
+        let (peer, local, remote) = (sa.peer.clone(), sa.local, sa.remote);
+        let encapsulation = sa.encapsulation(nat_port);
+        let Some(est) = sa.established_mut() else {
+            return;
+        };
+        est.last_in = now.monotonic;
+        let children = est.children.iter().copied().collect();
+        if est.phase == Phase::Open && !liveness.is_zero() {
+            self.timers
+                .set(Deadline::Liveness(id), now.monotonic + liveness);
+        }
+        if let (true, Some(peer)) = (moved, peer) {
+            self.events.push_back(Event::PathChanged(PathChanged {
+                ike: id,
+                peer,
+                local,
+                remote,
+                encapsulation,
+                children,
+            }));
+        }
+    }
+
+    /// Sends a request on an established SA; the window must be free.
+    pub(crate) fn send_request(
+        &mut self,
+        now: Now,
+        id: IkeId,
+        exchange: ExchangeType,
+        payloads: &[Payload],
+        pending: Pending,
+    ) {
+        let Some(sa) = self.sas.get_mut(&id) else {
+            return;
+        };
+        let path = sa.path();
+        let Some(message_id) = sa.established().map(|e| e.next_request) else {
+            return;
+        };
+        let header = sa.request_header(exchange, message_id);
+        let Some(est) = sa.established_mut() else {
+            return;
+        };
+        let sealed = message::protect(&mut est.keys, &header, payloads);
+        let (Ok(bytes), Some(next)) = (sealed, message_id.checked_add(1)) else {
+            // Neither a message that does not fit nor the end of the message IDs heals.
+            self.count_drop("bug");
+            self.remove_sa(id, DownReason::Error, now);
+            return;
+        };
+        est.next_request = next;
+        est.outstanding = Some((Request::new(message_id, exchange, bytes.clone()), pending));
+        self.transmit(path, bytes);
+        self.arm_retransmit(id, 1, now);
+    }
+
+    /// Waits for an answer after the `sent`th transmission.
+    pub(crate) fn arm_retransmit(&mut self, id: IkeId, sent: u32, now: Now) {
+        let timing = self.config.retransmission;
+        let doubled = timing.initial.saturating_mul(1 << (sent.clamp(1, 17) - 1));
+        let wait = doubled.min(timing.longest);
+        let at = now.monotonic + wait + self.jitter(wait, 25);
+        self.timers.set(Deadline::Retransmit(id), at);
+    }
+
+    /// No answer came in time.
+    pub(crate) fn retransmit(&mut self, id: IkeId, now: Now) {
+        let tries = self.config.retransmission.tries;
+        let Some(sa) = self.sas.get_mut(&id) else {
+            return;
+        };
+        let path = sa.path();
+        let Some(request) = sa.state.request() else {
+            return;
+        };
+        if request.sent >= tries {
+            self.no_answer(id, now);
+            return;
+        }
+        request.sent += 1;
+        let (sent, bytes) = (request.sent, request.bytes.clone());
+        self.counters.retransmits += 1;
+        self.transmit(path, bytes);
+        self.arm_retransmit(id, sent, now);
+    }
+
+    fn no_answer(&mut self, id: IkeId, now: Now) {
+        let Some(sa) = self.sas.get(&id) else { return };
+        let (path, peer) = (sa.path(), sa.peer.clone());
+        let silent = (
+            FailedCheck::NoAnswer,
+            format!("no answer from {}", path.remote),
+        );
+        match &sa.state {
+            State::InitSent(init) => {
+                let what = init.refusal.map_or(silent, |kind| {
+                    let text = format!("{} answers {kind}", path.remote);
+                    (crate::error::check_of(kind), text)
+                });
+                self.attempt_failed(id, what, now);
+            }
+            State::AuthSent(_) => self.attempt_failed(id, silent, now),
+            State::Refusing(_) | State::HalfOpen(_) | State::Gap => {
+                self.remove_sa(id, DownReason::Dead, now)
+            }
+            State::Established(est) => match est.phase {
+                Phase::Leaving(reason) => self.remove_sa(id, reason, now),
+                Phase::Shut | Phase::Gone => self.remove_sa(id, DownReason::Dead, now),
+                Phase::Rekeyed => self.remove_rekeyed(id, now),
+                Phase::Open => {
+                    self.fail(peer, path, None, silent, true);
+                    self.remove_sa(id, DownReason::Dead, now);
+                }
+            },
+        }
+    }
+
+    /// Queues a task on an IKE SA, unless it is queued or under way already.
+    pub(crate) fn push_task(&mut self, id: IkeId, task: Task, now: Now) {
+        let Some(est) = self.sas.get_mut(&id).and_then(IkeSa::established_mut) else {
+            return;
+        };
+        if est.has_task(&task) {
+            return;
+        }
+        est.tasks.push_back(task);
+        self.pump(id, now);
+    }
+
+    /// Starts the next task if the window is free.
+    pub(crate) fn pump(&mut self, id: IkeId, now: Now) {
+        loop {
+            let Some(est) = self.sas.get_mut(&id).and_then(IkeSa::established_mut) else {
+                return;
+            };
+            if est.outstanding.is_some() || est.phase == Phase::Gone {
+                return;
+            }
+            // A rekeyed SA has one thing left to say.
+            let wanted = |task: &Task| est.phase == Phase::Open || *task == Task::DeleteIke;
+            let Some(index) = est.tasks.iter().position(wanted) else {
+                return;
+            };
+            let Some(task) = est.tasks.remove(index) else {
+                return;
+            };
+            self.start_task(id, task, now);
+        }
+    }
+
+    fn start_task(&mut self, id: IkeId, task: Task, now: Now) {
+        match task {
+            Task::Probe => {
+                self.send_request(now, id, ExchangeType::INFORMATIONAL, &[], Pending::Probe);
+            }
+            Task::CreateChild(name) => self.start_create(id, &name, now),
+            Task::RekeyChild(child) => self.start_rekey_child(id, child, now),
+            Task::DeleteChild(child) => self.start_delete_child(id, child, now),
+            Task::DeleteSpi(spi) => self.send_delete_spi(id, spi, Pending::DeleteSpi, now),
+            Task::RekeyIke => self.start_rekey_ike(id, now),
+            Task::DeleteIke => self.start_delete_ike(id, now),
+        }
+    }
+}

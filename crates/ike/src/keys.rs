@@ -1,0 +1,172 @@
+//! The key schedule (RFC 7296, 2.13, 2.14, 2.17, 2.18) and what is sealed with it.
+
+use testudo_crypto::{Aead, AeadKey, KeMethod, Prf, SecretBytes};
+
+use crate::error::Fault;
+use crate::event::DangerIkeKeys;
+
+/// The algorithms of an IKE SA.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Suite {
+    pub(crate) aead: Aead,
+    pub(crate) prf: Prf,
+    pub(crate) ke: KeMethod,
+}
+
+impl Suite {
+    /// For people and status.
+    pub(crate) fn name(&self) -> String {
+        let aead = match self.aead {
+            Aead::Aes128Gcm16 => "AES_GCM_16_128",
+            Aead::Aes256Gcm16 => "AES_GCM_16_256",
+        };
+        let prf = match self.prf {
+            Prf::HmacSha256 => "PRF_HMAC_SHA2_256",
+            Prf::HmacSha384 => "PRF_HMAC_SHA2_384",
+            Prf::HmacSha512 => "PRF_HMAC_SHA2_512",
+        };
+        let ke = match self.ke {
+            KeMethod::P256 => "ECP_256",
+            KeMethod::P384 => "ECP_384",
+            KeMethod::P521 => "ECP_521",
+            KeMethod::X25519 => "CURVE_25519",
+        };
+        format!("{aead}/{prf}/{ke}")
+    }
+}
+
+/// Nonces and SPIs of an exchange that made an IKE SA.
+pub(crate) struct Seeds<'a> {
+    pub(crate) nonce_i: &'a [u8],
+    pub(crate) nonce_r: &'a [u8],
+    pub(crate) spi_i: u64,
+    pub(crate) spi_r: u64,
+}
+
+/// SKEYSEED of a first IKE SA (RFC 7296, 2.14).
+pub(crate) fn skeyseed(prf: Prf, seeds: &Seeds<'_>, shared: &SecretBytes) -> SecretBytes {
+    let key = [seeds.nonce_i, seeds.nonce_r].concat();
+    prf.compute(&key, &[shared.as_bytes()])
+}
+
+/// SKEYSEED of a rekeyed IKE SA, by the old SA's PRF and SK_d (RFC 7296, 2.18).
+pub(crate) fn skeyseed_rekey(
+    old: &IkeKeys,
+    seeds: &Seeds<'_>,
+    shared: &SecretBytes,
+) -> SecretBytes {
+    old.suite.prf.compute(
+        old.sk_d.as_bytes(),
+        &[shared.as_bytes(), seeds.nonce_i, seeds.nonce_r],
+    )
+}
+
+/// The keys of an IKE SA, seen from one end.
+pub(crate) struct IkeKeys {
+    pub(crate) suite: Suite,
+    sk_d: SecretBytes,
+    seal: AeadKey,
+    open: AeadKey,
+    /// SK_p of our side and of the peer's.
+    pub(crate) sk_p: (SecretBytes, SecretBytes),
+    /// SK_ei and SK_er, kept only with `danger_export_keys`.
+    export: Option<(SecretBytes, SecretBytes)>,
+    /// The IV of the next message: a counter, so that none is ever used twice with a key.
+    next_iv: u64,
+}
+
+impl IkeKeys {
+    /// {SK_d | SK_ei | SK_er | SK_pi | SK_pr} = prf+ (SKEYSEED, Ni | Nr | SPIi | SPIr); there is
+    /// no SK_a with an AEAD, and SK_e has the salt at its end (RFC 5282, 7).
+    pub(crate) fn derive(
+        suite: Suite,
+        skeyseed: &SecretBytes,
+        seeds: &Seeds<'_>,
+        initiator: bool,
+        export: bool,
+    ) -> Result<Self, Fault> {
+        let prf_len = suite.prf.key_len();
+        let key_len = suite.aead.keymat_len();
+        let stream = suite.prf.plus(
+            skeyseed.as_bytes(),
+            &[
+                seeds.nonce_i,
+                seeds.nonce_r,
+                &seeds.spi_i.to_be_bytes(),
+                &seeds.spi_r.to_be_bytes(),
+            ],
+            3 * prf_len + 2 * key_len,
+        );
+        let (sk_d, rest) = stream.as_bytes().split_at(prf_len);
+        let (sk_ei, rest) = rest.split_at(key_len);
+        let (sk_er, rest) = rest.split_at(key_len);
+        let (sk_pi, sk_pr) = rest.split_at(prf_len);
+        let key = |bytes| {
+            AeadKey::new(suite.aead, bytes).map_err(|_| Fault::Bug("SK_e has the wrong length"))
+        };
+        let (ei, er) = (key(sk_ei)?, key(sk_er)?);
+        let (pi, pr) = (SecretBytes::from(sk_pi), SecretBytes::from(sk_pr));
+        let (seal, open) = if initiator { (ei, er) } else { (er, ei) };
+        let sk_p = if initiator { (pi, pr) } else { (pr, pi) };
+        Ok(Self {
+            suite,
+            sk_d: SecretBytes::from(sk_d),
+            seal,
+            open,
+            sk_p,
+            export: export.then(|| (SecretBytes::from(sk_ei), SecretBytes::from(sk_er))),
+            next_iv: 0,
+        })
+    }
+
+    /// KEYMAT of a child: the key from initiator to responder, then the other (RFC 7296, 2.17).
+    pub(crate) fn child_keymat(
+        &self,
+        aead: Aead,
+        shared: Option<&SecretBytes>,
+        nonce_i: &[u8],
+        nonce_r: &[u8],
+    ) -> (SecretBytes, SecretBytes) {
+        let shared = shared.map_or(&[][..], SecretBytes::as_bytes);
+        let len = aead.keymat_len();
+        let stream =
+            self.suite
+                .prf
+                .plus(self.sk_d.as_bytes(), &[shared, nonce_i, nonce_r], 2 * len);
+        let (to_responder, to_initiator) = stream.as_bytes().split_at(len);
+        (to_responder.into(), to_initiator.into())
+    }
+
+    /// Encrypts in place; gives the IV used and the ICV.
+    pub(crate) fn seal(
+        &mut self,
+        aad: &[u8],
+        text: &mut [u8],
+    ) -> Result<([u8; 8], [u8; 16]), Fault> {
+        let iv = self.next_iv.to_be_bytes();
+        self.next_iv = self
+            .next_iv
+            .checked_add(1)
+            .ok_or(Fault::Bug("no IV is left"))?;
+        let icv = self.seal.seal_in_place(iv, aad, text);
+        Ok((iv, icv))
+    }
+
+    /// Decrypts in place; false if the message is not the peer's.
+    pub(crate) fn open(&self, iv: [u8; 8], aad: &[u8], text: &mut [u8], icv: &[u8; 16]) -> bool {
+        self.open.open_in_place(iv, aad, text, icv).is_ok()
+    }
+
+    /// A copy for an event, where that was asked for.
+    pub(crate) fn danger_export(&self) -> Option<DangerIkeKeys> {
+        self.export.as_ref().map(|(ei, er)| DangerIkeKeys {
+            sk_ei: ei.clone(),
+            sk_er: er.clone(),
+        })
+    }
+
+    /// prf with the SA's PRF.
+    pub(crate) fn prf(&self, key: &[u8], parts: &[&[u8]]) -> SecretBytes {
+        self.suite.prf.compute(key, parts)
+    }
+}

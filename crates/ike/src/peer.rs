@@ -1,0 +1,162 @@
+//! What the engine remembers of a configured peer.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
+
+use testudo_model::policy::EncapsulationMode;
+use testudo_model::{ChildId, Monotonic};
+
+use crate::config::{ChildConfig, EngineConfig, Identity, PeerAddress, PeerAuth, PeerConfig};
+use crate::error::Misuse;
+use crate::event::IkeId;
+use crate::ts;
+
+/// A peer's failed tries to make one of its children.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct ChildRetry {
+    pub(crate) failures: u32,
+    pub(crate) not_before: Monotonic,
+}
+
+pub(crate) struct Peer {
+    pub(crate) config: PeerConfig,
+    /// Established IKE SAs, also those about to be deleted.
+    pub(crate) sas: BTreeSet<IkeId>,
+    /// Our attempt under way.
+    pub(crate) attempt: Option<IkeId>,
+    /// A new IKE SA is wanted although one may stand.
+    pub(crate) reauth: bool,
+    /// Which of the addresses the next attempt goes to.
+    pub(crate) address: usize,
+    /// Failed attempts in a row.
+    pub(crate) failures: u32,
+    /// The children that may still be up or lingering, by name.
+    pub(crate) children: BTreeMap<String, BTreeSet<ChildId>>,
+    /// The child of each name that packets are sent on.
+    pub(crate) sending: BTreeMap<String, ChildId>,
+    /// Failed tries to make children.
+    pub(crate) retries: BTreeMap<String, ChildRetry>,
+}
+
+/// What a change of a peer's configuration asks for.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct Change {
+    /// Standing SAs no longer mean what they did: close them.
+    pub(crate) restart: bool,
+    /// A new IKE SA is needed, made before the old one is closed.
+    pub(crate) reauth: bool,
+    /// Addresses changed.
+    pub(crate) addresses: bool,
+    /// Children that are gone or changed.
+    pub(crate) closed: Vec<String>,
+}
+
+impl Peer {
+    pub(crate) fn new(config: PeerConfig) -> Self {
+        Self {
+            config,
+            sas: BTreeSet::new(),
+            attempt: None,
+            reauth: false,
+            address: 0,
+            failures: 0,
+            children: BTreeMap::new(),
+            sending: BTreeMap::new(),
+            retries: BTreeMap::new(),
+        }
+    }
+
+    /// Where the next attempt goes.
+    pub(crate) fn next_address(&self) -> PeerAddress {
+        // Checked to be at least one when the peer was set.
+        self.config.addresses[self.address % self.config.addresses.len()]
+    }
+
+    pub(crate) fn child(&self, name: &str) -> Option<&ChildConfig> {
+        self.config.children.iter().find(|c| c.name == name)
+    }
+
+    pub(crate) fn forced(&self) -> bool {
+        self.config.encapsulation == EncapsulationMode::Always
+    }
+
+    /// Whether the remote end is one of the configured addresses.
+    pub(crate) fn knows(&self, remote: SocketAddr) -> bool {
+        let ip = remote.ip().to_canonical();
+        self.config.addresses.iter().any(|a| a.remote == ip)
+    }
+
+    /// What `new` changes.
+    pub(crate) fn compare(&self, new: &PeerConfig) -> Change {
+        let old = &self.config;
+        Change {
+            restart: old.remote_identity.normal() != new.remote_identity.normal()
+                || !same_auth(&old.auth, &new.auth),
+            reauth: old.encapsulation != new.encapsulation,
+            addresses: old.addresses != new.addresses,
+            closed: old
+                .children
+                .iter()
+                .filter(|c| !new.children.contains(c))
+                .map(|c| c.name.clone())
+                .collect(),
+        }
+    }
+}
+
+fn same_auth(a: &PeerAuth, b: &PeerAuth) -> bool {
+    match (a, b) {
+        (PeerAuth::Certificate, PeerAuth::Certificate) => true,
+        (PeerAuth::PreSharedKey(a), PeerAuth::PreSharedKey(b)) => a == b,
+        _ => false,
+    }
+}
+
+/// Refuses a configuration that could never work.
+pub(crate) fn validate(config: &PeerConfig, engine: &EngineConfig) -> Result<(), Misuse> {
+    let bad = |text: String| {
+        Err(Misuse::BadConfig {
+            peer: config.id.clone(),
+            text,
+        })
+    };
+    if config.addresses.is_empty() {
+        return bad("it has no addresses; give at least one pair".into());
+    }
+    if let Some(a) = config
+        .addresses
+        .iter()
+        .find(|a| a.local.is_ipv4() != a.remote.is_ipv4())
+    {
+        return bad(format!(
+            "{} and {} are of two address families",
+            a.local, a.remote
+        ));
+    }
+    if matches!(&config.auth, PeerAuth::PreSharedKey(key) if key.is_empty()) {
+        return bad("its pre-shared key is empty".into());
+    }
+    if Identity::from_wire(&config.remote_identity.to_wire()).is_none() {
+        return bad(format!("\"{}\" is no identity", config.remote_identity));
+    }
+    if config.children.len() > engine.limits.children_per_ike_sa {
+        return bad(format!(
+            "it has {} children; at most {} are allowed",
+            config.children.len(),
+            engine.limits.children_per_ike_sa
+        ));
+    }
+    let mut names = BTreeSet::new();
+    for child in &config.children {
+        if !names.insert(&child.name) {
+            return bad(format!("it has two children named {}", child.name));
+        }
+        if !ts::is_valid(&child.local_ts) || !ts::is_valid(&child.remote_ts) {
+            return bad(format!(
+                "child {} has no, too many or reversed traffic selectors",
+                child.name
+            ));
+        }
+    }
+    Ok(())
+}

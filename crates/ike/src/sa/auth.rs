@@ -1,0 +1,613 @@
+//! IKE_AUTH (RFC 7296, 1.2 and 2.15), both ends.
+
+use testudo_model::{Now, PeerId, UnixTime};
+use testudo_wire::ike::{
+    CertEncoding, Certificate, ExchangeType, Header, Message, Notify, NotifyType, Payload,
+};
+
+use crate::config::{Identity, PeerAuth};
+use crate::engine::{Dropped, Engine, Path};
+use crate::error::{Fault, check_of};
+use crate::event::{CertificateFacts, DownReason, IkeId};
+use crate::keys::IkeKeys;
+use crate::message::{self, Answered, Payloads, RawId, Request};
+use crate::nat::Nat;
+use crate::proof::{self, Octets};
+use crate::sa::establish::Birth;
+use crate::sa::init::{Agreed, peer_hashes};
+use crate::sa::{AuthSent, ChildOffer, IkeSa, Refusing, State, Transcript};
+use crate::verify::{FailedCheck, PeerExpectation};
+
+/// Certificates in one message: a leaf and its intermediates.
+const LONGEST_CHAIN: usize = 8;
+
+/// A peer that has proven itself.
+pub(crate) struct Proven {
+    pub(crate) peer: PeerId,
+    pub(crate) identity: Identity,
+    pub(crate) certificate: Option<CertificateFacts>,
+    pub(crate) chain: Vec<Vec<u8>>,
+    pub(crate) not_after: Option<UnixTime>,
+}
+
+impl Engine {
+    /// Sends IKE_AUTH after a good IKE_SA_INIT.
+    pub(crate) fn send_auth(
+        &mut self,
+        now: Now,
+        id: IkeId,
+        from: Path,
+        agreed: Agreed,
+        response: &[u8],
+        payloads: Payloads,
+    ) -> Result<(), Dropped> {
+        let Some(mut sa) = self.sas.remove(&id) else {
+            return Err("unknown_spi");
+        };
+        let Some(peer_id) = sa.peer.clone() else {
+            return Err("bug");
+        };
+        sa.spi_peer = agreed.spi_r;
+        let forced = sa.nat.forced;
+        sa.nat = Nat::detect(&payloads, sa.spis(), sa.local, from.remote, forced);
+        if sa.nat.encapsulate() {
+            sa.local.set_port(self.config.nat_port);
+            if sa.remote.port() == self.config.port {
+                sa.remote.set_port(self.config.nat_port);
+            }
+        }
+        let previous = std::mem::replace(&mut sa.state, State::gap());
+        let State::InitSent(init) = previous else {
+            return Err("unexpected_exchange");
+        };
+        let transcript = Transcript {
+            request: init.request.bytes.clone(),
+            response: response.to_vec(),
+            nonce_i: init.nonce.clone(),
+            nonce_r: payloads.nonce.clone().unwrap_or_default(),
+        };
+        let mut keys = agreed.keys;
+        let childless = payloads
+            .notify(NotifyType::CHILDLESS_IKEV2_SUPPORTED)
+            .is_some();
+        let hashes = peer_hashes(&payloads);
+        let built = self.auth_payloads(&peer_id, &keys, &transcript, &hashes, childless);
+        let header = sa.request_header(ExchangeType::IKE_AUTH, 1);
+        let sealed = built
+            .and_then(|(list, child)| Ok((message::protect(&mut keys, &header, &list)?, child)));
+        match sealed {
+            Ok((bytes, child)) => {
+                let path = sa.path();
+                sa.state = State::AuthSent(Box::new(AuthSent {
+                    keys,
+                    transcript,
+                    request: Request::new(1, ExchangeType::IKE_AUTH, bytes.clone()),
+                    child,
+                }));
+                self.sas.insert(id, sa);
+                self.transmit(path, bytes);
+                self.arm_retransmit(id, 1, now);
+                Ok(())
+            }
+            Err(fault) => {
+                sa.state = State::InitSent(init);
+                self.sas.insert(id, sa);
+                self.attempt_failed(id, (fault.check(), fault.text()), now);
+                Err(fault.reason())
+            }
+        }
+    }
+
+    fn auth_payloads(
+        &mut self,
+        peer_id: &PeerId,
+        keys: &IkeKeys,
+        transcript: &Transcript,
+        peer_hashes: &[u16],
+        childless: bool,
+    ) -> Result<(Vec<Payload>, Option<ChildOffer>), Fault> {
+        let identity = self.identity.as_ref().ok_or_else(no_identity)?;
+        let id = identity.id.to_wire();
+        let octets = Octets {
+            message: &transcript.request,
+            nonce: &transcript.nonce_r,
+            sk_p: &keys.sk_p.0,
+            id_body: &id.body(),
+        };
+        let proof = self.prove_ourselves(peer_id, peer_hashes, keys, &octets)?;
+        let peer = self.peers.get(peer_id).ok_or(Fault::Bug("no such peer"))?;
+        let mut out = vec![Payload::IdInitiator(id)];
+        out.extend(proof.certs);
+        if matches!(peer.config.auth, PeerAuth::Certificate) {
+            out.extend(self.certificate_request());
+        }
+        out.push(Payload::IdResponder(peer.config.remote_identity.to_wire()));
+        out.push(proof.auth);
+        let stands = peer.sas.iter().any(|id| {
+            self.sas
+                .get(id)
+                .and_then(IkeSa::established)
+                .is_some_and(|e| !matches!(e.phase, crate::sa::Phase::Gone))
+        });
+        if !stands {
+            out.push(Payload::Notify(Notify::new(
+                NotifyType::INITIAL_CONTACT,
+                [],
+            )));
+        }
+        let first = peer.config.children.first().map(|c| c.name.clone());
+        let Some(name) = first else {
+            return if childless {
+                Ok((out, None))
+            } else {
+                Err(Fault::Unproven(
+                    FailedCheck::Proposal,
+                    "the peer wants a child with IKE_AUTH and none is configured".into(),
+                ))
+            };
+        };
+        let offer = self
+            .offer_child(peer_id, &name)
+            .ok_or(Fault::Bug("no such child"))?;
+        out.extend(self.offer_payloads(&offer, false));
+        Ok((out, Some(offer)))
+    }
+
+    /// Our AUTH payload, and the certificates with it.
+    fn prove_ourselves(
+        &self,
+        peer_id: &PeerId,
+        peer_hashes: &[u16],
+        keys: &IkeKeys,
+        octets: &Octets<'_>,
+    ) -> Result<OurProof, Fault> {
+        let peer = self.peers.get(peer_id).ok_or(Fault::Bug("no such peer"))?;
+        match &peer.config.auth {
+            PeerAuth::PreSharedKey(psk) => Ok(OurProof {
+                auth: Payload::Authentication(proof::psk_auth(psk, keys, octets)),
+                certs: Vec::new(),
+            }),
+            PeerAuth::Certificate => {
+                let credential = self
+                    .identity
+                    .as_ref()
+                    .and_then(|i| i.certificate.as_ref())
+                    .ok_or_else(|| {
+                        Fault::Unproven(
+                            FailedCheck::LocalCredential,
+                            "we have no certificate of our own yet".into(),
+                        )
+                    })?;
+                let auth = proof::sign(credential, peer_hashes, keys, octets)?;
+                let certs = credential
+                    .chain
+                    .iter()
+                    .map(|der| {
+                        Payload::Certificate(Certificate {
+                            encoding: CertEncoding::X509_SIGNATURE,
+                            data: der.clone(),
+                        })
+                    })
+                    .collect();
+                Ok(OurProof {
+                    auth: Payload::Authentication(auth),
+                    certs,
+                })
+            }
+        }
+    }
+
+    /// Checks the peer's AUTH payload and, before it, whose key made it.
+    fn prove_peer(
+        &self,
+        peer_id: &PeerId,
+        identity: Identity,
+        payloads: &Payloads,
+        keys: &IkeKeys,
+        octets: &Octets<'_>,
+        now: Now,
+    ) -> Result<Proven, Fault> {
+        let peer = self.peers.get(peer_id).ok_or(Fault::Bug("no such peer"))?;
+        // Without AUTH the peer wants EAP, or nothing (lesson L15).
+        let auth = payloads.auth.as_ref().ok_or_else(|| {
+            Fault::Unproven(
+                FailedCheck::AuthMethod,
+                "the peer sent no AUTH payload".into(),
+            )
+        })?;
+        let mut proven = Proven {
+            peer: peer_id.clone(),
+            identity,
+            certificate: None,
+            chain: Vec::new(),
+            not_after: None,
+        };
+        match &peer.config.auth {
+            PeerAuth::PreSharedKey(psk) => proof::check_psk(psk, auth, keys, octets)?,
+            PeerAuth::Certificate => {
+                let chain: Vec<Vec<u8>> = payloads
+                    .certs
+                    .iter()
+                    .filter(|c| c.encoding == CertEncoding::X509_SIGNATURE)
+                    .map(|c| c.data.clone())
+                    .take(LONGEST_CHAIN)
+                    .collect();
+                let verified = self.verify_chain(peer_id, &proven.identity, &chain, now)?;
+                proof::check_signature(&verified.spki, auth, keys, octets)?;
+                proven.not_after = Some(verified.not_after);
+                proven.certificate = Some(facts(&verified));
+                proven.chain = chain;
+            }
+        }
+        Ok(proven)
+    }
+
+    /// Asks the verifier.
+    pub(crate) fn verify_chain(
+        &self,
+        peer: &PeerId,
+        identity: &Identity,
+        chain: &[Vec<u8>],
+        now: Now,
+    ) -> Result<crate::verify::VerifiedPeer, Fault> {
+        let unproven = |check, text: &str| Fault::Unproven(check, text.into());
+        let verifier = self
+            .verifier
+            .as_ref()
+            .ok_or_else(|| unproven(FailedCheck::LocalCredential, "we trust no CA yet"))?;
+        if chain.is_empty() {
+            return Err(unproven(
+                FailedCheck::CertificateMalformed,
+                "the peer sent no certificate",
+            ));
+        }
+        let parts: Vec<&[u8]> = chain.iter().map(Vec::as_slice).collect();
+        let expected = PeerExpectation { peer, identity };
+        verifier
+            .verify(&parts, &expected, now.wall)
+            .map_err(|e| Fault::Unproven(e.check, e.text))
+    }
+
+    /// The peer's IKE_AUTH.
+    pub(crate) fn auth_request(
+        &mut self,
+        now: Now,
+        id: IkeId,
+        from: Path,
+        bytes: &[u8],
+        header: &Header,
+    ) -> Result<(), Dropped> {
+        let parsed = Message::parse(bytes).map_err(|e| e.reason())?;
+        let sa = self.sas.get_mut(&id).ok_or("unknown_spi")?;
+        let State::HalfOpen(half) = &sa.state else {
+            return Err("unexpected_exchange");
+        };
+        if header.message_id != 1 {
+            return Err("message_id");
+        }
+        let plain = message::unprotect(&half.keys, bytes, &parsed).ok_or("decrypt_failed")?;
+        if let Some(answer) = half.refused.clone() {
+            self.counters.answers_repeated += 1;
+            self.transmit(from, answer);
+            return Ok(());
+        }
+        // The peer moves to port 4500 here, and through a NAT from anywhere.
+        if sa.nat.encapsulate() || sa.remote.ip() == from.remote.ip() {
+            sa.local = from.local;
+            sa.remote = from.remote;
+        }
+        let outcome = plain
+            .payloads()
+            .map_err(|fault| (None, fault))
+            .and_then(|payloads| {
+                let proven = self.check_initiator(id, &payloads, now)?;
+                Ok((proven, payloads))
+            });
+        let (peer, fault, proven) = match outcome {
+            // Whoever it was has not proven to be that peer.
+            Err((peer, fault)) => (peer, fault, false),
+            Ok((proven, payloads)) => {
+                let peer = proven.peer.clone();
+                match self.admit(id, from, proven, &payloads, now) {
+                    Ok(()) => return Ok(()),
+                    Err(fault) => (Some(peer), fault, true),
+                }
+            }
+        };
+        self.fault(peer, from, None, &fault, proven);
+        self.refuse_auth(id, from, &fault)
+    }
+
+    fn check_initiator(
+        &self,
+        id: IkeId,
+        payloads: &Payloads,
+        now: Now,
+    ) -> Result<Proven, (Option<PeerId>, Fault)> {
+        let Some(State::HalfOpen(half)) = self.sas.get(&id).map(|sa| &sa.state) else {
+            return Err((None, Fault::Bug("not half open")));
+        };
+        let claimed = payloads
+            .id_i
+            .as_ref()
+            .ok_or((None, Fault::Misbehaved("missing_payload")))?;
+        let (identity, peer_id) = self.who_is(claimed).map_err(|fault| (None, fault))?;
+        let octets = Octets {
+            message: &half.transcript.request,
+            nonce: &half.transcript.nonce_r,
+            sk_p: &half.keys.sk_p.1,
+            id_body: &claimed.body,
+        };
+        self.prove_peer(&peer_id, identity, payloads, &half.keys, &octets, now)
+            .map_err(|fault| (Some(peer_id), fault))
+    }
+
+    /// The configured peer of a claimed identity.
+    fn who_is(&self, claimed: &RawId) -> Result<(Identity, PeerId), Fault> {
+        let unknown = |text: String| Fault::Unproven(FailedCheck::UnknownPeer, text);
+        let identity = Identity::from_wire(&claimed.id)
+            .ok_or_else(|| unknown("the claimed identity cannot be read".into()))?;
+        let ours = self.identity.as_ref().map(|i| i.id.normal());
+        if ours == Some(identity.normal()) {
+            return Err(unknown(format!("the peer claims to be us, {identity}")));
+        }
+        let peer = self.by_identity.get(&identity.normal()).ok_or_else(|| {
+            unknown(format!(
+                "no peer with the identity {identity} is configured"
+            ))
+        })?;
+        Ok((identity, peer.clone()))
+    }
+
+    /// AUTHENTICATION_FAILED or another refusal; the half-open SA stays to repeat it.
+    fn refuse_auth(&mut self, id: IkeId, to: Path, fault: &Fault) -> Result<(), Dropped> {
+        if let Some(sa) = self.sas.get_mut(&id) {
+            let header = sa.answer_header(ExchangeType::IKE_AUTH, 1);
+            if let State::HalfOpen(half) = &mut sa.state {
+                let notify = Payload::Notify(fault.notify());
+                if let Ok(bytes) = message::protect(&mut half.keys, &header, &[notify]) {
+                    half.refused = Some(bytes.clone());
+                    self.transmit(to, bytes);
+                }
+            }
+        }
+        Err(fault.reason())
+    }
+
+    /// The initiator is who it says: prove ourselves, negotiate the child, establish.
+    fn admit(
+        &mut self,
+        id: IkeId,
+        from: Path,
+        proven: Proven,
+        payloads: &Payloads,
+        now: Now,
+    ) -> Result<(), Fault> {
+        let peer_id = proven.peer.clone();
+        let Some(State::HalfOpen(half)) = self.sas.get(&id).map(|sa| &sa.state) else {
+            return Err(Fault::Bug("not half open"));
+        };
+        let identity = self.identity.as_ref().ok_or_else(no_identity)?;
+        let our_id = identity.id.to_wire();
+        let octets = Octets {
+            message: &half.transcript.response,
+            nonce: &half.transcript.nonce_i,
+            sk_p: &half.keys.sk_p.0,
+            id_body: &our_id.body(),
+        };
+        let proof = self.prove_ourselves(&peer_id, &half.peer_hashes, &half.keys, &octets)?;
+        let mut answer = vec![Payload::IdResponder(our_id)];
+        answer.extend(proof.certs);
+        answer.push(proof.auth);
+        let Some(sa) = self.sas.get_mut(&id) else {
+            return Err(Fault::Bug("not half open"));
+        };
+        let header = sa.answer_header(ExchangeType::IKE_AUTH, 1);
+        let State::HalfOpen(half) = std::mem::replace(&mut sa.state, State::gap()) else {
+            return Err(Fault::Bug("not half open"));
+        };
+        self.uncount_half_open(half.source);
+        let nonces = (
+            half.transcript.nonce_i.clone(),
+            half.transcript.nonce_r.clone(),
+        );
+        let birth = Birth {
+            keys: half.keys,
+            tie: half.transcript.tie(),
+            answered: Answered {
+                next: 1,
+                last: None,
+            },
+            next_request: 0,
+        };
+        self.establish(id, birth, proven, now);
+        let initial = payloads.notify(NotifyType::INITIAL_CONTACT).is_some();
+        answer.extend(self.auth_child(id, &peer_id, from, payloads, &nonces, now));
+        let Some(est) = self.sas.get_mut(&id).and_then(IkeSa::established_mut) else {
+            return Err(Fault::Bug("not established"));
+        };
+        let bytes = message::protect(&mut est.keys, &header, &answer)?;
+        est.answered.answered(bytes.clone());
+        self.transmit(from, bytes);
+        if initial {
+            self.initial_contact(id, &peer_id, now);
+        }
+        self.settle_in(id, &peer_id, now);
+        Ok(())
+    }
+
+    /// The peer knows nothing of older SAs (RFC 7296, 2.4). Those that were made while this
+    /// one was under way are not older.
+    fn initial_contact(&mut self, id: IkeId, peer_id: &PeerId, now: Now) {
+        let Some(born) = self.sas.get(&id).map(|sa| sa.born) else {
+            return;
+        };
+        let old: Vec<_> = self
+            .peers
+            .get(peer_id)
+            .into_iter()
+            .flat_map(|p| p.sas.iter().copied())
+            .filter(|other| {
+                *other != id
+                    && self
+                        .sas
+                        .get(other)
+                        .and_then(IkeSa::established)
+                        .is_some_and(|e| e.lineage.established < born)
+            })
+            .collect();
+        for other in old {
+            self.remove_sa(other, DownReason::InitialContact, now);
+        }
+    }
+
+    /// The answer to our IKE_AUTH.
+    pub(crate) fn auth_answer(
+        &mut self,
+        now: Now,
+        id: IkeId,
+        from: Path,
+        bytes: &[u8],
+        header: &Header,
+    ) -> Result<(), Dropped> {
+        let parsed = Message::parse(bytes).map_err(|e| e.reason())?;
+        let sa = self.sas.get(&id).ok_or("unknown_spi")?;
+        let State::AuthSent(sent) = &sa.state else {
+            return Err("unexpected_exchange");
+        };
+        if header.message_id != 1 {
+            return Err("unexpected_answer");
+        }
+        let plain = message::unprotect(&sent.keys, bytes, &parsed).ok_or("decrypt_failed")?;
+        self.timers.cancel(&crate::timers::Deadline::Retransmit(id));
+        let payloads = match plain.payloads() {
+            Ok(payloads) => payloads,
+            Err(fault) => {
+                self.attempt_failed(id, (fault.check(), fault.text()), now);
+                return Err(fault.reason());
+            }
+        };
+        if let (None, Some(error)) = (&payloads.auth, payloads.error()) {
+            let text = format!("{} answers {}", from.remote, error.kind);
+            self.attempt_failed(id, (check_of(error.kind), text), now);
+            return Ok(());
+        }
+        match self.check_responder(id, &payloads, now) {
+            Ok(proven) => self.enter(id, from, proven, payloads, now),
+            Err(fault) => {
+                self.refuse_responder(id, &fault, now);
+                Err(fault.reason())
+            }
+        }
+    }
+
+    fn check_responder(&self, id: IkeId, payloads: &Payloads, now: Now) -> Result<Proven, Fault> {
+        let sa = self.sas.get(&id).ok_or(Fault::Bug("no such SA"))?;
+        let (State::AuthSent(sent), Some(peer_id)) = (&sa.state, &sa.peer) else {
+            return Err(Fault::Bug("not waiting for IKE_AUTH"));
+        };
+        let peer = self.peers.get(peer_id).ok_or(Fault::Bug("no such peer"))?;
+        let claimed = payloads.id_r.as_ref().ok_or_else(|| {
+            Fault::Unproven(FailedCheck::Identity, "the peer sent no identity".into())
+        })?;
+        let expected = &peer.config.remote_identity;
+        let identity = Identity::from_wire(&claimed.id)
+            .filter(|identity| identity.normal() == expected.normal())
+            .ok_or_else(|| {
+                let text = match Identity::from_wire(&claimed.id) {
+                    Some(other) => format!("the peer says it is {other}, not {expected}"),
+                    None => format!("the peer's identity cannot be read; {expected} is expected"),
+                };
+                Fault::Unproven(FailedCheck::Identity, text)
+            })?;
+        let octets = Octets {
+            message: &sent.transcript.response,
+            nonce: &sent.transcript.nonce_i,
+            sk_p: &sent.keys.sk_p.1,
+            id_body: &claimed.body,
+        };
+        self.prove_peer(peer_id, identity, payloads, &sent.keys, &octets, now)
+    }
+
+    /// The responder did not prove itself: tell it in an exchange of its own (RFC 7296, 2.21.2).
+    fn refuse_responder(&mut self, id: IkeId, fault: &Fault, now: Now) {
+        let Some(sa) = self.sas.get_mut(&id) else {
+            return;
+        };
+        let (path, peer_id) = (sa.path(), sa.peer.clone());
+        let header = sa.request_header(ExchangeType::INFORMATIONAL, 2);
+        if let State::AuthSent(sent) = std::mem::replace(&mut sa.state, State::gap()) {
+            let mut keys = sent.keys;
+            let notify = Payload::Notify(Notify::new(NotifyType::AUTHENTICATION_FAILED, []));
+            if let Ok(bytes) = message::protect(&mut keys, &header, &[notify]) {
+                let request = Request::new(2, ExchangeType::INFORMATIONAL, bytes.clone());
+                sa.state = State::Refusing(Box::new(Refusing { keys, request }));
+                self.transmit(path, bytes);
+                self.arm_retransmit(id, 1, now);
+            }
+        }
+        self.fault(peer_id.clone(), path, None, fault, true);
+        let Some(peer_id) = peer_id else { return };
+        if let Some(peer) = self.peers.get_mut(&peer_id) {
+            peer.attempt = None;
+        }
+        self.retry_peer(&peer_id, now);
+    }
+
+    /// The responder is who it must be: establish, and install the child.
+    fn enter(
+        &mut self,
+        id: IkeId,
+        from: Path,
+        proven: Proven,
+        payloads: Payloads,
+        now: Now,
+    ) -> Result<(), Dropped> {
+        let peer_id = proven.peer.clone();
+        let sa = self.sas.get_mut(&id).ok_or("unknown_spi")?;
+        let State::AuthSent(sent) = std::mem::replace(&mut sa.state, State::gap()) else {
+            return Err("unexpected_exchange");
+        };
+        let AuthSent {
+            keys,
+            transcript,
+            child,
+            ..
+        } = *sent;
+        let birth = Birth {
+            keys,
+            tie: transcript.tie(),
+            answered: Answered::default(),
+            next_request: 2,
+        };
+        self.establish(id, birth, proven, now);
+        if let Some(offer) = child {
+            let nonces = (&transcript.nonce_i[..], &transcript.nonce_r[..]);
+            self.child_of_auth(id, from, offer, &payloads, nonces, now);
+        }
+        self.settle_in(id, &peer_id, now);
+        Ok(())
+    }
+}
+
+/// What proves us.
+struct OurProof {
+    auth: Payload,
+    certs: Vec<Payload>,
+}
+
+fn no_identity() -> Fault {
+    Fault::Unproven(
+        FailedCheck::LocalCredential,
+        "we have no identity yet".into(),
+    )
+}
+
+pub(crate) fn facts(verified: &crate::verify::VerifiedPeer) -> CertificateFacts {
+    CertificateFacts {
+        serial: verified.serial.clone(),
+        subject: verified.subject.clone(),
+        issuer: verified.issuer.clone(),
+        not_after: verified.not_after,
+    }
+}

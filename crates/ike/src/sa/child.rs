@@ -1,0 +1,454 @@
+//! Making children: the offer, the choice, the installation (RFC 7296, 1.3.1, 2.9, 2.17).
+
+use testudo_crypto::{KeMethod, SecretBytes};
+use testudo_model::{
+    ChildId, InboundSaSpec, Now, OutboundSaSpec, PeerId, SaMode, Spi, TrafficSelector,
+};
+use testudo_wire::ike::{Notify, NotifyType, Payload};
+
+use crate::engine::{Engine, Path};
+use crate::error::{Fault, Refusal, check_of};
+use crate::event::{ChildUp, Event, IkeId, UseOutbound};
+use crate::message::Payloads;
+use crate::proposal::{self, ChildSuite, Chosen};
+use crate::sa::{Child, ChildOffer, ChildState, IkeSa, Task};
+use crate::timers::Deadline;
+use crate::ts;
+use crate::verify::FailedCheck;
+
+/// What a responder agreed to.
+pub(crate) struct Agreement {
+    pub(crate) chosen: Chosen<ChildSuite>,
+    pub(crate) spi_out: u32,
+    pub(crate) name: String,
+    pub(crate) mode: SaMode,
+    pub(crate) local_ts: Vec<TrafficSelector>,
+    pub(crate) remote_ts: Vec<TrafficSelector>,
+}
+
+/// A child that both ends agreed on.
+pub(crate) struct NewChild {
+    pub(crate) ike: IkeId,
+    pub(crate) name: String,
+    pub(crate) mode: SaMode,
+    pub(crate) suite: ChildSuite,
+    pub(crate) spi_in: u32,
+    pub(crate) spi_out: u32,
+    pub(crate) local_ts: Vec<TrafficSelector>,
+    pub(crate) remote_ts: Vec<TrafficSelector>,
+    /// Keys towards the responder and towards the initiator of the exchange.
+    pub(crate) keys: (SecretBytes, SecretBytes),
+    pub(crate) initiator: bool,
+    pub(crate) born: u64,
+    pub(crate) tie: Vec<u8>,
+    pub(crate) replaces: Option<ChildId>,
+}
+
+impl Engine {
+    /// Our offer of a configured child.
+    pub(crate) fn offer_child(&mut self, peer_id: &PeerId, name: &str) -> Option<ChildOffer> {
+        let spi = self.esp_spi();
+        let born = self.tick();
+        let child = self.peers.get(peer_id)?.child(name)?;
+        Some(ChildOffer {
+            name: name.to_owned(),
+            spi,
+            mode: child.mode,
+            local_ts: child.local_ts.clone(),
+            remote_ts: child.remote_ts.clone(),
+            born,
+        })
+    }
+
+    /// The payloads of an offer, without nonce and key exchange.
+    pub(crate) fn offer_payloads(&self, offer: &ChildOffer, with_ke: bool) -> Vec<Payload> {
+        let mut out = Vec::new();
+        if offer.mode == SaMode::Transport {
+            out.push(transport_mode());
+        }
+        let proposals = proposal::child_offer(&self.config, offer.spi, with_ke);
+        out.push(Payload::Sa(proposals));
+        out.push(Payload::TsInitiator(ts::to_wire(&offer.local_ts)));
+        out.push(Payload::TsResponder(ts::to_wire(&offer.remote_ts)));
+        out
+    }
+
+    /// Judges a peer's offer. A rekey keeps to what the old child has (lesson L51).
+    pub(crate) fn agree_child(
+        &self,
+        ike: IkeId,
+        peer_id: &PeerId,
+        payloads: &Payloads,
+        rekeyed: Option<ChildId>,
+        in_auth: bool,
+    ) -> Result<Agreement, Fault> {
+        let (Some(offer), Some(ts_i), Some(ts_r)) = (&payloads.sa, &payloads.ts_i, &payloads.ts_r)
+        else {
+            return Err(Fault::Misbehaved("missing_payload"));
+        };
+        let held = self
+            .sas
+            .get(&ike)
+            .and_then(IkeSa::established)
+            .map_or(0, |e| e.children.len());
+        if held >= self.config.limits.children_per_ike_sa {
+            return Err(Fault::Incompatible(Refusal::NoAdditionalSas));
+        }
+        let sent = payloads.ke.as_ref().map(|ke| ke.method);
+        let (chosen, spi_out) = proposal::choose_child(offer, &self.config, sent, in_auth)?;
+        let asked = if payloads.notify(NotifyType::USE_TRANSPORT_MODE).is_some() {
+            SaMode::Transport
+        } else {
+            SaMode::Tunnel
+        };
+        let peer = self.peers.get(peer_id).ok_or(Fault::Bug("no such peer"))?;
+        let narrowed = |mode: SaMode, local: &[TrafficSelector], remote: &[TrafficSelector]| {
+            let local_ts = ts::narrow(ts_r, local);
+            let remote_ts = ts::narrow(ts_i, remote);
+            (mode == asked && !local_ts.is_empty() && !remote_ts.is_empty())
+                .then_some((local_ts, remote_ts))
+        };
+        let found = match rekeyed.and_then(|id| self.children.get(&id)) {
+            Some(old) => narrowed(old.mode, &old.local_ts, &old.remote_ts)
+                .map(|(local, remote)| (old.name.clone(), local, remote)),
+            None => {
+                let fitting: Vec<_> = peer
+                    .config
+                    .children
+                    .iter()
+                    .filter_map(|c| {
+                        narrowed(c.mode, &c.local_ts, &c.remote_ts).map(|both| (c, both))
+                    })
+                    .collect();
+                // The child that covers the whole offer, else the first that covers a part.
+                let whole = fitting.iter().position(|(_, (local, remote))| {
+                    ts::is_whole(ts_r, local) && ts::is_whole(ts_i, remote)
+                });
+                fitting
+                    .into_iter()
+                    .nth(whole.unwrap_or(0))
+                    .map(|(c, (local, remote))| (c.name.clone(), local, remote))
+            }
+        };
+        let (name, local_ts, remote_ts) =
+            found.ok_or(Fault::Incompatible(Refusal::TsUnacceptable))?;
+        Ok(Agreement {
+            chosen,
+            spi_out,
+            name,
+            mode: asked,
+            local_ts,
+            remote_ts,
+        })
+    }
+
+    /// The payloads of our answer, without nonce and key exchange.
+    pub(crate) fn agreement_payloads(&self, agreement: &Agreement, spi_in: u32) -> Vec<Payload> {
+        let mut out = Vec::new();
+        if agreement.mode == SaMode::Transport {
+            out.push(transport_mode());
+        }
+        let proposals = proposal::child_answer(&agreement.chosen, spi_in);
+        out.push(Payload::Sa(proposals));
+        out.push(Payload::TsInitiator(ts::to_wire(&agreement.remote_ts)));
+        out.push(Payload::TsResponder(ts::to_wire(&agreement.local_ts)));
+        out
+    }
+
+    /// The responder's part of the child that comes with IKE_AUTH: payloads for the answer.
+    /// A child that fails does not fail the IKE SA (RFC 7296, 1.2).
+    pub(crate) fn auth_child(
+        &mut self,
+        ike: IkeId,
+        peer_id: &PeerId,
+        from: Path,
+        payloads: &Payloads,
+        nonces: &(Vec<u8>, Vec<u8>),
+        now: Now,
+    ) -> Vec<Payload> {
+        if payloads.sa.is_none() && payloads.ts_i.is_none() && payloads.ts_r.is_none() {
+            return Vec::new();
+        }
+        let agreement = match self.agree_child(ike, peer_id, payloads, None, true) {
+            Ok(agreement) => agreement,
+            Err(fault) => {
+                self.fault(
+                    Some(peer_id.clone()),
+                    from,
+                    Some(String::new()),
+                    &fault,
+                    true,
+                );
+                return vec![Payload::Notify(fault.notify())];
+            }
+        };
+        let spi_in = self.esp_spi();
+        let answer = self.agreement_payloads(&agreement, spi_in);
+        let born = self.tick();
+        let aead = agreement.chosen.suite.aead;
+        let Some(keys) = self
+            .sas
+            .get(&ike)
+            .and_then(IkeSa::established)
+            .map(|e| e.keys.child_keymat(aead, None, &nonces.0, &nonces.1))
+        else {
+            return Vec::new();
+        };
+        let new = NewChild {
+            ike,
+            name: agreement.name,
+            mode: agreement.mode,
+            suite: agreement.chosen.suite,
+            spi_in,
+            spi_out: agreement.spi_out,
+            local_ts: agreement.local_ts,
+            remote_ts: agreement.remote_ts,
+            keys,
+            initiator: false,
+            born,
+            tie: nonces.0.clone().min(nonces.1.clone()),
+            replaces: None,
+        };
+        self.install(new, now);
+        answer
+    }
+
+    /// The initiator's part of the child that comes with IKE_AUTH.
+    pub(crate) fn child_of_auth(
+        &mut self,
+        ike: IkeId,
+        from: Path,
+        offer: ChildOffer,
+        payloads: &Payloads,
+        nonces: (&[u8], &[u8]),
+        now: Now,
+    ) {
+        let peer = self.sas.get(&ike).and_then(|sa| sa.peer.clone());
+        let Some(peer) = peer else { return };
+        let name = offer.name.clone();
+        let outcome = match payloads.error() {
+            Some(error) => Err((
+                check_of(error.kind),
+                format!("the peer answers {}", error.kind),
+            )),
+            None => self
+                .accept_child(ike, offer, payloads, None, nonces, None, now)
+                .map_err(|fault| (fault.check(), fault.text())),
+        };
+        if let Err(what) = outcome {
+            self.child_failed(&peer, from, &name, what, now);
+        }
+    }
+
+    /// Reads the peer's answer to an offer and installs the child.
+    #[allow(clippy::too_many_arguments)]
+    pub(crate) fn accept_child(
+        &mut self,
+        ike: IkeId,
+        offer: ChildOffer,
+        payloads: &Payloads,
+        ke: Option<(KeMethod, SecretBytes)>,
+        nonces: (&[u8], &[u8]),
+        replaces: Option<ChildId>,
+        now: Now,
+    ) -> Result<(), Fault> {
+        let (Some(answer), Some(ts_i), Some(ts_r)) = (&payloads.sa, &payloads.ts_i, &payloads.ts_r)
+        else {
+            return Err(Fault::Misbehaved("missing_payload"));
+        };
+        let (method, shared) = ke.unzip();
+        let (suite, spi_out) = proposal::read_child_answer(answer, &self.config, method)?;
+        let est = self
+            .sas
+            .get_mut(&ike)
+            .and_then(IkeSa::established_mut)
+            .ok_or(Fault::Bug("no such IKE SA"))?;
+        if est.deleted_spis.contains(&spi_out) {
+            // The peer has deleted it already; that overtook this answer (lesson L44).
+            return Err(Fault::Incompatible(Refusal::ChildNotFound(spi_out)));
+        }
+        let local_ts = ts::accept(ts_i, &offer.local_ts);
+        let remote_ts = ts::accept(ts_r, &offer.remote_ts);
+        let transport = payloads.notify(NotifyType::USE_TRANSPORT_MODE).is_some();
+        let mode_fits = transport == (offer.mode == SaMode::Transport);
+        let old = replaces.and_then(|id| self.children.get(&id));
+        let (Some(local_ts), Some(remote_ts), true) = (local_ts, remote_ts, mode_fits) else {
+            self.push_task(ike, Task::DeleteSpi(offer.spi), now);
+            return Err(Fault::Incompatible(Refusal::TsUnacceptable));
+        };
+        // A rekey must not lose traffic that the old child carries (RFC 7296, 2.9.2).
+        let shrunk = old.is_some_and(|old| {
+            !ts::covers(&local_ts, &old.local_ts) || !ts::covers(&remote_ts, &old.remote_ts)
+        });
+        if shrunk {
+            self.push_task(ike, Task::DeleteSpi(offer.spi), now);
+            return Err(Fault::Incompatible(Refusal::TsUnacceptable));
+        }
+        let keys = self
+            .sas
+            .get(&ike)
+            .and_then(IkeSa::established)
+            .map(|e| {
+                e.keys
+                    .child_keymat(suite.aead, shared.as_ref(), nonces.0, nonces.1)
+            })
+            .ok_or(Fault::Bug("no such IKE SA"))?;
+        let new = NewChild {
+            ike,
+            name: offer.name,
+            mode: offer.mode,
+            suite,
+            spi_in: offer.spi,
+            spi_out,
+            local_ts,
+            remote_ts,
+            keys,
+            initiator: true,
+            born: offer.born,
+            tie: nonces.0.min(nonces.1).to_vec(),
+            replaces,
+        };
+        self.install(new, now);
+        Ok(())
+    }
+
+    /// Both ends agree: the child stands at ours, and the agent is told.
+    pub(crate) fn install(&mut self, new: NewChild, now: Now) {
+        let installed = self.tick();
+        let id = ChildId(installed);
+        let nat_port = self.config.nat_port;
+        let Some(sa) = self.sas.get_mut(&new.ike) else {
+            return;
+        };
+        let encapsulation = sa.encapsulation(nat_port);
+        let Some(peer_id) = sa.peer.clone() else {
+            return;
+        };
+        let Some(est) = sa.established_mut() else {
+            return;
+        };
+        est.children.insert(id);
+        if !new.initiator {
+            est.unconfirmed.push(id);
+        }
+        let old = new.replaces.and_then(|old| self.children.get(&old));
+        let rekeys = old.map_or(0, |old| old.rekeys + 1);
+        self.children.insert(
+            id,
+            Child {
+                id,
+                ike: new.ike,
+                peer: peer_id.clone(),
+                name: new.name.clone(),
+                spi_in: new.spi_in,
+                spi_out: new.spi_out,
+                mode: new.mode,
+                local_ts: new.local_ts.clone(),
+                remote_ts: new.remote_ts.clone(),
+                ke: new.suite.ke,
+                initiator: new.initiator,
+                confirmed: new.initiator,
+                announced: false,
+                state: ChildState::Up,
+                replaces: new.replaces,
+                born: new.born,
+                installed,
+                tie: new.tie,
+                since: now.wall,
+                rekeys,
+                failures: 0,
+            },
+        );
+        self.by_spi_in.insert(new.spi_in, id);
+        if let Some(peer) = self.peers.get_mut(&peer_id) {
+            let set = peer.children.entry(new.name.clone()).or_default();
+            set.insert(id);
+            peer.retries.remove(&new.name);
+        }
+        self.arm_child(id, new.initiator, now);
+        self.counters.children_made += 1;
+        if new.replaces.is_some() {
+            self.counters.child_rekeys += 1;
+        }
+        let (to_responder, to_initiator) = new.keys;
+        let (key_out, key_in) = if new.initiator {
+            (to_responder, to_initiator)
+        } else {
+            (to_initiator, to_responder)
+        };
+        let sending = self.choose_sending(&peer_id, &new.name, Some(id));
+        let up = ChildUp {
+            child: id,
+            ike: new.ike,
+            peer: peer_id.clone(),
+            name: new.name,
+            inbound: InboundSaSpec {
+                child: id,
+                peer: peer_id.clone(),
+                spi: Spi(new.spi_in),
+                aead: new.suite.aead,
+                keymat: key_in,
+                esn: new.suite.esn,
+                replay_window: self.config.replay_window,
+                mode: new.mode,
+                encapsulation,
+                local: new.local_ts.clone(),
+                remote: new.remote_ts.clone(),
+            },
+            outbound: OutboundSaSpec {
+                child: id,
+                peer: peer_id,
+                spi: Spi(new.spi_out),
+                aead: new.suite.aead,
+                keymat: key_out,
+                esn: new.suite.esn,
+                mode: new.mode,
+                encapsulation,
+                local: new.local_ts,
+                remote: new.remote_ts,
+                limits: self.config.soft_limits,
+            },
+            use_outbound: if sending == Some(id) {
+                UseOutbound::Now
+            } else {
+                UseOutbound::Wait
+            },
+            replaces: new.replaces,
+            initiator: new.initiator,
+        };
+        self.events.push_back(Event::ChildUp(Box::new(up)));
+    }
+
+    /// Soft and hard lifetime. The end that asked rekeys first, so that the two seldom cross.
+    fn arm_child(&mut self, id: ChildId, initiator: bool, now: Now) {
+        let life = self.config.child_lifetime;
+        let percent = self.config.jitter_percent.min(50);
+        let early = self.jitter(life, percent);
+        let soft = if initiator {
+            life.saturating_sub(early)
+        } else {
+            life + early / 2
+        };
+        self.timers
+            .set(Deadline::RekeyChild(id), now.monotonic + soft);
+        self.timers
+            .set(Deadline::ExpireChild(id), now.monotonic + life + life / 4);
+    }
+
+    /// A child could not be made: tell, and try again later.
+    pub(crate) fn child_failed(
+        &mut self,
+        peer: &PeerId,
+        path: Path,
+        name: &str,
+        what: (FailedCheck, String),
+        now: Now,
+    ) {
+        self.fail(Some(peer.clone()), path, Some(name.to_owned()), what, true);
+        self.retry_child(peer, name, now);
+    }
+}
+
+fn transport_mode() -> Payload {
+    Payload::Notify(Notify::new(NotifyType::USE_TRANSPORT_MODE, []))
+}

@@ -1,0 +1,410 @@
+//! CREATE_CHILD_SA for children: new ones and rekeys (RFC 7296, 1.3.1, 1.3.3, 2.25.1).
+
+use std::time::Duration;
+
+use testudo_crypto::{KeMethod, KePrivate, SecretBytes};
+use testudo_model::{ChildId, Now, PeerId};
+use testudo_wire::ike::{ExchangeType, KeyExchange, Notify, NotifyType, Payload, ProtocolId};
+
+use crate::engine::{Engine, Path};
+use crate::error::{Fault, Refusal, check_of};
+use crate::event::{DownReason, IkeId};
+use crate::exchange::Reply;
+use crate::message::Payloads;
+use crate::sa::child::NewChild;
+use crate::sa::init::NONCE_LEN;
+use crate::sa::{ChildOffer, ChildRequest, IkeSa, Pending, Phase, Task};
+use crate::timers::Deadline;
+
+/// The first wait before a refused rekey is tried again; doubles up to `RETRY_LONGEST`.
+const RETRY: Duration = Duration::from_secs(1);
+const RETRY_LONGEST: Duration = Duration::from_secs(60);
+
+/// 1, 2, 4, ... seconds.
+pub(crate) fn retry_wait(failures: u32) -> Duration {
+    RETRY
+        .saturating_mul(1 << failures.saturating_sub(1).min(16))
+        .min(RETRY_LONGEST)
+}
+
+impl Engine {
+    /// Asks for a configured child.
+    pub(crate) fn start_create(&mut self, ike: IkeId, name: &str, now: Now) {
+        let Some(peer) = self.sas.get(&ike).and_then(|sa| sa.peer.clone()) else {
+            return;
+        };
+        let there = self.up_children(&peer, name).any(|c| c.ike == ike);
+        if there {
+            return;
+        }
+        if let Some(offer) = self.offer_child(&peer, name) {
+            // The IKE SA's own exchange is fresh enough for its first children.
+            self.send_create(ike, offer, None, None, Vec::new(), now);
+        }
+    }
+
+    /// Asks for a successor of a child.
+    pub(crate) fn start_rekey_child(&mut self, ike: IkeId, child: ChildId, now: Now) {
+        let successor = self.has_successor(child);
+        let spi = self.esp_spi();
+        let born = self.tick();
+        let Some(old) = self.children.get(&child) else {
+            return;
+        };
+        if !old.is_up() || old.ike != ike || successor {
+            return;
+        }
+        // What was negotiated, not what is configured (lesson L51).
+        let offer = ChildOffer {
+            name: old.name.clone(),
+            spi,
+            mode: old.mode,
+            local_ts: old.local_ts.clone(),
+            remote_ts: old.remote_ts.clone(),
+            born,
+        };
+        // The method that worked the last time (lesson L52).
+        let last = old.ke.or_else(|| {
+            let est = self.sas.get(&ike).and_then(IkeSa::established);
+            est.map(|e| e.keys.suite.ke)
+        });
+        let method = if self.config.pfs {
+            last.filter(|m| self.config.ke_methods.contains(m))
+                .or_else(|| self.config.ke_methods.first().copied())
+        } else {
+            None
+        };
+        self.send_create(ike, offer, Some(child), method, Vec::new(), now);
+    }
+
+    fn send_create(
+        &mut self,
+        ike: IkeId,
+        offer: ChildOffer,
+        rekeys: Option<ChildId>,
+        method: Option<KeMethod>,
+        mut tried: Vec<KeMethod>,
+        now: Now,
+    ) {
+        let nonce = self.random_bytes(NONCE_LEN);
+        let ke = method.map(|m| KePrivate::generate(m, &mut *self.random));
+        tried.extend(method);
+        let mut payloads = Vec::new();
+        if let Some(old) = rekeys.and_then(|id| self.children.get(&id)) {
+            let notify = Notify::about_esp(NotifyType::REKEY_SA, old.spi_in);
+            payloads.push(Payload::Notify(notify));
+        }
+        let offered = self.offer_payloads(&offer, ke.is_some());
+        let mut offered = offered.into_iter().peekable();
+        // SA, Ni, KEi, TSi, TSr, after the notifies.
+        while let Some(p) = offered.next_if(|p| !matches!(p, Payload::TsInitiator(_))) {
+            payloads.push(p);
+        }
+        payloads.push(Payload::Nonce(nonce.clone()));
+        if let Some(ke) = &ke {
+            payloads.push(Payload::KeyExchange(KeyExchange {
+                method: ke.method().id(),
+                data: ke.public().to_vec(),
+            }));
+        }
+        payloads.extend(offered);
+        let request = ChildRequest {
+            offer,
+            rekeys,
+            nonce,
+            ke,
+            tried,
+        };
+        self.send_request(
+            now,
+            ike,
+            ExchangeType::CREATE_CHILD_SA,
+            &payloads,
+            Pending::CreateChild(Box::new(request)),
+        );
+    }
+
+    /// An authentic CREATE_CHILD_SA request.
+    pub(crate) fn create_request(
+        &mut self,
+        now: Now,
+        id: IkeId,
+        payloads: Payloads,
+    ) -> Result<Reply, Fault> {
+        let offer = payloads
+            .sa
+            .as_ref()
+            .ok_or(Fault::Misbehaved("missing_payload"))?;
+        let is_ike = offer.iter().any(|p| p.protocol == ProtocolId::IKE);
+        if is_ike {
+            self.rekey_request(now, id, payloads)
+        } else {
+            self.child_request(now, id, payloads)
+        }
+    }
+
+    fn child_request(&mut self, now: Now, id: IkeId, payloads: Payloads) -> Result<Reply, Fault> {
+        let sa = self.sas.get(&id).ok_or(Fault::Bug("no such SA"))?;
+        let path = sa.path();
+        let peer = sa.peer.clone().ok_or(Fault::Bug("no peer"))?;
+        let est = sa.established().ok_or(Fault::Bug("not established"))?;
+        let rekeying = matches!(est.outstanding, Some((_, Pending::RekeyIke(_))));
+        if rekeying || est.phase != Phase::Open {
+            return Err(Fault::Incompatible(Refusal::TemporaryFailure));
+        }
+        let rekeyed = self.rekeyed_child(id, &payloads)?;
+        let nonce_i = payloads
+            .nonce
+            .clone()
+            .ok_or(Fault::Misbehaved("missing_payload"))?;
+        let agreement = match self.agree_child(id, &peer, &payloads, rekeyed, false) {
+            Ok(agreement) => agreement,
+            Err(fault) => {
+                let what = (fault.check(), fault.text());
+                let steered = matches!(fault, Fault::Incompatible(Refusal::InvalidKe(_)));
+                if !steered {
+                    self.fail(Some(peer), path, Some(String::new()), what, true);
+                }
+                return Err(fault);
+            }
+        };
+        let suite = agreement.chosen.suite;
+        let exchanged = match suite.ke {
+            Some(method) => Some(self.answer_ke(method, &payloads)?),
+            None => None,
+        };
+        let (public, shared) = exchanged.unzip();
+        let nonce_r = self.random_bytes(NONCE_LEN);
+        let spi_in = self.esp_spi();
+        let born = self.tick();
+        let mut answer = Vec::new();
+        let mut agreed = self
+            .agreement_payloads(&agreement, spi_in)
+            .into_iter()
+            .peekable();
+        while let Some(p) = agreed.next_if(|p| !matches!(p, Payload::TsInitiator(_))) {
+            answer.push(p);
+        }
+        answer.push(Payload::Nonce(nonce_r.clone()));
+        answer.extend(public);
+        answer.extend(agreed);
+        let keys = self
+            .sas
+            .get(&id)
+            .and_then(IkeSa::established)
+            .map(|e| {
+                e.keys
+                    .child_keymat(suite.aead, shared.as_ref(), &nonce_i, &nonce_r)
+            })
+            .ok_or(Fault::Bug("not established"))?;
+        let new = NewChild {
+            ike: id,
+            name: agreement.name,
+            mode: agreement.mode,
+            suite,
+            spi_in,
+            spi_out: agreement.spi_out,
+            local_ts: agreement.local_ts,
+            remote_ts: agreement.remote_ts,
+            keys,
+            initiator: false,
+            born,
+            tie: nonce_i.min(nonce_r),
+            replaces: rekeyed,
+        };
+        self.install(new, now);
+        self.resolve(&peer, false, now);
+        Ok(Reply::of(answer))
+    }
+
+    /// The child that REKEY_SA names, by the SPI that the peer receives on.
+    fn rekeyed_child(&self, id: IkeId, payloads: &Payloads) -> Result<Option<ChildId>, Fault> {
+        let Some(notify) = payloads.notify(NotifyType::REKEY_SA) else {
+            return Ok(None);
+        };
+        let spi = notify
+            .spi_u32()
+            .filter(|_| notify.protocol == ProtocolId::ESP)
+            .ok_or(Fault::Misbehaved("bad_rekey_notify"))?;
+        let est = self.sas.get(&id).and_then(IkeSa::established);
+        let old = est
+            .into_iter()
+            .flat_map(|e| e.children.iter())
+            .filter_map(|c| self.children.get(c))
+            .find(|c| c.spi_out == spi);
+        match old {
+            None => Err(Fault::Incompatible(Refusal::ChildNotFound(spi))),
+            // We are deleting it (RFC 7296, 2.25.1).
+            Some(old) if !old.is_up() => Err(Fault::Incompatible(Refusal::TemporaryFailure)),
+            Some(old) => Ok(Some(old.id)),
+        }
+    }
+
+    /// Our half of a key exchange that the peer began: the KE payload and the secret.
+    pub(crate) fn answer_ke(
+        &mut self,
+        method: KeMethod,
+        payloads: &Payloads,
+    ) -> Result<(Payload, SecretBytes), Fault> {
+        let bad = Fault::Misbehaved("bad_public_key");
+        let ke = payloads.ke.as_ref().ok_or(bad.clone())?;
+        if ke.data.len() != method.public_len() {
+            return Err(bad);
+        }
+        let private = KePrivate::generate(method, &mut *self.random);
+        let payload = Payload::KeyExchange(KeyExchange {
+            method: method.id(),
+            data: private.public().to_vec(),
+        });
+        let shared = private.agree(&ke.data).map_err(|_| bad)?;
+        Ok((payload, shared))
+    }
+
+    /// The answer to our request for a child.
+    pub(crate) fn create_answer(
+        &mut self,
+        now: Now,
+        id: IkeId,
+        from: Path,
+        request: ChildRequest,
+        payloads: Payloads,
+    ) {
+        let Some(peer) = self.sas.get(&id).and_then(|sa| sa.peer.clone()) else {
+            return;
+        };
+        if let Some(error) = payloads.error().cloned() {
+            self.create_refused(now, id, from, request, &error, &peer);
+            return;
+        }
+        let (name, rekeys) = (request.offer.name.clone(), request.rekeys);
+        let spi = request.offer.spi;
+        let outcome = self.take_created(now, id, request, &payloads);
+        match outcome {
+            Ok(()) => self.resolve(&peer, false, now),
+            Err(Fault::Incompatible(Refusal::ChildNotFound(_))) => {
+                self.ensure_children_later(&peer, now);
+            }
+            Err(fault) => {
+                // The peer believes that it stands: it must not.
+                self.push_task(id, Task::DeleteSpi(spi), now);
+                let what = (fault.check(), fault.text());
+                match rekeys {
+                    Some(old) => {
+                        self.fail(Some(peer), from, Some(name), what, true);
+                        self.rekey_later(old, now);
+                    }
+                    None => self.child_failed(&peer, from, &name, what, now),
+                }
+            }
+        }
+    }
+
+    fn take_created(
+        &mut self,
+        now: Now,
+        id: IkeId,
+        request: ChildRequest,
+        payloads: &Payloads,
+    ) -> Result<(), Fault> {
+        let nonce_r = payloads
+            .nonce
+            .as_ref()
+            .ok_or(Fault::Misbehaved("missing_payload"))?;
+        let ke = match request.ke {
+            Some(private) => Some(finish_ke(private, payloads)?),
+            None => None,
+        };
+        let nonces = (&request.nonce[..], &nonce_r[..]);
+        self.accept_child(id, request.offer, payloads, ke, nonces, request.rekeys, now)
+    }
+
+    fn create_refused(
+        &mut self,
+        now: Now,
+        id: IkeId,
+        from: Path,
+        request: ChildRequest,
+        error: &Notify,
+        peer: &PeerId,
+    ) {
+        let ChildRequest {
+            offer,
+            rekeys,
+            tried,
+            ..
+        } = request;
+        match error.kind {
+            NotifyType::INVALID_KE_PAYLOAD => {
+                let wanted = error.data_u16().and_then(KeMethod::from_id);
+                let usable =
+                    wanted.filter(|m| self.config.ke_methods.contains(m) && !tried.contains(m));
+                if let Some(method) = usable {
+                    self.send_create(id, offer, rekeys, Some(method), tried, now);
+                    return;
+                }
+            }
+            NotifyType::TEMPORARY_FAILURE => {
+                match rekeys {
+                    Some(old) => self.rekey_later(old, now),
+                    None => self.retry_child(peer, &offer.name, now),
+                }
+                return;
+            }
+            NotifyType::CHILD_SA_NOT_FOUND => {
+                if let Some(old) = rekeys {
+                    self.retire_child(old, DownReason::PeerDeleted, now);
+                }
+                self.ensure_children_later(peer, now);
+                return;
+            }
+            NotifyType::INVALID_SYNTAX => {
+                let fault = Fault::Misbehaved("invalid_syntax_answered");
+                self.broken_answer(now, id, from, &fault);
+                return;
+            }
+            _ => {}
+        }
+        let what = (
+            check_of(error.kind),
+            format!("the peer answers {}", error.kind),
+        );
+        match rekeys {
+            // The peer makes no more SAs here: a new IKE SA can (RFC 7296, 1.3).
+            Some(_) if error.kind == NotifyType::NO_ADDITIONAL_SAS => {
+                let _ = self.reauthenticate(peer, now);
+            }
+            Some(old) => {
+                self.fail(Some(peer.clone()), from, Some(offer.name), what, true);
+                self.rekey_later(old, now);
+            }
+            None => self.child_failed(peer, from, &offer.name, what, now),
+        }
+    }
+
+    /// A rekey that was refused for now is tried again, as long as the old child lives.
+    pub(crate) fn rekey_later(&mut self, child: ChildId, now: Now) {
+        let Some(old) = self.children.get_mut(&child).filter(|c| c.is_up()) else {
+            return;
+        };
+        old.failures += 1;
+        let wait = retry_wait(old.failures);
+        let at = now.monotonic + wait + self.jitter(wait, 100);
+        self.timers.set(Deadline::RekeyChild(child), at);
+    }
+}
+
+/// The initiator's end of a key exchange.
+pub(crate) fn finish_ke(
+    private: KePrivate,
+    payloads: &Payloads,
+) -> Result<(KeMethod, SecretBytes), Fault> {
+    let bad = Fault::Misbehaved("bad_public_key");
+    let method = private.method();
+    let ke = payloads
+        .ke
+        .as_ref()
+        .filter(|ke| ke.method == method.id() && ke.data.len() == method.public_len())
+        .ok_or(bad.clone())?;
+    let shared = private.agree(&ke.data).map_err(|_| bad)?;
+    Ok((method, shared))
+}

@@ -1,0 +1,438 @@
+//! What happens when an IKE SA stands: timers, events, children; and to keep a peer up.
+
+use std::collections::{BTreeSet, VecDeque};
+
+use testudo_model::{Monotonic, Now, PeerId, UnixTime};
+
+use crate::engine::Engine;
+use crate::event::{DownReason, Event, IkeId, IkeUp};
+use crate::keys::IkeKeys;
+use crate::message::Answered;
+use crate::peer::{Change, ChildRetry};
+use crate::sa::auth::{Proven, facts};
+use crate::sa::create::retry_wait;
+use crate::sa::{Established, IkeSa, Lineage, Phase, State, Task};
+use crate::timers::Deadline;
+
+/// Between keepalives through a NAT (RFC 3948, 4).
+const KEEPALIVE: std::time::Duration = std::time::Duration::from_secs(20);
+
+/// What an IKE SA is established with.
+pub(crate) struct Birth {
+    pub(crate) keys: IkeKeys,
+    pub(crate) tie: Vec<u8>,
+    pub(crate) answered: Answered,
+    pub(crate) next_request: u32,
+}
+
+/// The same of one that replaces another.
+pub(crate) struct SuccessorBirth {
+    pub(crate) keys: IkeKeys,
+    pub(crate) initiator: bool,
+    pub(crate) spi_ours: u64,
+    pub(crate) spi_peer: u64,
+    pub(crate) answered: Answered,
+}
+
+impl Engine {
+    /// Both ends are authenticated.
+    pub(crate) fn establish(&mut self, id: IkeId, birth: Birth, proven: Proven, now: Now) {
+        let established = self.tick();
+        let Some(sa) = self.sas.get_mut(&id) else {
+            return;
+        };
+        let initiator = sa.initiator;
+        let lineage = Lineage {
+            number: id.0,
+            initiated: initiator,
+            born: sa.born,
+            established,
+            tie: birth.tie,
+        };
+        sa.peer = Some(proven.peer.clone());
+        let est = Established {
+            lineage,
+            expires: self.hard_end(proven.not_after, now),
+            phase: Phase::Open,
+            confirmed: initiator,
+            announced: false,
+            identity: proven.identity,
+            certificate: proven.certificate,
+            chain: proven.chain,
+            since: now.wall,
+            rekeys: 0,
+            last_in: now.monotonic,
+            children: BTreeSet::new(),
+            unconfirmed: Vec::new(),
+            answered: birth.answered,
+            next_request: birth.next_request,
+            outstanding: None,
+            tasks: VecDeque::new(),
+            successors: Vec::new(),
+            deleted_spis: Vec::new(),
+            rekey_failures: 0,
+            keys: birth.keys,
+        };
+        self.set_established(id, est);
+        self.timers.cancel(&Deadline::HalfOpen(id));
+        self.arm_ike(id, now);
+        self.counters.ike_established += 1;
+        if let Some(peer) = self.peers.get_mut(&proven.peer) {
+            peer.sas.insert(id);
+            peer.failures = 0;
+            if peer.attempt == Some(id) {
+                peer.attempt = None;
+                peer.reauth = false;
+            }
+        }
+        self.tell_up(id, None);
+    }
+
+    fn set_established(&mut self, id: IkeId, est: Established) {
+        if let Some(sa) = self.sas.get_mut(&id) {
+            sa.state = State::Established(Box::new(est));
+        }
+    }
+
+    /// After the first IKE_AUTH, when its child is handled too.
+    pub(crate) fn settle_in(&mut self, id: IkeId, peer_id: &PeerId, now: Now) {
+        let initiated = self.sas.get(&id).is_some_and(|sa| sa.initiator);
+        if !initiated {
+            self.drop_early_attempt(peer_id, now);
+            self.limit_sas(id, peer_id, now);
+        }
+        self.ensure_children(peer_id, now);
+        self.resolve(peer_id, false, now);
+        self.pump(id, now);
+    }
+
+    /// The peer was faster: our own attempt, if the peer cannot know keys of it yet, is of no
+    /// use. An attempt past IKE_SA_INIT goes on and is resolved when it stands.
+    fn drop_early_attempt(&mut self, peer_id: &PeerId, now: Now) {
+        let Some(peer) = self.peers.get(peer_id) else {
+            return;
+        };
+        let Some(attempt) = peer.attempt.filter(|_| !peer.reauth) else {
+            return;
+        };
+        let early = self
+            .sas
+            .get(&attempt)
+            .is_some_and(|sa| matches!(sa.state, State::InitSent(_)));
+        if early {
+            self.remove_sa(attempt, DownReason::Replaced, now);
+        }
+        self.timers.cancel(&Deadline::Start(peer_id.clone()));
+    }
+
+    /// A peer that authenticates again and again holds no more than its share.
+    fn limit_sas(&mut self, newest: IkeId, peer_id: &PeerId, now: Now) {
+        let mut open = self.open_sas(peer_id);
+        let limit = self.config.limits.ike_sas_per_peer.max(2);
+        if open.len() <= limit {
+            return;
+        }
+        open.retain(|id| *id != newest);
+        let oldest = open.into_iter().min();
+        if let Some(oldest) = oldest {
+            self.count_drop("ike_sas_per_peer");
+            self.shut(oldest, DownReason::Replaced, now);
+        }
+    }
+
+    /// Hard end: a quarter past the soft lifetime, or the end of the certificate.
+    fn hard_end(&self, not_after: Option<UnixTime>, now: Now) -> Monotonic {
+        let life = self.config.ike_lifetime;
+        let hard = now.monotonic + life + life / 4;
+        match not_after {
+            Some(end) => hard.min(certificate_end(end, now)),
+            None => hard,
+        }
+    }
+
+    fn arm_ike(&mut self, id: IkeId, now: Now) {
+        let Some(sa) = self.sas.get(&id) else { return };
+        let (initiator, behind_nat) = (sa.initiator, sa.nat.local);
+        let Some(expires) = sa.established().map(|e| e.expires) else {
+            return;
+        };
+        let life = self.config.ike_lifetime;
+        let percent = self.config.jitter_percent.min(50);
+        let early = self.jitter(life, percent);
+        let soft = if initiator {
+            life.saturating_sub(early)
+        } else {
+            life + early / 2
+        };
+        self.timers
+            .set(Deadline::RekeyIke(id), now.monotonic + soft);
+        self.timers.set(Deadline::ExpireIke(id), expires);
+        if !self.config.liveness.is_zero() {
+            let at = now.monotonic + self.config.liveness;
+            self.timers.set(Deadline::Liveness(id), at);
+        }
+        if behind_nat {
+            let at = now.monotonic + KEEPALIVE;
+            self.timers.set(Deadline::Keepalive(id), at);
+        }
+    }
+
+    fn tell_up(&mut self, id: IkeId, replaces: Option<IkeId>) {
+        let Some(sa) = self.sas.get(&id) else { return };
+        let (Some(peer), Some(est)) = (sa.peer.clone(), sa.established()) else {
+            return;
+        };
+        let (spi_i, spi_r) = sa.spis();
+        let up = IkeUp {
+            ike: id,
+            peer,
+            initiator: sa.initiator,
+            local: sa.local,
+            remote: sa.remote,
+            nat: sa.nat.encapsulate(),
+            spis: (spi_i.to_be_bytes(), spi_r.to_be_bytes()),
+            suite: est.keys.suite.name(),
+            replaces,
+            identity: est.identity.clone(),
+            certificate: est.certificate.clone(),
+            danger_keys: est.keys.danger_export(),
+        };
+        self.events.push_back(Event::IkeUp(Box::new(up)));
+    }
+
+    /// A rekey made a new IKE SA. The peer's proof, and its end, are those of the old one: a
+    /// rekey authenticates nobody.
+    pub(crate) fn establish_successor(
+        &mut self,
+        old_id: IkeId,
+        birth: SuccessorBirth,
+        now: Now,
+    ) -> Option<IkeId> {
+        let born = self.tick();
+        let id = IkeId(born);
+        let old = self.sas.get(&old_id)?;
+        let peer = old.peer.clone()?;
+        let est = old.established()?;
+        let life = self.config.ike_lifetime;
+        let not_after = est.certificate.as_ref().map(|c| c.not_after);
+        let mut expires = now.monotonic + life + life / 4;
+        if let Some(end) = not_after {
+            expires = expires.min(certificate_end(end, now));
+        }
+        let new = Established {
+            keys: birth.keys,
+            lineage: est.lineage.clone(),
+            phase: Phase::Open,
+            confirmed: birth.initiator,
+            announced: est.announced,
+            identity: est.identity.clone(),
+            certificate: est.certificate.clone(),
+            chain: est.chain.clone(),
+            since: est.since,
+            rekeys: est.rekeys + 1,
+            last_in: now.monotonic,
+            expires,
+            children: BTreeSet::new(),
+            unconfirmed: Vec::new(),
+            answered: birth.answered,
+            next_request: 0,
+            outstanding: None,
+            tasks: VecDeque::new(),
+            successors: Vec::new(),
+            deleted_spis: Vec::new(),
+            rekey_failures: 0,
+        };
+        let sa = IkeSa {
+            id,
+            initiator: birth.initiator,
+            spi_ours: birth.spi_ours,
+            spi_peer: birth.spi_peer,
+            local: old.local,
+            remote: old.remote,
+            nat: old.nat,
+            peer: Some(peer.clone()),
+            born,
+            init_key: None,
+            state: State::Established(Box::new(new)),
+        };
+        self.insert_sa(sa);
+        if let Some(peer) = self.peers.get_mut(&peer) {
+            peer.sas.insert(id);
+        }
+        self.counters.ike_rekeys += 1;
+        self.arm_ike(id, now);
+        self.tell_up(id, Some(old_id));
+        Some(id)
+    }
+
+    /// Judges the peer of one SA anew, with the verifier of now.
+    pub(crate) fn recheck(&mut self, id: IkeId, now: Now) {
+        let Some(sa) = self.sas.get(&id) else { return };
+        let path = sa.path();
+        let (Some(peer), Some(est)) = (sa.peer.clone(), sa.established()) else {
+            return;
+        };
+        if est.chain.is_empty() || matches!(est.phase, Phase::Shut | Phase::Gone) {
+            return;
+        }
+        match self.verify_chain(&peer, &est.identity, &est.chain, now) {
+            Ok(verified) => {
+                let facts = facts(&verified);
+                let expires = est.expires.min(certificate_end(verified.not_after, now));
+                self.timers.set(Deadline::ExpireIke(id), expires);
+                if let Some(est) = self.sas.get_mut(&id).and_then(IkeSa::established_mut) {
+                    est.certificate = Some(facts);
+                    est.expires = expires;
+                }
+            }
+            Err(fault) => {
+                self.fault(Some(peer), path, None, &fault, true);
+                self.shut(id, DownReason::Untrusted, now);
+            }
+        }
+    }
+
+    /// A peer's configuration changed.
+    pub(crate) fn apply_change(&mut self, id: &PeerId, change: Change, now: Now) {
+        if change.restart {
+            self.end_attempt(id, now);
+            self.shut_all(id, DownReason::Closed, now);
+            return;
+        }
+        if change.addresses {
+            self.addresses_changed(id, now);
+        }
+        for name in change.closed {
+            if let Some(peer) = self.peers.get_mut(id) {
+                peer.retries.remove(&name);
+            }
+            let doomed: Vec<_> = self.up_children(id, &name).map(|c| (c.ike, c.id)).collect();
+            for (ike, child) in doomed {
+                self.mark_deleting(child, DownReason::Closed, now);
+                self.push_task(ike, Task::DeleteChild(child), now);
+            }
+        }
+        if change.reauth && self.best_ike(id).is_some() {
+            let _ = self.reauthenticate(id, now);
+        }
+    }
+
+    /// Attempts and SAs with addresses that are no longer the peer's end.
+    fn addresses_changed(&mut self, id: &PeerId, now: Now) {
+        let Some(peer) = self.peers.get_mut(id) else {
+            return;
+        };
+        peer.address = 0;
+        let ids: Vec<_> = peer.sas.iter().copied().chain(peer.attempt).collect();
+        let strange: Vec<_> = ids
+            .into_iter()
+            .filter(|ike| {
+                self.sas
+                    .get(ike)
+                    .is_some_and(|sa| !sa.nat.remote && !peer.knows(sa.remote))
+            })
+            .collect();
+        for ike in strange {
+            self.shut(ike, DownReason::Closed, now);
+        }
+    }
+
+    /// Starts a peer that has nothing and should, and makes its missing children.
+    pub(crate) fn keep_up(&mut self, id: &PeerId, now: Now) {
+        let Some(peer) = self.peers.get(id) else {
+            return;
+        };
+        if self.best_ike(id).is_some() {
+            self.ensure_children(id, now);
+        } else if peer.config.initiate && peer.attempt.is_none() {
+            self.timers
+                .set_once(Deadline::Start(id.clone()), now.monotonic);
+        }
+    }
+
+    /// Starts a peer whose wait is over.
+    pub(crate) fn start(&mut self, id: &PeerId, now: Now) {
+        let Some(peer) = self.peers.get(id) else {
+            return;
+        };
+        let stands = self.best_ike(id).is_some();
+        if peer.attempt.is_none() && (peer.reauth || peer.config.initiate && !stands) {
+            self.begin(id, now);
+        }
+    }
+
+    /// Queues the making of children that are configured and not there: on an IKE SA that we
+    /// began, all of them; on the peer's, if we are to start by ourselves and have none at all.
+    pub(crate) fn ensure_children(&mut self, id: &PeerId, now: Now) {
+        let Some(peer) = self.peers.get(id) else {
+            return;
+        };
+        let mut todo = Vec::new();
+        let mut wait: Option<Monotonic> = None;
+        for ike in self.open_sas(id) {
+            let Some(est) = self.sas.get(&ike).and_then(IkeSa::established) else {
+                continue;
+            };
+            let begun = est.lineage.initiated;
+            if self.best_ike(id) != Some(ike) && !begun {
+                continue;
+            }
+            for child in &peer.config.children {
+                let mut up = self.up_children(id, &child.name);
+                let there = if begun {
+                    up.any(|c| c.ike == ike)
+                } else {
+                    up.next().is_some() || !peer.config.initiate
+                };
+                if there {
+                    continue;
+                }
+                match peer.retries.get(&child.name) {
+                    Some(retry) if retry.not_before > now.monotonic => {
+                        let at = wait.map_or(retry.not_before, |w| w.min(retry.not_before));
+                        wait = Some(at);
+                    }
+                    _ => todo.push((ike, child.name.clone())),
+                }
+            }
+        }
+        if let Some(at) = wait {
+            self.timers.set(Deadline::Children(id.clone()), at);
+        }
+        for (ike, name) in todo {
+            self.push_task(ike, Task::CreateChild(name), now);
+        }
+    }
+
+    /// Looks for missing children after a short wait: what took one away may bring another.
+    pub(crate) fn ensure_children_later(&mut self, id: &PeerId, now: Now) {
+        let wait = self.config.retry_initial;
+        let at = now.monotonic + wait + self.jitter(wait, 50);
+        self.timers.set_once(Deadline::Children(id.clone()), at);
+    }
+
+    /// A child could not be made: the next try after a wait that doubles.
+    pub(crate) fn retry_child(&mut self, id: &PeerId, name: &str, now: Now) {
+        let Some(peer) = self.peers.get_mut(id) else {
+            return;
+        };
+        let failures = peer.retries.get(name).map_or(1, |r| r.failures + 1);
+        let wait = retry_wait(failures);
+        let not_before = now.monotonic + wait;
+        peer.retries.insert(
+            name.to_owned(),
+            ChildRetry {
+                failures,
+                not_before,
+            },
+        );
+        let at = not_before + self.jitter(wait, 50);
+        self.timers.set_once(Deadline::Children(id.clone()), at);
+    }
+}
+
+/// The monotonic moment of a certificate's end.
+fn certificate_end(not_after: UnixTime, now: Now) -> Monotonic {
+    let left = not_after.0.saturating_sub(now.wall.0).max(0);
+    now.monotonic + std::time::Duration::from_secs(u64::try_from(left).unwrap_or(0))
+}

@@ -1,0 +1,528 @@
+//! IKE_SA_INIT (RFC 7296, 1.2), both ends.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use testudo_crypto::{KeMethod, KePrivate, sha256};
+use testudo_model::{Now, PeerId};
+use testudo_wire::ike::{
+    CertEncoding, CertificateRequest, ExchangeType, Header, KeyExchange, Message, Notify,
+    NotifyType, Payload,
+};
+
+use crate::engine::{Dropped, Engine, Path};
+use crate::error::{Fault, Refusal};
+use crate::event::{DownReason, IkeId};
+use crate::keys::{IkeKeys, Seeds, skeyseed};
+use crate::message::{self, Payloads, Request};
+use crate::nat::{self, Nat};
+use crate::proof;
+use crate::proposal;
+use crate::sa::{HalfOpen, IkeSa, InitKey, InitSent, State, Transcript};
+use crate::timers::Deadline;
+use crate::verify::FailedCheck;
+
+/// Bytes of our nonces (RFC 7296, 2.10: at least half the PRF's key).
+pub(crate) const NONCE_LEN: usize = 32;
+/// Cookies that one attempt answers: a peer changes its secret while it waits, no more.
+const COOKIES: u32 = 4;
+/// The largest IKE_SA_INIT request that is kept for AUTH.
+const LARGEST_INIT: usize = 8192;
+
+impl Engine {
+    /// Starts to reach a peer, at its next address.
+    pub(crate) fn begin(&mut self, peer_id: &PeerId, now: Now) {
+        let Some(peer) = self.peers.get(peer_id) else {
+            return;
+        };
+        let (address, forced) = (peer.next_address(), peer.forced());
+        let Some(&method) = self.config.ke_methods.first() else {
+            return;
+        };
+        let born = self.tick();
+        let id = IkeId(born);
+        let spi_ours = self.ike_spi();
+        let nonce = self.random_bytes(NONCE_LEN);
+        let ke = KePrivate::generate(method, &mut *self.random);
+        let mut sa = IkeSa {
+            id,
+            initiator: true,
+            spi_ours,
+            spi_peer: 0,
+            local: SocketAddr::new(address.local, self.config.port),
+            remote: SocketAddr::new(address.remote, self.config.port),
+            nat: Nat {
+                forced,
+                ..Nat::default()
+            },
+            peer: Some(peer_id.clone()),
+            born,
+            init_key: None,
+            state: State::InitSent(Box::new(InitSent {
+                ke,
+                nonce,
+                cookie: None,
+                cookies: 0,
+                tried: vec![method],
+                request: Request::new(0, ExchangeType::IKE_SA_INIT, Vec::new()),
+                refusal: None,
+            })),
+        };
+        if !self.build_init(&mut sa) {
+            return;
+        }
+        self.counters.attempts += 1;
+        self.insert_sa(sa);
+        if let Some(peer) = self.peers.get_mut(peer_id) {
+            peer.attempt = Some(id);
+        }
+        self.send_init(id, now);
+    }
+
+    /// Writes the request anew, with the cookie and method of now.
+    fn build_init(&mut self, sa: &mut IkeSa) -> bool {
+        let (spis, local, remote, forced) = ((sa.spi_ours, 0), sa.local, sa.remote, sa.nat.forced);
+        let header = sa.request_header(ExchangeType::IKE_SA_INIT, 0);
+        let State::InitSent(init) = &mut sa.state else {
+            return false;
+        };
+        let mut payloads = Vec::new();
+        if let Some(cookie) = &init.cookie {
+            let notify = Notify::new(NotifyType::COOKIE, cookie.clone());
+            payloads.push(Payload::Notify(notify));
+        }
+        payloads.push(Payload::Sa(proposal::ike_offer(&self.config, None)));
+        payloads.push(Payload::KeyExchange(KeyExchange {
+            method: init.ke.method().id(),
+            data: init.ke.public().to_vec(),
+        }));
+        payloads.push(Payload::Nonce(init.nonce.clone()));
+        payloads.extend(nat::notifies(
+            spis,
+            local,
+            remote,
+            forced,
+            &mut *self.random,
+        ));
+        payloads.push(proof::hashes());
+        match message::clear(&header, &payloads) {
+            Ok(bytes) => {
+                init.request = Request::new(0, ExchangeType::IKE_SA_INIT, bytes);
+                true
+            }
+            Err(_) => {
+                self.count_drop("bug");
+                false
+            }
+        }
+    }
+
+    fn send_init(&mut self, id: IkeId, now: Now) {
+        let Some(sa) = self.sas.get_mut(&id) else {
+            return;
+        };
+        let path = sa.path();
+        let Some(bytes) = sa.state.request().map(|r| r.bytes.clone()) else {
+            return;
+        };
+        self.transmit(path, bytes);
+        self.arm_retransmit(id, 1, now);
+    }
+
+    /// An attempt has failed: the next address at once, and when all were tried, after a wait.
+    pub(crate) fn attempt_failed(&mut self, id: IkeId, what: (FailedCheck, String), now: Now) {
+        let Some(sa) = self.sas.get(&id) else { return };
+        let (path, peer_id) = (sa.path(), sa.peer.clone());
+        self.remove_sa(id, DownReason::Dead, now);
+        self.fail(peer_id.clone(), path, None, what, true);
+        let Some(peer_id) = peer_id else { return };
+        self.retry_peer(&peer_id, now);
+    }
+
+    /// Counts a failed attempt and plans the next.
+    pub(crate) fn retry_peer(&mut self, peer_id: &PeerId, now: Now) {
+        let Some(peer) = self.peers.get_mut(peer_id) else {
+            return;
+        };
+        peer.address = (peer.address + 1) % peer.config.addresses.len();
+        peer.failures = peer.failures.saturating_add(1);
+        let wanted = peer.config.initiate || peer.reauth;
+        let rounds = peer.failures / u32::try_from(peer.config.addresses.len()).unwrap_or(1);
+        let next_address = peer.address != 0;
+        let wait = if next_address {
+            Duration::from_millis(10)
+        } else {
+            let doubled = self
+                .config
+                .retry_initial
+                .saturating_mul(1 << rounds.saturating_sub(1).min(16));
+            doubled.min(self.config.retry_longest)
+        };
+        if wanted {
+            let at = now.monotonic + wait + self.jitter(wait, 25);
+            self.timers.set(Deadline::Start(peer_id.clone()), at);
+        }
+    }
+
+    /// The answer to our IKE_SA_INIT. Nothing in it is authentic: what does not fit is dropped,
+    /// refusals are remembered and the attempt goes on (RFC 7296, 2.21.1).
+    pub(crate) fn init_answer(
+        &mut self,
+        now: Now,
+        id: IkeId,
+        from: Path,
+        bytes: &[u8],
+    ) -> Result<(), Dropped> {
+        let parsed = Message::parse(bytes).map_err(|e| e.reason())?;
+        let header = parsed.header;
+        let payloads = Payloads::collect(parsed.payloads).map_err(|f| f.reason())?;
+        let mut sa = self.sas.remove(&id).ok_or("unknown_spi")?;
+        if header.message_id != 0 || sa.remote.ip() != from.remote.ip() {
+            self.sas.insert(id, sa);
+            return Err("unexpected_answer");
+        }
+        let outcome = self.init_answer_for(&mut sa, &payloads, header.responder_spi);
+        self.sas.insert(id, sa);
+        match outcome? {
+            Verdict::Again => {
+                self.send_init(id, now);
+                Ok(())
+            }
+            Verdict::Agreed(agreed) => self.send_auth(now, id, from, *agreed, bytes, payloads),
+        }
+    }
+
+    fn init_answer_for(
+        &mut self,
+        sa: &mut IkeSa,
+        payloads: &Payloads,
+        spi_r: u64,
+    ) -> Result<Verdict, Dropped> {
+        let State::InitSent(init) = &mut sa.state else {
+            return Err("unexpected_exchange");
+        };
+        if payloads.sa.is_none() {
+            if let Some(cookie) = payloads.notify(NotifyType::COOKIE) {
+                let usable = (1..=64).contains(&cookie.data.len()) && init.cookies < COOKIES;
+                if !usable || init.cookie.as_ref() == Some(&cookie.data) {
+                    return Err("useless_cookie");
+                }
+                init.cookie = Some(cookie.data.clone());
+                init.cookies += 1;
+                return self.init_again(sa);
+            }
+            if let Some(notify) = payloads.notify(NotifyType::INVALID_KE_PAYLOAD) {
+                let wanted = notify.data_u16().and_then(KeMethod::from_id);
+                // Only what we offered, and each method once in an attempt: a forged notify
+                // costs a message, no more. The next attempt begins with the first again.
+                let Some(method) = wanted
+                    .filter(|m| self.config.ke_methods.contains(m) && !init.tried.contains(m))
+                else {
+                    return Err("useless_invalid_ke");
+                };
+                init.tried.push(method);
+                init.ke = KePrivate::generate(method, &mut *self.random);
+                return self.init_again(sa);
+            }
+            if let Some(error) = payloads.error() {
+                init.refusal = Some(error.kind);
+                return Err("unauthenticated_error");
+            }
+        }
+        let (Some(answer), Some(ke), Some(nonce)) = (&payloads.sa, &payloads.ke, &payloads.nonce)
+        else {
+            return Err("missing_payload");
+        };
+        let method = init.ke.method();
+        if spi_r == 0 || ke.method != method.id() || ke.data.len() != method.public_len() {
+            return Err("unexpected_answer");
+        }
+        let (suite, _) = proposal::read_ike_answer(answer, &self.config, method, false)
+            .map_err(|f| f.reason())?;
+        // A key that is on no curve costs us the attempt's private key; draw a new one so that
+        // the true answer to the next transmission still counts.
+        let fresh = KePrivate::generate(method, &mut *self.random);
+        let private = std::mem::replace(&mut init.ke, fresh);
+        let Ok(shared) = private.agree(&ke.data) else {
+            let _ = self.build_init(sa);
+            return Err("bad_public_key");
+        };
+        let seeds = Seeds {
+            nonce_i: &init.nonce,
+            nonce_r: nonce,
+            spi_i: sa.spi_ours,
+            spi_r,
+        };
+        let seed = skeyseed(suite.prf, &seeds, &shared);
+        let export = self.config.danger_export_keys;
+        let keys = IkeKeys::derive(suite, &seed, &seeds, true, export).map_err(|f| f.reason())?;
+        Ok(Verdict::Agreed(Box::new(Agreed { keys, spi_r })))
+    }
+
+    fn init_again(&mut self, sa: &mut IkeSa) -> Result<Verdict, Dropped> {
+        if self.build_init(sa) {
+            Ok(Verdict::Again)
+        } else {
+            Err("bug")
+        }
+    }
+
+    /// A peer's IKE_SA_INIT.
+    pub(crate) fn init_request(
+        &mut self,
+        now: Now,
+        from: Path,
+        bytes: &[u8],
+        header: &Header,
+    ) -> Result<(), Dropped> {
+        if header.message_id != 0 {
+            return Err("message_id");
+        }
+        if bytes.len() > LARGEST_INIT {
+            return Err("oversized");
+        }
+        // Our own request, sent back to us (lesson L39).
+        if self.by_spi.contains_key(&header.initiator_spi) {
+            return Err("reflected");
+        }
+        let key = InitKey {
+            remote: from.remote,
+            spi_i: header.initiator_spi,
+            digest: sha256(&[bytes]),
+        };
+        if let Some(id) = self.inits.get(&key) {
+            return self.repeat_init_answer(*id, from);
+        }
+        let answer = Header::new(
+            header.initiator_spi,
+            0,
+            ExchangeType::IKE_SA_INIT,
+            false,
+            true,
+            0,
+        );
+        match self.init_request_new(now, from, bytes, key) {
+            Ok(()) => Ok(()),
+            Err(Refused::Drop(reason)) => Err(reason),
+            Err(Refused::Cookie(cookie)) => {
+                self.counters.cookies_sent += 1;
+                self.refuse_init(from, &answer, Notify::new(NotifyType::COOKIE, cookie));
+                Ok(())
+            }
+            Err(Refused::Fault(fault)) => {
+                self.refuse_init(from, &answer, fault.notify());
+                Err(fault.reason())
+            }
+        }
+    }
+
+    fn refuse_init(&mut self, to: Path, header: &Header, notify: Notify) {
+        if let Ok(bytes) = message::clear(header, &[Payload::Notify(notify)]) {
+            self.transmit(to, bytes);
+        }
+    }
+
+    fn repeat_init_answer(&mut self, id: IkeId, from: Path) -> Result<(), Dropped> {
+        match self.sas.get(&id).map(|sa| &sa.state) {
+            Some(State::HalfOpen(half)) => {
+                let answer = half.transcript.response.clone();
+                self.counters.answers_repeated += 1;
+                self.transmit(from, answer);
+                Ok(())
+            }
+            _ => Err("late_init"),
+        }
+    }
+
+    fn init_request_new(
+        &mut self,
+        now: Now,
+        from: Path,
+        bytes: &[u8],
+        key: InitKey,
+    ) -> Result<(), Refused> {
+        let parsed = Message::parse(bytes).map_err(Fault::Malformed)?;
+        if parsed.encrypted.is_some() {
+            return Err(Refused::Drop("unexpected_encryption"));
+        }
+        let payloads = Payloads::collect(parsed.payloads)?;
+        let limits = self.config.limits;
+        let (Some(offer), Some(ke), Some(nonce)) = (&payloads.sa, &payloads.ke, &payloads.nonce)
+        else {
+            return Err(Fault::Misbehaved("missing_payload").into());
+        };
+        if self.half_open_total >= limits.cookie_threshold {
+            self.demand_cookie(now, from, key.spi_i, nonce, &payloads)?;
+        }
+        let source = from.remote.ip();
+        if self.half_open_total >= limits.half_open {
+            return Err(Refused::Drop("half_open_limit"));
+        }
+        if self.half_open.get(&source).copied().unwrap_or(0) >= limits.half_open_per_address {
+            return Err(Refused::Drop("half_open_limit_of_address"));
+        }
+        let (chosen, _) = proposal::choose_ike(offer, &self.config, ke.method, false)?;
+        let method = chosen.suite.ke;
+        if ke.data.len() != method.public_len() {
+            return Err(Fault::Misbehaved("bad_public_key").into());
+        }
+        let private = KePrivate::generate(method, &mut *self.random);
+        let public = private.public().to_vec();
+        let shared = private
+            .agree(&ke.data)
+            .map_err(|_| Fault::Misbehaved("bad_public_key"))?;
+        let spi_ours = self.ike_spi();
+        let nonce_r = self.random_bytes(NONCE_LEN);
+        let seeds = Seeds {
+            nonce_i: nonce,
+            nonce_r: &nonce_r,
+            spi_i: key.spi_i,
+            spi_r: spi_ours,
+        };
+        let seed = skeyseed(chosen.suite.prf, &seeds, &shared);
+        let export = self.config.danger_export_keys;
+        let keys = IkeKeys::derive(chosen.suite, &seed, &seeds, false, export)?;
+        let response =
+            self.build_init_answer(from, (key.spi_i, spi_ours), &chosen, public, &nonce_r)?;
+        let born = self.tick();
+        let forced = self.wants_encapsulation(from);
+        let sa = IkeSa {
+            id: IkeId(born),
+            initiator: false,
+            spi_ours,
+            spi_peer: key.spi_i,
+            local: from.local,
+            remote: from.remote,
+            nat: Nat::detect(&payloads, (key.spi_i, 0), from.local, from.remote, forced),
+            peer: None,
+            born,
+            init_key: Some(key),
+            state: State::HalfOpen(Box::new(HalfOpen {
+                keys,
+                transcript: Transcript {
+                    request: bytes.to_vec(),
+                    response: response.clone(),
+                    nonce_i: nonce.clone(),
+                    nonce_r,
+                },
+                peer_hashes: peer_hashes(&payloads),
+                source,
+                refused: None,
+            })),
+        };
+        let deadline = Deadline::HalfOpen(sa.id);
+        let until = now.monotonic + self.config.half_open_timeout;
+        self.timers.set(deadline, until);
+        self.count_half_open(source);
+        self.insert_sa(sa);
+        self.transmit(from, response);
+        Ok(())
+    }
+
+    /// Whether a peer at that address is configured for forced encapsulation. Who it is, is
+    /// known too late for the NAT detection.
+    fn wants_encapsulation(&self, from: Path) -> bool {
+        let ip = from.remote.ip().to_canonical();
+        self.forced.contains_key(&ip)
+    }
+
+    fn demand_cookie(
+        &mut self,
+        now: Now,
+        from: Path,
+        spi_i: u64,
+        nonce: &[u8],
+        payloads: &Payloads,
+    ) -> Result<(), Refused> {
+        let given = payloads.notify(NotifyType::COOKIE);
+        let good = given.is_some_and(|n| self.cookies.check(from.remote, spi_i, nonce, &n.data));
+        if good {
+            return Ok(());
+        }
+        let random = &mut *self.random;
+        let cookie = self
+            .cookies
+            .make(now.monotonic, random, from.remote, spi_i, nonce);
+        Err(Refused::Cookie(cookie))
+    }
+
+    fn build_init_answer(
+        &mut self,
+        from: Path,
+        spis: (u64, u64),
+        chosen: &proposal::Chosen<crate::keys::Suite>,
+        public: Vec<u8>,
+        nonce: &[u8],
+    ) -> Result<Vec<u8>, Fault> {
+        let forced = self.wants_encapsulation(from);
+        let mut payloads = vec![
+            Payload::Sa(proposal::ike_answer(chosen, None)),
+            Payload::KeyExchange(KeyExchange {
+                method: chosen.suite.ke.id(),
+                data: public,
+            }),
+            Payload::Nonce(nonce.to_vec()),
+        ];
+        let random = &mut *self.random;
+        payloads.extend(nat::notifies(spis, from.local, from.remote, forced, random));
+        payloads.extend(self.certificate_request());
+        payloads.push(proof::hashes());
+        payloads.push(Payload::Notify(Notify::new(
+            NotifyType::CHILDLESS_IKEV2_SUPPORTED,
+            [],
+        )));
+        let header = Header::new(spis.0, spis.1, ExchangeType::IKE_SA_INIT, false, true, 0);
+        message::clear(&header, &payloads)
+    }
+
+    /// CERTREQ with the CAs that our verifier trusts.
+    pub(crate) fn certificate_request(&self) -> Option<Payload> {
+        let authorities = self.verifier.as_ref()?.authorities();
+        if authorities.is_empty() {
+            return None;
+        }
+        Some(Payload::CertificateRequest(CertificateRequest {
+            encoding: CertEncoding::X509_SIGNATURE,
+            authorities: authorities.concat(),
+        }))
+    }
+}
+
+/// The hashes that a peer takes in signatures.
+pub(crate) fn peer_hashes(payloads: &Payloads) -> Vec<u16> {
+    payloads
+        .notify(NotifyType::SIGNATURE_HASH_ALGORITHMS)
+        .map(|n| n.data_u16s().take(32).collect())
+        .unwrap_or_default()
+}
+
+/// What became of an answer to IKE_SA_INIT.
+enum Verdict {
+    /// The request goes out again, changed.
+    Again,
+    /// Keys are there.
+    Agreed(Box<Agreed>),
+}
+
+/// What IKE_SA_INIT gave the initiator.
+pub(crate) struct Agreed {
+    pub(crate) keys: IkeKeys,
+    pub(crate) spi_r: u64,
+}
+
+/// Why no half-open SA was made.
+enum Refused {
+    Drop(Dropped),
+    Cookie(Vec<u8>),
+    Fault(Fault),
+}
+
+impl From<Fault> for Refused {
+    fn from(fault: Fault) -> Self {
+        match fault {
+            Fault::Bug(reason) => Self::Drop(reason),
+            Fault::Incompatible(Refusal::TemporaryFailure) => Self::Drop("temporary_failure"),
+            other => Self::Fault(other),
+        }
+    }
+}

@@ -1,0 +1,336 @@
+//! Rekeying an IKE SA, and what happens when both ends do so at once (RFC 7296, 1.3.2, 2.8,
+//! 2.18, 2.25.2).
+
+use std::time::Duration;
+
+use testudo_crypto::{KeMethod, KePrivate};
+use testudo_model::Now;
+use testudo_wire::ike::{ExchangeType, KeyExchange, NotifyType, Payload};
+
+use crate::engine::{Engine, Path};
+use crate::error::{Fault, Refusal, check_of};
+use crate::event::{DownReason, IkeId};
+use crate::exchange::Reply;
+use crate::keys::{IkeKeys, Seeds, skeyseed_rekey};
+use crate::message::{Answered, Payloads};
+use crate::proposal;
+use crate::sa::create::{finish_ke, retry_wait};
+use crate::sa::establish::SuccessorBirth;
+use crate::sa::init::NONCE_LEN;
+use crate::sa::{IkeRequest, IkeSa, Pending, Phase, Successor, Task};
+use crate::timers::Deadline;
+
+/// How long the peer has to delete an IKE SA that is its to delete.
+const REDUNDANT: Duration = Duration::from_secs(60);
+
+impl Engine {
+    /// Asks for a successor of the IKE SA.
+    pub(crate) fn start_rekey_ike(&mut self, id: IkeId, now: Now) {
+        let Some(est) = self.sas.get(&id).and_then(IkeSa::established) else {
+            return;
+        };
+        if !est.successors.is_empty() {
+            return;
+        }
+        let method = Some(est.keys.suite.ke)
+            .filter(|m| self.config.ke_methods.contains(m))
+            .or_else(|| self.config.ke_methods.first().copied());
+        if let Some(method) = method {
+            self.send_rekey(id, method, Vec::new(), now);
+        }
+    }
+
+    fn send_rekey(&mut self, id: IkeId, method: KeMethod, mut tried: Vec<KeMethod>, now: Now) {
+        let spi = self.ike_spi();
+        let nonce = self.random_bytes(NONCE_LEN);
+        let ke = KePrivate::generate(method, &mut *self.random);
+        tried.push(method);
+        let payloads = [
+            Payload::Sa(proposal::ike_offer(&self.config, Some(spi))),
+            Payload::Nonce(nonce.clone()),
+            Payload::KeyExchange(KeyExchange {
+                method: method.id(),
+                data: ke.public().to_vec(),
+            }),
+        ];
+        let request = IkeRequest {
+            spi,
+            nonce,
+            ke,
+            tried,
+        };
+        self.send_request(
+            now,
+            id,
+            ExchangeType::CREATE_CHILD_SA,
+            &payloads,
+            Pending::RekeyIke(Box::new(request)),
+        );
+    }
+
+    /// The peer's request for a successor.
+    pub(crate) fn rekey_request(
+        &mut self,
+        now: Now,
+        id: IkeId,
+        payloads: Payloads,
+    ) -> Result<Reply, Fault> {
+        let est = self
+            .sas
+            .get(&id)
+            .and_then(IkeSa::established)
+            .ok_or(Fault::Bug("not established"))?;
+        let busy = matches!(
+            est.outstanding,
+            Some((
+                _,
+                Pending::CreateChild(_) | Pending::DeleteChild(_) | Pending::DeleteSpi
+            ))
+        );
+        if busy || est.phase != Phase::Open {
+            return Err(Fault::Incompatible(Refusal::TemporaryFailure));
+        }
+        let (Some(offer), Some(ke), Some(nonce_i)) = (&payloads.sa, &payloads.ke, &payloads.nonce)
+        else {
+            return Err(Fault::Misbehaved("missing_payload"));
+        };
+        let (chosen, spi_i) = proposal::choose_ike(offer, &self.config, ke.method, true)?;
+        let (public, shared) = self.answer_ke(chosen.suite.ke, &payloads)?;
+        let nonce_r = self.random_bytes(NONCE_LEN);
+        let spi_r = self.ike_spi();
+        let seeds = Seeds {
+            nonce_i,
+            nonce_r: &nonce_r,
+            spi_i,
+            spi_r,
+        };
+        let old = self
+            .sas
+            .get(&id)
+            .and_then(IkeSa::established)
+            .ok_or(Fault::Bug("not established"))?;
+        let seed = skeyseed_rekey(&old.keys, &seeds, &shared);
+        let export = self.config.danger_export_keys;
+        let keys = IkeKeys::derive(chosen.suite, &seed, &seeds, false, export)?;
+        let answer = vec![
+            Payload::Sa(proposal::ike_answer(&chosen, Some(spi_r))),
+            Payload::Nonce(nonce_r.clone()),
+            public,
+        ];
+        let birth = SuccessorBirth {
+            keys,
+            initiator: false,
+            spi_ours: spi_r,
+            spi_peer: spi_i,
+            answered: Answered::default(),
+        };
+        let tie = nonce_i.clone().min(nonce_r);
+        self.add_successor(id, birth, tie, now);
+        Ok(Reply::of(answer))
+    }
+
+    /// The answer to our request for a successor.
+    pub(crate) fn rekey_answer(
+        &mut self,
+        now: Now,
+        id: IkeId,
+        from: Path,
+        request: IkeRequest,
+        payloads: Payloads,
+    ) {
+        if let Some(error) = payloads.error() {
+            let (kind, wanted) = (error.kind, error.data_u16());
+            self.rekey_refused(now, id, from, request, kind, wanted);
+            return;
+        }
+        match self.take_rekeyed(id, request, &payloads) {
+            Ok((birth, tie)) => self.add_successor(id, birth, tie, now),
+            Err(fault) => self.broken_answer(now, id, from, &fault),
+        }
+    }
+
+    fn take_rekeyed(
+        &mut self,
+        id: IkeId,
+        request: IkeRequest,
+        payloads: &Payloads,
+    ) -> Result<(SuccessorBirth, Vec<u8>), Fault> {
+        let (Some(answer), Some(nonce_r)) = (&payloads.sa, &payloads.nonce) else {
+            return Err(Fault::Misbehaved("missing_payload"));
+        };
+        let sent = request.ke.method();
+        let (suite, spi_r) = proposal::read_ike_answer(answer, &self.config, sent, true)?;
+        let (_, shared) = finish_ke(request.ke, payloads)?;
+        let seeds = Seeds {
+            nonce_i: &request.nonce,
+            nonce_r,
+            spi_i: request.spi,
+            spi_r,
+        };
+        let old = self
+            .sas
+            .get(&id)
+            .and_then(IkeSa::established)
+            .ok_or(Fault::Bug("not established"))?;
+        let seed = skeyseed_rekey(&old.keys, &seeds, &shared);
+        let export = self.config.danger_export_keys;
+        let keys = IkeKeys::derive(suite, &seed, &seeds, true, export)?;
+        let birth = SuccessorBirth {
+            keys,
+            initiator: true,
+            spi_ours: request.spi,
+            spi_peer: spi_r,
+            answered: Answered::default(),
+        };
+        Ok((birth, request.nonce.min(nonce_r.clone())))
+    }
+
+    fn rekey_refused(
+        &mut self,
+        now: Now,
+        id: IkeId,
+        from: Path,
+        request: IkeRequest,
+        kind: NotifyType,
+        wanted: Option<u16>,
+    ) {
+        if kind == NotifyType::INVALID_KE_PAYLOAD {
+            let usable = wanted
+                .and_then(KeMethod::from_id)
+                .filter(|m| self.config.ke_methods.contains(m) && !request.tried.contains(m));
+            if let Some(method) = usable {
+                self.send_rekey(id, method, request.tried, now);
+                return;
+            }
+        }
+        let Some(sa) = self.sas.get_mut(&id) else {
+            return;
+        };
+        let peer = sa.peer.clone();
+        let Some(est) = sa.established_mut() else {
+            return;
+        };
+        if !est.successors.is_empty() {
+            // The peer's own rekey takes its place.
+            self.settle(id, now);
+            return;
+        }
+        est.rekey_failures += 1;
+        let wait = retry_wait(est.rekey_failures);
+        if kind == NotifyType::TEMPORARY_FAILURE {
+            let at = now.monotonic + wait + self.jitter(wait, 100);
+            self.timers.set(Deadline::RekeyIke(id), at);
+            return;
+        }
+        let what = (check_of(kind), format!("the peer answers {kind}"));
+        self.fail(peer.clone(), from, None, what, true);
+        // A peer that cannot rekey may still authenticate anew.
+        if let Some(peer) = peer {
+            let _ = self.reauthenticate(&peer, now);
+        }
+    }
+
+    fn add_successor(&mut self, old: IkeId, birth: SuccessorBirth, tie: Vec<u8>, now: Now) {
+        let ours = birth.initiator;
+        let Some(new) = self.establish_successor(old, birth, now) else {
+            return;
+        };
+        if let Some(est) = self.sas.get_mut(&old).and_then(IkeSa::established_mut) {
+            est.successors.push(Successor {
+                ike: new,
+                ours,
+                tie,
+            });
+        }
+        self.settle(old, now);
+    }
+
+    /// Once it is known which successors there are, the one with the greater smallest nonce
+    /// takes the children and the tasks; the loser goes by the end that began it, the old IKE
+    /// SA by the end that began the winner.
+    fn settle(&mut self, old: IkeId, now: Now) {
+        let Some(est) = self.sas.get_mut(&old).and_then(IkeSa::established_mut) else {
+            return;
+        };
+        if matches!(est.outstanding, Some((_, Pending::RekeyIke(_)))) {
+            return;
+        }
+        let Some(best) = est
+            .successors
+            .iter()
+            .max_by(|a, b| a.tie.cmp(&b.tie))
+            .cloned()
+        else {
+            return;
+        };
+        let losers: Vec<_> = est
+            .successors
+            .iter()
+            .filter(|s| s.ike != best.ike)
+            .cloned()
+            .collect();
+        est.phase = Phase::Rekeyed;
+        let children = std::mem::take(&mut est.children);
+        let unconfirmed = std::mem::take(&mut est.unconfirmed);
+        let tasks: Vec<_> = est
+            .tasks
+            .drain(..)
+            .filter(|t| !matches!(t, Task::RekeyIke | Task::DeleteIke))
+            .collect();
+        for child in &children {
+            if let Some(child) = self.children.get_mut(child) {
+                child.ike = best.ike;
+            }
+        }
+        if let Some(new) = self.sas.get_mut(&best.ike).and_then(IkeSa::established_mut) {
+            new.children.extend(children);
+            new.unconfirmed.extend(unconfirmed);
+        }
+        self.timers.cancel(&Deadline::RekeyIke(old));
+        self.timers.cancel(&Deadline::Liveness(old));
+        for task in tasks {
+            self.push_task(best.ike, task, now);
+        }
+        for loser in losers {
+            self.retire_ike(loser.ike, loser.ours, now);
+        }
+        self.retire_ike(old, best.ours, now);
+    }
+
+    /// An IKE SA without children that another took the place of.
+    fn retire_ike(&mut self, id: IkeId, ours: bool, now: Now) {
+        if let Some(est) = self.sas.get_mut(&id).and_then(IkeSa::established_mut) {
+            est.phase = Phase::Rekeyed;
+        }
+        self.timers.cancel(&Deadline::RekeyIke(id));
+        self.timers.cancel(&Deadline::Liveness(id));
+        self.timers.cancel(&Deadline::Keepalive(id));
+        if ours {
+            self.push_task(id, Task::DeleteIke, now);
+        } else {
+            self.timers
+                .set(Deadline::Redundant(id), now.monotonic + REDUNDANT);
+        }
+    }
+
+    /// The peer deletes an IKE SA that may have successors: our own request is forgotten, the
+    /// peer's takes its place (RFC 7296, 2.25.2).
+    pub(crate) fn settle_deleted(&mut self, id: IkeId, now: Now) {
+        let Some(est) = self.sas.get_mut(&id).and_then(IkeSa::established_mut) else {
+            return;
+        };
+        if est.successors.is_empty() || est.phase != Phase::Open {
+            return;
+        }
+        if matches!(est.outstanding, Some((_, Pending::RekeyIke(_)))) {
+            est.outstanding = None;
+            self.timers.cancel(&Deadline::Retransmit(id));
+        }
+        self.settle(id, now);
+    }
+
+    /// A replaced IKE SA has no more to wait for.
+    pub(crate) fn remove_rekeyed(&mut self, id: IkeId, now: Now) {
+        self.remove_sa(id, DownReason::Replaced, now);
+    }
+}

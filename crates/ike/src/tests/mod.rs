@@ -1,0 +1,4 @@
+//! Engines against each other on virtual time.
+
+mod handshake;
+mod net;
