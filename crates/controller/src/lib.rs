@@ -11,3 +11,6 @@ mod signer;
 mod world;
 
 pub use run::{Options, run};
+
+#[cfg(test)]
+mod tests;

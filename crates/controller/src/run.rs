@@ -7,9 +7,11 @@ use anyhow::Context;
 use testudo_crypto::{SecretBytes, SystemRandom};
 use testudo_model::policy::{CLUSTER, Certificates};
 use testudo_model::{
-    CertificateRequest, CertificateRequestStatus, TrustBundle, TrustBundleSpec, UnixTime,
+    CertificateRequest, CertificateRequestStatus, NodeEncryption, TrustBundle, TrustBundleSpec,
+    UnixTime,
 };
 use testudo_pki::{CaOptions, Renewal, RenewalPolicy, chain_to_pem, renewal, utc};
+use testudo_plan::rollout;
 use testudo_store::{DirStore, Store, StoreError, parse_location, tokens};
 use tracing::{debug, error, info, warn};
 
@@ -215,8 +217,10 @@ impl Controller {
             let Some(policy) = self.world.policies.objects.get(CLUSTER) else {
                 return Ok(());
             };
-            let nodes = self.world.nodes.objects.values();
-            let status = leader::status(policy, nodes, UnixTime(seconds() as i64));
+            let nodes: Vec<NodeEncryption> = self.world.nodes.objects.values().cloned().collect();
+            let unreadable = self.world.nodes.unreadable();
+            let now = UnixTime(i64::try_from(seconds()).unwrap_or(i64::MAX));
+            let status = rollout::next(policy, &nodes, &unreadable, now);
             if status == policy.status {
                 return Ok(());
             }
@@ -244,7 +248,7 @@ fn settings(world: &World) -> Certificates {
 }
 
 /// Seconds since 1970.
-fn seconds() -> u64 {
+pub(crate) fn seconds() -> u64 {
     SystemTime::now()
         .duration_since(SystemTime::UNIX_EPOCH)
         .map_or(0, |d| d.as_secs())

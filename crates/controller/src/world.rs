@@ -1,6 +1,7 @@
 //! What the store holds, kept up to date by its watches.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 
 use testudo_model::bundle::TrustBundleKind;
 use testudo_model::node::NodeEncryptionKind;
@@ -49,6 +50,8 @@ impl World {
 pub(crate) struct Watched<K: Kind> {
     watch: Watch<K>,
     pub(crate) objects: BTreeMap<String, Object<K>>,
+    /// Files that cannot be read, and the names of the objects that they should hold.
+    broken: BTreeMap<PathBuf, Option<String>>,
     synced: bool,
 }
 
@@ -57,6 +60,7 @@ impl<K: Kind> Watched<K> {
         let mut watched = Self {
             watch: store.watch::<K>().await?,
             objects: BTreeMap::new(),
+            broken: BTreeMap::new(),
             synced: false,
         };
         while !watched.synced && watched.next().await {}
@@ -85,10 +89,23 @@ impl<K: Kind> Watched<K> {
             Event::Deleted(object) => {
                 self.objects.remove(object.name());
             }
-            Event::Problem(problem) => warn!("{problem}; the last good version goes on"),
-            Event::Solved(problem) => info!("{}: mended", problem.file.display()),
+            Event::Problem(problem) => {
+                warn!("{problem}");
+                self.broken.insert(problem.file, problem.name);
+            }
+            Event::Solved(problem) => {
+                info!("{}: mended", problem.file.display());
+                self.broken.remove(&problem.file);
+            }
             Event::Synced => self.synced = true,
         }
+    }
+
+    /// Names of objects that stand there, but of which no good version has been seen.
+    pub(crate) fn unreadable(&self) -> Vec<String> {
+        let names = self.broken.values().flatten();
+        let unknown = names.filter(|name| !self.objects.contains_key(*name));
+        unknown.cloned().collect()
     }
 
     /// Takes in what we have just written, before the watch tells it.

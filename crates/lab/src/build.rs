@@ -30,7 +30,6 @@ const HOST: &[(&str, &str)] = &[
     ("ipv6/conf/default/dad_transmits", "0"),
     ("ipv6/conf/all/accept_ra", "0"),
     ("ipv6/conf/default/accept_ra", "0"),
-    ("ipv4/ping_group_range", "0 2147483647"),
 ];
 
 /// A node routes for its pods.

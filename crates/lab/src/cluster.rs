@@ -1,11 +1,22 @@
 //! What the lab's store says about the cluster.
 
 use std::collections::BTreeMap;
+use std::future::Future;
+use std::time::{Duration, Instant};
 
-use anyhow::Result;
-use testudo_model::{EncryptionPolicySpec, Phase};
+use anyhow::{Context, Result, bail};
+use testudo_model::policy::{CLUSTER, EncryptionPolicyKind, Mode, OverlayType};
+use testudo_model::{
+    EncryptionPolicy, EncryptionPolicySpec, NodeName, Phase, node::NodeEncryptionKind, policy,
+};
+use testudo_store::{DirStore, Store, tokens};
 
 use crate::lab::Lab;
+use crate::lifecycle::{Progress, tail};
+use crate::spec::Overlay;
+
+/// How long agents have to write their first word.
+const FIRST_WORD: Duration = Duration::from_secs(15);
 
 /// The store's view at one moment.
 #[derive(Debug, Clone, Default)]
@@ -38,11 +49,118 @@ impl Cluster {
             .get(node)
             .map_or_else(|| "user".to_owned(), |view| view.datapath.clone())
     }
+
+    /// Tunnels that stand and that should stand, over all nodes.
+    pub fn tunnels(&self) -> (u32, u32) {
+        self.nodes.values().fold((0, 0), |(up, expected), node| {
+            (up + node.tunnels_up, expected + node.tunnels_expected)
+        })
+    }
 }
 
 impl Lab {
     /// Reads the store.
     pub fn cluster(&self) -> Result<Cluster> {
-        Ok(Cluster::default())
+        let store = DirStore::open_read_only(self.store_dir())?;
+        block_on(async {
+            let policy = store.get::<EncryptionPolicyKind>(CLUSTER).await?;
+            let nodes = store.list::<NodeEncryptionKind>().await?;
+            let mut cluster = Cluster::default();
+            if let Some(policy) = policy {
+                cluster.phase = policy.status.phase;
+                cluster.target = policy.status.target;
+                cluster.policy = policy.spec;
+            }
+            for node in nodes.items {
+                let view = NodeView {
+                    tunnels_up: node.status.tunnels_up,
+                    tunnels_expected: node.status.tunnels_expected,
+                    datapath: node.spec.datapath,
+                };
+                cluster.nodes.insert(node.metadata.name, view);
+            }
+            Ok(cluster)
+        })
     }
+
+    /// A policy that says what the lab is like and asks for nothing, and a join token a node.
+    pub(crate) fn fill_store(&self) -> Result<()> {
+        let store = DirStore::open(self.store_dir())?;
+        for node in &self.layout().nodes {
+            let name = NodeName::new(node.name.clone())?;
+            let token = tokens::ensure(&store, &name)?;
+            // The node's own copy: only who holds it can ask for this node's name.
+            let file = self.join_token(&node.name);
+            crate::place::write_atomic(&file, token.to_hex().as_bytes())?;
+        }
+        let mut spec = EncryptionPolicySpec {
+            mode: Mode::Disabled,
+            ..Default::default()
+        };
+        spec.overlay = policy::Overlay {
+            kind: match self.spec().overlay {
+                Overlay::Vxlan => OverlayType::Vxlan,
+                Overlay::Geneve => OverlayType::Geneve,
+                Overlay::Routed => OverlayType::Routed,
+            },
+            port: None,
+            pod_cidrs: match self.spec().overlay {
+                Overlay::Routed => self.layout().cluster_cidrs.clone(),
+                _ => Vec::new(),
+            },
+        };
+        block_on(async {
+            store.apply(EncryptionPolicy::new(CLUSTER, spec)).await?;
+            Ok(())
+        })
+    }
+
+    /// Waits until every agent has written what its node is.
+    pub(crate) fn wait_for_agents(&self, progress: Progress<'_>) -> Result<()> {
+        let start = Instant::now();
+        let mut told = start;
+        loop {
+            let cluster = self.cluster()?;
+            let silent: Vec<_> = self
+                .layout()
+                .nodes
+                .iter()
+                .filter(|node| !cluster.nodes.contains_key(&node.name))
+                .map(|node| node.name.as_str())
+                .collect();
+            let Some(first) = silent.first() else {
+                return Ok(());
+            };
+            if start.elapsed() >= FIRST_WORD {
+                bail!(
+                    "no word from the agents of {} after {} s; log of {first}: {}",
+                    silent.join(", "),
+                    FIRST_WORD.as_secs(),
+                    tail(&self.log_path(first))
+                );
+            }
+            if told.elapsed() >= Duration::from_secs(2) {
+                told = Instant::now();
+                progress(&format!("waiting for the agents of {}", silent.join(", ")));
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+}
+
+/// Runs a short piece of asynchronous work to its end, also when the caller is inside a runtime.
+fn block_on<T: Send>(work: impl Future<Output = Result<T>> + Send) -> Result<T> {
+    std::thread::scope(|scope| {
+        let run = || -> Result<T> {
+            tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()
+                .context("start a runtime")?
+                .block_on(work)
+        };
+        match scope.spawn(run).join() {
+            Ok(result) => result,
+            Err(panic) => std::panic::resume_unwind(panic),
+        }
+    })
 }

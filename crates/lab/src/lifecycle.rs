@@ -15,7 +15,7 @@ use rustix::process::Signal;
 use crate::lab::{Lab, Manifest, VERSION};
 use crate::layout::{Layout, is_namespace_of};
 use crate::namespaces::{Namespaces, identity};
-use crate::place::{Place, make_directory, write_atomic, write_json};
+use crate::place::{Place, make_directory, write_json};
 use crate::process::{MARK, Process, command_line, in_namespace, marked, wait_gone};
 use crate::spec::{LabSpec, check_name};
 use crate::userns;
@@ -189,15 +189,10 @@ fn prepare(lab: &Lab, manifest: &Manifest) -> Result<()> {
     make_directory(lab.directory())?;
     make_directory(&lab.directory().join("logs"))?;
     make_directory(&lab.store_dir())?;
-    let secrets = lab.store_dir().join("secrets/node-tokens");
-    make_directory(&secrets)?;
     for node in &lab.layout().nodes {
         make_directory(&lab.node_dir(&node.name))?;
-        // The controller's copy and the node's: only who holds it can ask for this node's name.
-        let token = random_hex(32)?;
-        write_atomic(&secrets.join(&node.name), token.as_bytes())?;
-        write_atomic(&lab.join_token(&node.name), token.as_bytes())?;
     }
+    lab.fill_store()?;
     write_json(&lab.directory().join("lab.json"), manifest)
 }
 
@@ -260,7 +255,11 @@ fn wait_ready(lab: &Lab, mut supervisor: Child, progress: Progress<'_>) -> Resul
                 bail!("{error}");
             }
             if state.ready {
-                return Ok(());
+                return if lab.spec().daemons {
+                    lab.wait_for_agents(progress)
+                } else {
+                    Ok(())
+                };
             }
         }
         if let Some(status) = supervisor.try_wait().context("wait for the supervisor")? {
@@ -372,7 +371,8 @@ pub(crate) fn tail(path: &Path) -> String {
     }
 }
 
-fn random_hex(bytes: usize) -> Result<String> {
+/// Random bytes of the kernel, in hexadecimal.
+pub(crate) fn random_hex(bytes: usize) -> Result<String> {
     let mut buffer = vec![0; bytes];
     fs::File::open("/dev/urandom")
         .and_then(|mut file| file.read_exact(&mut buffer))

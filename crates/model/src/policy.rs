@@ -275,8 +275,12 @@ pub struct EncryptionPolicyStatus {
     pub phase: Phase,
     /// Where the roll-out goes.
     pub target: Phase,
-    /// Counts the steps taken; agents acknowledge it with the phase.
+    /// Counts the steps taken and the changes of `target`; agents acknowledge it with the phase.
     pub rollout: u64,
+    /// The value of `rollout` when the cluster last left `Disabled`: acknowledgements from before
+    /// speak of SAs that are gone.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub since: u64,
     /// The nodes whose acknowledgement is missing.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub waiting_on: Vec<String>,

@@ -72,6 +72,10 @@ impl Source<'_> {
     fn yaml_problem(&self, error: &serde_saphyr::Error) -> Problem {
         let location = error.location();
         let mut reason = error.without_snippet().to_string();
+        // Advice for programmers is none for those who write manifests.
+        if let Some(at) = reason.find(", set DuplicateKeyPolicy") {
+            reason.truncate(at);
+        }
         // The place is told apart; the library says it again at one end of its text.
         if let Some(at) = reason.find(" at line ") {
             reason.truncate(at);

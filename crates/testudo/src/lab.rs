@@ -2,15 +2,17 @@
 
 use std::path::PathBuf;
 use std::str::FromStr;
+use std::time::Duration;
 
 use anyhow::Context;
 use clap::{Args, Subcommand};
-use testudo_lab::{Datapath, Family, Keying, Lab, LabSpec, Overlay, spec::DEFAULT_NAME};
+use testudo_lab::spec::DEFAULT_NAME;
+use testudo_lab::{Datapath, Family, Keying, Lab, LabSpec, Links, Load, LoadOptions, Overlay, Tap};
 
 use testudo_model::policy;
 
-use crate::exit::{Outcome, Usage};
-use crate::global::Global;
+use crate::exit::{CheckFailed, Outcome, Usage};
+use crate::global::{Global, parse_time};
 use crate::output::{self, Columns};
 
 /// A whole cluster in network namespaces on this machine.
@@ -28,6 +30,12 @@ enum Verb {
     Down(Down),
     /// Namespaces, addresses and processes of a lab
     Status(Name),
+    /// Real traffic over every flow, captured on every link
+    Verify(Name),
+    /// Capture the underlay: counts, and a pcap file
+    Capture(Capture),
+    /// Numbered datagrams between the nodes' first pods; counts what is lost
+    Load(LoadCommand),
     /// Run a command in a node (n1), a pod (n1/p1) or the underlay
     Exec(Exec),
     /// The process behind a lab; `lab up` starts it
@@ -94,6 +102,36 @@ struct Exec {
     command: Vec<String>,
 }
 
+#[derive(Args)]
+struct Capture {
+    #[command(flatten)]
+    name: Name,
+    /// One node's link, both directions [default: all links, each packet once]
+    #[arg(long, value_name = "N")]
+    node: Option<String>,
+    /// How long, as in 500ms or 10s
+    #[arg(long, value_name = "TIME", default_value = "5s", value_parser = parse_time)]
+    seconds: Duration,
+    /// Write the packets there
+    #[arg(long, value_name = "FILE.pcap")]
+    write: Option<PathBuf>,
+}
+
+#[derive(Args)]
+struct LoadCommand {
+    #[command(flatten)]
+    name: Name,
+    /// How long, as in 500ms or 10s
+    #[arg(long, value_name = "TIME", default_value = "5s", value_parser = parse_time)]
+    seconds: Duration,
+    /// Packets a second on each flow
+    #[arg(long, value_name = "PPS", default_value_t = 500)]
+    rate: u32,
+    /// Bytes of a datagram's payload
+    #[arg(long, value_name = "BYTES", default_value_t = 200)]
+    payload: usize,
+}
+
 /// A lab that runs.
 pub(crate) struct Running {
     /// Its name.
@@ -108,6 +146,9 @@ pub(crate) fn run(command: LabCommand, global: &Global) -> Outcome {
         Verb::Up(options) => up(options, global),
         Verb::Down(options) => down(options),
         Verb::Status(name) => status(&open(&name)?, global),
+        Verb::Verify(name) => verify(&open_inside(&name)?, global),
+        Verb::Capture(options) => capture(&options, global),
+        Verb::Load(options) => load(&options, global),
         Verb::Exec(options) => exec(&options),
         Verb::Supervise(name) => {
             let name = name.name.context("--name is missing")?;
@@ -232,6 +273,103 @@ fn status(lab: &Lab, global: &Global) -> Outcome {
         );
     }
     Ok(())
+}
+
+fn verify(lab: &Lab, global: &Global) -> Outcome {
+    let report = testudo_lab::verify::verify(lab, &mut say)?;
+    if global.format().is_data() {
+        output::data(global.format(), &report)?;
+    } else {
+        let mut columns = Columns::new(["FROM", "TO", "KIND", "EXPECTED", "OBSERVED", "OK"]);
+        for flow in &report.flows {
+            columns.row([
+                flow.from.clone(),
+                flow.to.clone(),
+                flow.kind.to_owned(),
+                flow.expected.to_string(),
+                flow.observed.to_string(),
+                if flow.ok { "yes" } else { "NO" }.to_owned(),
+            ]);
+        }
+        columns.print()?;
+        output::line(&format!(
+            "phase {}: {} of {} flows as expected; {} ESP packets, {} clear packets of protected flows; tunnels {}/{}: {}",
+            report.phase,
+            report.flows.iter().filter(|flow| flow.ok).count(),
+            report.flows.len(),
+            report.wire.esp_packets,
+            report.wire.clear_protected_packets,
+            report.tunnels.up,
+            report.tunnels.expected,
+            if report.ok { "ok" } else { "NOT OK" }
+        ))?;
+    }
+    verdict(report.ok)
+}
+
+fn capture(options: &Capture, global: &Global) -> Outcome {
+    let lab = open_inside(&options.name)?;
+    let links = options.node.as_deref().map_or(Links::All, Links::Node);
+    let tap = Tap::start(&lab, links, options.write.as_deref())?;
+    std::thread::sleep(options.seconds);
+    let seen = tap.stop()?;
+    if global.format().is_data() {
+        return output::data(global.format(), &seen);
+    }
+    output::line(&format!(
+        "{} frames: {} ESP, {} IKE, {} clear packets of protected flows, {} other IP; {} missed",
+        seen.frames,
+        seen.esp_packets,
+        seen.ike_packets,
+        seen.clear_protected_packets,
+        seen.other_packets,
+        seen.missed
+    ))
+}
+
+fn load(options: &LoadCommand, global: &Global) -> Outcome {
+    let lab = open_inside(&options.name)?;
+    let load = Load::start(
+        &lab,
+        &LoadOptions {
+            rate: options.rate,
+            payload: options.payload,
+            flows: Vec::new(),
+        },
+    )?;
+    std::thread::sleep(options.seconds);
+    let report = load.stop();
+    if global.format().is_data() {
+        output::data(global.format(), &report)?;
+    } else {
+        let mut columns = Columns::new(["FROM", "TO", "SENT", "LOST", "TWICE", "REORDERED", "GAP"]);
+        for flow in &report.flows {
+            columns.row([
+                flow.from.clone(),
+                flow.to.clone(),
+                flow.sent.to_string(),
+                flow.lost.to_string(),
+                flow.duplicated.to_string(),
+                flow.reordered.to_string(),
+                format!("{}ms", flow.longest_gap_ms),
+            ]);
+        }
+        columns.print()?;
+        output::line(&format!(
+            "{} packets, {} lost",
+            report.sent(),
+            report.lost()
+        ))?;
+    }
+    verdict(report.lost() == 0)
+}
+
+fn verdict(good: bool) -> Outcome {
+    if good {
+        Ok(())
+    } else {
+        Err(CheckFailed.into())
+    }
 }
 
 fn exec(options: &Exec) -> Outcome {

@@ -217,6 +217,7 @@ impl Wait {
                 Some(Event::Added(policy) | Event::Modified(policy)) => {
                     self.policy = policy;
                     self.show(generation);
+                    self.check_supported(generation)?;
                 }
                 Some(Event::Deleted(_)) => bail!("the policy was deleted meanwhile"),
                 Some(Event::Problem(problem)) => eprintln!("{problem}"),
@@ -225,6 +226,19 @@ impl Wait {
             }
         }
         Ok(())
+    }
+
+    /// What cannot be had at all is not waited for.
+    fn check_supported(&self, generation: u64) -> anyhow::Result<()> {
+        let status = &self.policy.status;
+        let mut degraded = status.conditions.iter().filter(|c| c.kind == "Degraded");
+        let refused = degraded.find(|c| c.reason == "Unsupported");
+        match refused {
+            Some(condition) if status.observed_generation >= generation => {
+                bail!("{}", condition.message)
+            }
+            _ => Ok(()),
+        }
     }
 
     fn arrived(&self, generation: u64) -> bool {

@@ -27,7 +27,7 @@ const TABLE: [(&str, &[&str]); 16] = [
         "datapath-user",
         &["model", "crypto", "wire", "esp", "netlink", "datapath"],
     ),
-    ("store", &["model"]),
+    ("store", &["model", "crypto"]),
     (
         "agent",
         &[

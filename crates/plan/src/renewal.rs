@@ -1,0 +1,122 @@
+//! Whose turn it is to renew a certificate.
+//!
+//! By age every node renews on its own, spread by its UID so that a cluster made in one minute
+//! does not renew in one minute. On request (`certificates.rotation` raised) the nodes go one after
+//! the other in the order of their UIDs, so that the two ends of a tunnel do not reauthenticate at
+//! once; a node that is dead holds up the others for a slot and no longer.
+
+use std::time::Duration;
+
+use testudo_model::policy::Certificates;
+use testudo_model::{CertificateFacts, NodeEncryption, UnixTime};
+
+/// How long a node waits for each one before it in a rotation.
+pub const SLOT: Duration = Duration::from_secs(15);
+
+/// The part of a certificate's age by which renewals are spread, in percent.
+const SPREAD_PERCENT: u64 = 10;
+
+/// Whether to renew.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Turn {
+    /// Not before this time, as things stand.
+    Later(UnixTime),
+    /// Now, for this reason.
+    Now(Reason),
+    /// A rotation is wanted, but these nodes go first; look again when one of them has changed,
+    /// or after this time.
+    After {
+        /// The nodes before this one that have not finished.
+        nodes: Vec<String>,
+        /// When they are waited for no longer.
+        until: UnixTime,
+    },
+}
+
+/// Why to renew.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reason {
+    /// There is no certificate.
+    Missing,
+    /// It is old enough.
+    Age,
+    /// `certificates.rotation` asks for it.
+    Rotation(u64),
+}
+
+/// What the decision depends on.
+pub struct Known<'a> {
+    /// The policy's lifetimes and the rotation wanted.
+    pub certificates: &'a Certificates,
+    /// This node.
+    pub own: &'a NodeEncryption,
+    /// All nodes, this one among them or not.
+    pub nodes: &'a [NodeEncryption],
+    /// The certificate in use.
+    pub certificate: Option<&'a CertificateFacts>,
+    /// The rotation for which `certificate` was asked; tunnels may not use it all yet.
+    pub certificate_rotation: u64,
+    /// When this agent first saw the rotation that is wanted.
+    pub rotation_seen: UnixTime,
+}
+
+/// Decides.
+pub fn turn(known: &Known<'_>, now: UnixTime) -> Turn {
+    let Some(certificate) = known.certificate else {
+        return Turn::Now(Reason::Missing);
+    };
+    let due = due(known, certificate);
+    if now >= due {
+        return Turn::Now(Reason::Age);
+    }
+    let wanted = known.certificates.rotation;
+    if known.certificate_rotation.max(known.own.status.rotation) >= wanted {
+        return Turn::Later(due);
+    }
+    let key = |node: &NodeEncryption| (node.spec.uid.clone(), node.name().to_owned());
+    let mine = key(known.own);
+    let mut before: Vec<&NodeEncryption> = known
+        .nodes
+        .iter()
+        .filter(|node| key(node) < mine && node.name() != known.own.name())
+        .collect();
+    before.sort_by_key(|node| key(node));
+    let place = u32::try_from(before.len()).unwrap_or(u32::MAX);
+    let until = known.rotation_seen + SLOT.saturating_mul(place);
+    before.retain(|node| node.status.rotation < wanted);
+    if before.is_empty() || now >= until {
+        return Turn::Now(Reason::Rotation(wanted));
+    }
+    Turn::After {
+        nodes: before.iter().map(|node| node.name().to_owned()).collect(),
+        until,
+    }
+}
+
+/// When the certificate is old enough: `renewAfter`, less up to a tenth of it by the node's UID,
+/// and never so late that less than a tenth of its life is left.
+fn due(known: &Known<'_>, certificate: &CertificateFacts) -> UnixTime {
+    let begin = certificate.not_before.0;
+    let life = u64::try_from(certificate.not_after.0.saturating_sub(begin)).unwrap_or(0);
+    let wanted = known.certificates.renew_after.0.as_secs();
+    let age = wanted.min(life - life / 10);
+    let spread = age / 100 * SPREAD_PERCENT + age % 100 * SPREAD_PERCENT / 100;
+    let early = u64::try_from(
+        u128::from(spread) * u128::from(fraction(known.own.spec.uid.as_str()))
+            / u128::from(u64::MAX),
+    )
+    .unwrap_or(spread);
+    certificate.not_before + Duration::from_secs(age.saturating_sub(early))
+}
+
+/// A number that follows from a text and is spread evenly: FNV-1a with a finisher.
+fn fraction(text: &str) -> u64 {
+    let hash = text.bytes().fold(0xcbf2_9ce4_8422_2325u64, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
+    });
+    let hash = (hash ^ (hash >> 33)).wrapping_mul(0xff51_afd7_ed55_8ccd);
+    hash ^ (hash >> 33)
+}
+
+#[cfg(test)]
+mod tests;

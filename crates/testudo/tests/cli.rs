@@ -1,0 +1,276 @@
+//! The command as other programs call it: output, exit codes, messages.
+
+// Helpers of an integration test are tests too, but clippy does not see that.
+#![allow(clippy::unwrap_used)]
+
+use std::path::Path;
+use std::process::{Child, Command, Output, Stdio};
+
+use serde_json::Value;
+use tempfile::TempDir;
+
+const POLICY: &str = "apiVersion: testudo.dev/v1alpha1
+kind: EncryptionPolicy
+metadata:
+  name: cluster
+spec:
+  mode: Disabled
+  overlay:
+    type: VXLAN
+";
+
+const NODE: &str = "apiVersion: testudo.dev/v1alpha1
+kind: NodeEncryption
+metadata:
+  name: NAME
+spec:
+  uid: uid-NAME
+  bootId: boot
+  addresses: [192.0.2.1]
+  datapath: user
+";
+
+struct Place {
+    dir: TempDir,
+}
+
+impl Place {
+    fn new() -> Self {
+        Self {
+            dir: tempfile::tempdir().unwrap(),
+        }
+    }
+
+    fn store(&self) -> String {
+        format!("dir:{}", self.dir.path().join("store").display())
+    }
+
+    fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_testudo"));
+        command
+            .args(arguments)
+            .env("TESTUDO_STORE", self.store())
+            .env_remove("TESTUDO_LOG")
+            .stdin(Stdio::null());
+        command
+    }
+
+    fn run(&self, arguments: &[&str]) -> Output {
+        self.command(arguments).output().unwrap()
+    }
+
+    fn json(&self, arguments: &[&str]) -> Value {
+        let output = self.run(&[arguments, &["-o", "json"]].concat());
+        assert!(
+            output.status.success(),
+            "{arguments:?}: {}",
+            errors(&output)
+        );
+        serde_json::from_slice(&output.stdout).unwrap()
+    }
+
+    fn file(&self, name: &str, text: &str) -> String {
+        let path = self.dir.path().join(name);
+        std::fs::write(&path, text).unwrap();
+        path.display().to_string()
+    }
+
+    fn controller(&self) -> Daemon {
+        let child = self.command(&["controller"]).stderr(Stdio::null()).spawn();
+        let daemon = Daemon(child.unwrap());
+        wait_for(&self.dir.path().join("store/trustbundles/cluster.yaml"));
+        daemon
+    }
+}
+
+/// A daemon that ends with the test.
+struct Daemon(Child);
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn wait_for(path: &Path) {
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(20);
+    while !path.exists() {
+        assert!(std::time::Instant::now() < deadline, "{}", path.display());
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+}
+
+fn code(output: &Output) -> i32 {
+    output.status.code().unwrap()
+}
+
+fn text(output: &Output) -> String {
+    String::from_utf8(output.stdout.clone()).unwrap()
+}
+
+fn errors(output: &Output) -> String {
+    String::from_utf8(output.stderr.clone()).unwrap()
+}
+
+#[test]
+fn wrong_usage_is_exit_code_2() {
+    let place = Place::new();
+    for arguments in [
+        &["bogus"][..],
+        &["get", "pods"],
+        &["status", "--timeout", "soon"],
+        &["status", "--store", "/somewhere"],
+        &["apply"],
+        &["agent"],
+    ] {
+        let output = place.run(arguments);
+        assert_eq!(code(&output), 2, "{arguments:?}");
+        assert!(text(&output).is_empty() && !errors(&output).is_empty());
+    }
+}
+
+#[test]
+fn a_missing_store_is_one_line_that_says_what_to_do() {
+    let place = Place::new();
+    for verb in [
+        &["status"][..],
+        &["get", "nodes"],
+        &["ca", "show"],
+        &["certs", "list"],
+    ] {
+        let output = place.run(verb);
+        assert_eq!(code(&output), 1, "{verb:?}");
+        let said = errors(&output);
+        assert_eq!(said.lines().count(), 1, "{said}");
+        assert!(
+            said.contains("--store") && said.contains("controller"),
+            "{said}"
+        );
+    }
+    let output = place.run(&["start"]);
+    assert_eq!(code(&output), 1);
+    assert!(errors(&output).contains("testudo init"));
+}
+
+#[test]
+fn objects_are_applied_printed_and_deleted() {
+    let place = Place::new();
+    let file = place.file(
+        "policy.yaml",
+        &format!("{POLICY}---\n{}", NODE.replace("NAME", "n1")),
+    );
+    let applied = place.run(&["apply", "-f", &file]);
+    assert_eq!(code(&applied), 0, "{}", errors(&applied));
+    assert_eq!(
+        text(&applied),
+        "encryptionpolicy/cluster created\nnodeencryption/n1 created\n"
+    );
+    let again = place.json(&["apply", "-f", &file]);
+    assert_eq!(again[0]["result"], "unchanged");
+
+    let policy = place.json(&["get", "policy", "cluster"]);
+    assert_eq!(policy["spec"]["overlay"]["type"], "VXLAN");
+    let nodes = place.json(&["get", "nodes"]);
+    assert_eq!(nodes["items"][0]["metadata"]["name"], "n1");
+    let table = text(&place.run(&["get", "nodes"]));
+    assert!(
+        table.starts_with("NAME") && table.contains("192.0.2.1"),
+        "{table}"
+    );
+    let yaml = text(&place.run(&["get", "policy", "cluster", "-o", "yaml"]));
+    let second = place.file("again.yaml", &yaml);
+    assert_eq!(code(&place.run(&["apply", "-f", &second])), 0);
+
+    assert_eq!(code(&place.run(&["get", "node", "n7"])), 1);
+    let deleted = place.run(&["delete", "-f", &file]);
+    assert!(text(&deleted).contains("nodeencryption/n1 deleted"));
+    assert_eq!(code(&place.run(&["get", "node", "n1"])), 1);
+}
+
+#[test]
+fn a_bad_manifest_changes_nothing_and_says_where_it_is_bad() {
+    let place = Place::new();
+    place.run(&["apply", "-f", &place.file("good.yaml", POLICY)]);
+    let bad = POLICY.replace("mode: Disabled", "mode: Full\n  modus: Full");
+    let bad = place.file("bad.yaml", &bad);
+    let output = place.run(&["apply", "-f", &bad]);
+    assert_eq!(code(&output), 1);
+    assert!(
+        errors(&output).contains("bad.yaml:7"),
+        "{}",
+        errors(&output)
+    );
+    let policy = place.json(&["get", "policy", "cluster"]);
+    assert_eq!(policy["spec"]["mode"], "Disabled");
+}
+
+#[test]
+fn waiting_in_vain_is_exit_code_3_with_the_reason() {
+    let place = Place::new();
+    let began = std::time::Instant::now();
+    let output = place.run(&["init", "--overlay", "vxlan", "--timeout", "500ms"]);
+    assert_eq!(code(&output), 3);
+    assert!(began.elapsed() < std::time::Duration::from_secs(10));
+    assert!(
+        errors(&output).contains("testudo controller"),
+        "{}",
+        errors(&output)
+    );
+
+    let _controller = place.controller();
+    let node = place.file("n1.yaml", &NODE.replace("NAME", "n1"));
+    place.run(&["apply", "-f", &node]);
+    let output = place.run(&["init", "--timeout", "1s"]);
+    assert_eq!(code(&output), 3);
+    assert!(errors(&output).contains("n1"), "{}", errors(&output));
+}
+
+#[test]
+fn without_wait_the_wish_is_written_and_that_is_all() {
+    let place = Place::new();
+    let output = place.run(&["init", "--overlay", "geneve", "--wait=false"]);
+    assert_eq!(code(&output), 0, "{}", errors(&output));
+    let policy = place.json(&["get", "policy", "cluster"]);
+    assert_eq!(policy["spec"]["mode"], "Full");
+    assert_eq!(policy["spec"]["enforcement"], "Strict");
+    assert_eq!(policy["spec"]["overlay"]["type"], "Geneve");
+    assert_eq!(code(&place.run(&["stop", "--wait=false"])), 0);
+    let policy = place.json(&["get", "policy", "cluster"]);
+    assert_eq!(policy["spec"]["mode"], "Disabled");
+    assert_eq!(policy["spec"]["overlay"]["type"], "Geneve");
+}
+
+#[test]
+fn the_ca_and_tokens_of_a_controller_are_shown_without_secrets() {
+    let place = Place::new();
+    let _controller = place.controller();
+    let cas = place.json(&["ca", "show"]);
+    let subject = cas["cas"][0]["subject"].as_str().unwrap();
+    assert!(subject.starts_with("Testudo CA "), "{subject}");
+    assert!(!cas.to_string().contains("PRIVATE"));
+    let token = text(&place.run(&["certs", "token", "n1"]));
+    let path = Path::new(token.trim());
+    let first = std::fs::read(path).unwrap();
+    place.run(&["certs", "token", "n1"]);
+    assert_eq!(std::fs::read(path).unwrap(), first);
+    let status = place.json(&["status"]);
+    assert_eq!(status["phase"], "Disabled");
+    assert_eq!(status["nodes"], Value::Array(vec![]));
+}
+
+#[test]
+fn a_silent_agent_is_named_and_is_exit_code_1() {
+    let place = Place::new();
+    let node = NODE.replace("NAME", "n1").replace(
+        "  datapath: user",
+        "  datapath: user\n  agentSocket: /nowhere/agent.sock",
+    );
+    place.run(&["apply", "-f", &place.file("n1.yaml", &node)]);
+    let output = place.run(&["status", "--tunnels"]);
+    assert_eq!(code(&output), 1);
+    assert!(errors(&output).contains("node n1: /nowhere/agent.sock"));
+    let output = place.run(&["status", "--tunnels", "--node", "n7"]);
+    assert_eq!(code(&output), 1);
+    assert!(errors(&output).contains("n7"));
+}
