@@ -38,6 +38,8 @@ enum Verb {
     Load(LoadCommand),
     /// Run a command in a node (n1), a pod (n1/p1) or the underlay
     Exec(Exec),
+    /// Show the main job: clear text turning into ESP, rotations without a loss
+    Demo(crate::demo::DemoCommand),
     /// The process behind a lab; `lab up` starts it
     #[command(hide = true)]
     Supervise(Name),
@@ -150,6 +152,7 @@ pub(crate) fn run(command: LabCommand, global: &Global) -> Outcome {
         Verb::Capture(options) => capture(&options, global),
         Verb::Load(options) => load(&options, global),
         Verb::Exec(options) => exec(&options),
+        Verb::Demo(command) => crate::demo::run(&command),
         Verb::Supervise(name) => {
             let name = name.name.context("--name is missing")?;
             testudo_lab::supervise(&name)

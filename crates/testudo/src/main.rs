@@ -8,6 +8,7 @@ mod ca;
 mod capture;
 mod certs;
 mod controller;
+mod demo;
 mod exit;
 mod global;
 mod lab;
