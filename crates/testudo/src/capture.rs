@@ -15,7 +15,7 @@ use ipnet::IpNet;
 use serde::Serialize;
 use testudo_lab::Lab;
 use testudo_model::node::NodeEncryptionKind;
-use testudo_model::policy::{CLUSTER, EncryptionPolicyKind};
+use testudo_model::policy::{CLUSTER, EncryptionPolicyKind, OverlayType};
 use testudo_model::{EncryptionPolicy, NodeEncryption, NodeName};
 use testudo_netlink::Netlink;
 use testudo_store::Store;
@@ -23,7 +23,7 @@ use testudo_store::Store;
 use crate::exit::{CheckFailed, Outcome};
 use crate::global::{Global, parse_time};
 use crate::output::{self, Columns, bytes};
-use crate::pcap::{Packet, PacketKind, Reader};
+use crate::pcap::{Packet, PacketKind, Protected, Reader};
 use crate::{signals, store};
 
 /// Flows that are counted one by one; more are counted in the sums alone.
@@ -77,8 +77,8 @@ pub(crate) fn run(command: &CaptureCommand, global: &Global) -> Outcome {
         anyhow::Ok((policy, nodes))
     })?;
     let place = Place::find(command, lab, &nodes)?;
-    let overlay_ports = overlay_ports(policy.as_ref());
-    let filter = filter(command, policy.as_ref(), &nodes, &overlay_ports)?;
+    let protected = protected(policy.as_ref(), &nodes);
+    let filter = filter(command, &nodes, &protected)?;
     eprintln!(
         "watching {} of {} for {} s",
         place.interface,
@@ -86,7 +86,7 @@ pub(crate) fn run(command: &CaptureCommand, global: &Global) -> Outcome {
         command.seconds.as_secs_f64()
     );
     let mut summary = Summary::new(&place, command);
-    summary.take(&place, command, &filter, &overlay_ports)?;
+    summary.take(&place, command, &filter, &protected)?;
     summary.report(global)
 }
 
@@ -161,33 +161,42 @@ fn interface_of(addresses: &[IpAddr]) -> anyhow::Result<Option<String>> {
     Ok(links.into_iter().find(|l| l.index == index).map(|l| l.name))
 }
 
-fn overlay_ports(policy: Option<&EncryptionPolicy>) -> Vec<u16> {
-    match policy.and_then(|p| p.spec.overlay.udp_port()) {
-        Some(port) => vec![port],
+/// What the policy protects; before there is one, the usual overlays.
+fn protected(policy: Option<&EncryptionPolicy>, nodes: &[NodeEncryption]) -> Protected {
+    let overlay = policy.map(|p| &p.spec.overlay);
+    if overlay.is_some_and(|o| o.kind == OverlayType::Routed) {
+        let clusterwide = overlay.into_iter().flat_map(|o| &o.pod_cidrs);
+        let pods = clusterwide.chain(nodes.iter().flat_map(|n| &n.spec.pod_cidrs));
+        let mut pods: Vec<IpNet> = pods.map(IpNet::trunc).collect();
+        pods.sort();
+        pods.dedup();
+        return Protected {
+            overlay_ports: Vec::new(),
+            pods,
+        };
+    }
+    Protected {
         // Geneve, VXLAN, and VXLAN as Linux first had it.
-        None => vec![6081, 4789, 8472],
+        overlay_ports: match overlay.and_then(|o| o.udp_port()) {
+            Some(port) => vec![port],
+            None => vec![6081, 4789, 8472],
+        },
+        pods: Vec::new(),
     }
 }
 
 fn filter(
     command: &CaptureCommand,
-    policy: Option<&EncryptionPolicy>,
     nodes: &[NodeEncryption],
-    overlay_ports: &[u16],
+    protected: &Protected,
 ) -> anyhow::Result<String> {
     let mut wanted = vec!["ip proto 50".to_owned(), "ip6 proto 50".to_owned()];
-    for port in [500, 4500].iter().chain(overlay_ports) {
+    for port in [500, 4500].iter().chain(&protected.overlay_ports) {
         wanted.push(format!("udp port {port}"));
     }
-    let clusterwide = policy.iter().flat_map(|p| &p.spec.overlay.pod_cidrs);
-    let pods = clusterwide.chain(nodes.iter().flat_map(|n| &n.spec.pod_cidrs));
-    let routed = policy.is_some_and(|p| p.spec.overlay.udp_port().is_none());
-    let mut cidrs: Vec<IpNet> = pods.copied().filter(|_| routed).collect();
-    cidrs.sort();
-    cidrs.dedup();
-    for cidr in cidrs.iter().take(64) {
-        wanted.push(format!("net {}", cidr.trunc()));
-    }
+    // A filter has a longest length; clusters name one prefix for all pods, or few.
+    let pods = protected.pods.iter().take(64);
+    wanted.extend(pods.map(|net| format!("net {net}")));
     let mut filter = format!("({})", wanted.join(" or "));
     if let Some(peer) = &command.peer {
         let node = nodes.iter().find(|n| n.name() == peer.as_str());
@@ -211,6 +220,7 @@ struct Summary {
     ike_packets: u64,
     keepalives: u64,
     clear_overlay_packets: u64,
+    clear_pod_packets: u64,
     other_packets: u64,
     flows: Vec<FlowLine>,
     file: Option<PathBuf>,
@@ -246,6 +256,7 @@ impl Summary {
             ike_packets: 0,
             keepalives: 0,
             clear_overlay_packets: 0,
+            clear_pod_packets: 0,
             other_packets: 0,
             flows: Vec::new(),
             file: command.write.clone(),
@@ -257,15 +268,15 @@ impl Summary {
         place: &Place,
         command: &CaptureCommand,
         filter: &str,
-        overlay_ports: &[u16],
+        protected: &Protected,
     ) -> anyhow::Result<()> {
         let mut tcpdump = Tcpdump::start(place, filter, command.write.as_deref())?;
         let output = tcpdump.output.take().context("tcpdump has no output")?;
         let (sender, receiver) = mpsc::sync_channel(1024);
-        let ports = overlay_ports.to_vec();
+        let protected = protected.clone();
         let reader = std::thread::spawn(move || -> anyhow::Result<()> {
             let mut reader = Reader::new(output)?;
-            while let Some(packet) = reader.next(&ports) {
+            while let Some(packet) = reader.next(&protected) {
                 if sender.send(packet).is_err() {
                     break;
                 }
@@ -297,6 +308,7 @@ impl Summary {
             PacketKind::Ike => self.ike_packets += 1,
             PacketKind::Keepalive => self.keepalives += 1,
             PacketKind::ClearOverlay => self.clear_overlay_packets += 1,
+            PacketKind::ClearPod => self.clear_pod_packets += 1,
             PacketKind::Other => self.other_packets += 1,
         }
         self.esp_in_udp_packets += u64::from(packet.in_udp);
@@ -332,7 +344,7 @@ impl Summary {
         columns.print()?;
         output::line("")?;
         output::line(&format!(
-            "{} packets on {} of {} in {} s: {} ESP ({} in UDP), {} IKE, {} clear overlay, {} other",
+            "{} packets on {} of {} in {} s: {} ESP ({} in UDP), {} IKE, {} clear overlay, {} clear pod, {} other",
             self.packets,
             self.interface,
             self.node,
@@ -341,6 +353,7 @@ impl Summary {
             self.esp_in_udp_packets,
             self.ike_packets + self.keepalives,
             self.clear_overlay_packets,
+            self.clear_pod_packets,
             self.other_packets
         ))
     }
@@ -352,6 +365,7 @@ fn kind_text(kind: PacketKind) -> &'static str {
         PacketKind::Ike => "IKE",
         PacketKind::Keepalive => "keepalive",
         PacketKind::ClearOverlay => "clear overlay",
+        PacketKind::ClearPod => "clear pod",
         PacketKind::Other => "other",
     }
 }

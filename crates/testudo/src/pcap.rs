@@ -3,6 +3,7 @@
 use std::io::Read;
 use std::net::IpAddr;
 
+use ipnet::IpNet;
 use serde::Serialize;
 use testudo_wire::ip::{IpHeader, protocol};
 use testudo_wire::udp::{self, Encapsulated};
@@ -22,8 +23,19 @@ pub(crate) enum PacketKind {
     Keepalive,
     /// The overlay's packets, readable by anyone.
     ClearOverlay,
+    /// Pods' own packets, routed, readable by anyone.
+    ClearPod,
     /// Everything else that the filter let through.
     Other,
+}
+
+/// What would be protected, to know it in clear.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Protected {
+    /// UDP ports of the overlay.
+    pub(crate) overlay_ports: Vec<u16>,
+    /// Prefixes of pods, where they are routed.
+    pub(crate) pods: Vec<IpNet>,
 }
 
 /// One packet.
@@ -70,7 +82,7 @@ impl<R: Read> Reader<R> {
     }
 
     /// The next packet with IP in it; `None` at the end. A cut last packet is the end too.
-    pub(crate) fn next(&mut self, overlay_ports: &[u16]) -> Option<Packet> {
+    pub(crate) fn next(&mut self, protected: &Protected) -> Option<Packet> {
         loop {
             let mut header = [0; 16];
             self.input.read_exact(&mut header).ok()?;
@@ -82,7 +94,7 @@ impl<R: Read> Reader<R> {
             self.buffer.resize(captured, 0);
             self.input.read_exact(&mut self.buffer).ok()?;
             if let Some(ip) = network_layer(self.link_type, &self.buffer)
-                && let Some(packet) = classify(ip, length, overlay_ports)
+                && let Some(packet) = classify(ip, length, protected)
             {
                 return Some(packet);
             }
@@ -112,11 +124,21 @@ fn network_layer(link_type: u32, frame: &[u8]) -> Option<&[u8]> {
     }
 }
 
-fn classify(ip: &[u8], length: u32, overlay_ports: &[u16]) -> Option<Packet> {
+impl Protected {
+    fn is_pod(&self, header: &IpHeader) -> bool {
+        let inside = |ip: &IpAddr| self.pods.iter().any(|net| net.contains(ip));
+        inside(&header.source) || inside(&header.destination)
+    }
+}
+
+fn classify(ip: &[u8], length: u32, protected: &Protected) -> Option<Packet> {
     let header = IpHeader::parse(ip).ok()?;
     let payload = ip.get(header.header_len..)?;
     let mut packet = Packet {
-        kind: PacketKind::Other,
+        kind: match protected.is_pod(&header) {
+            true => PacketKind::ClearPod,
+            false => PacketKind::Other,
+        },
         source: header.source,
         destination: header.destination,
         spi: None,
@@ -153,7 +175,7 @@ fn classify(ip: &[u8], length: u32, overlay_ports: &[u16]) -> Option<Packet> {
             packet.spi = spi(datagram).filter(|_| packet.in_udp);
         } else if source == udp::IKE_PORT || destination == udp::IKE_PORT {
             packet.kind = PacketKind::Ike;
-        } else if overlay_ports.contains(&destination) {
+        } else if protected.overlay_ports.contains(&destination) {
             packet.kind = PacketKind::ClearOverlay;
         }
     }
@@ -200,6 +222,13 @@ mod tests {
         file
     }
 
+    fn protected() -> Protected {
+        Protected {
+            overlay_ports: vec![4789],
+            pods: vec!["10.9.0.0/16".parse().unwrap()],
+        }
+    }
+
     #[test]
     fn kinds_are_told_apart() {
         let esp = [0xc0, 1, 2, 3, 0, 0, 0, 1, 9, 9];
@@ -211,13 +240,17 @@ mod tests {
             udp(500, 500, &[1; 28]),
             udp(40000, 4789, &[8; 20]),
             udp(40000, 53, &[8; 20]),
+            [&ipv4(6, &[0; 20])[..16], &[10, 9, 1, 1], &[0; 20]].concat(),
             b"no IP".to_vec(),
         ]);
         let mut reader = Reader::new(file.as_slice()).unwrap();
-        let packets: Vec<Packet> = std::iter::from_fn(|| reader.next(&[4789])).collect();
+        let packets: Vec<Packet> = std::iter::from_fn(|| reader.next(&protected())).collect();
         let kinds: Vec<PacketKind> = packets.iter().map(|p| p.kind).collect();
         use PacketKind::*;
-        assert_eq!(kinds, [Esp, Esp, Ike, Keepalive, Ike, ClearOverlay, Other]);
+        assert_eq!(
+            kinds,
+            [Esp, Esp, Ike, Keepalive, Ike, ClearOverlay, Other, ClearPod]
+        );
         assert_eq!(packets[0].spi, Some(0xc001_0203));
         assert_eq!(
             (packets[1].spi, packets[1].in_udp),
@@ -231,7 +264,7 @@ mod tests {
         let file = capture(&[ipv4(50, &[1; 40]), ipv4(50, &[2; 40])]);
         for end in 0..file.len() {
             if let Ok(mut reader) = Reader::new(&file[..end]) {
-                while reader.next(&[4789]).is_some() {}
+                while reader.next(&protected()).is_some() {}
             }
         }
         assert!(Reader::new([7; 24].as_slice()).is_err());
