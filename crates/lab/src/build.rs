@@ -7,7 +7,7 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
 use ipnet::IpNet;
-use testudo_netlink::{FdbEntry, LinkKind, MacAddress, Netlink, NewLink, Route, Vxlan};
+use testudo_netlink::{FdbEntry, LinkChange, LinkKind, MacAddress, Netlink, NewLink, Route, Vxlan};
 
 use crate::layout::{
     INTERFACE, Layout, NodeLayout, OVERLAY_DEVICE, POD_BRIDGE, PodLayout, UNDERLAY_BRIDGE,
@@ -139,6 +139,12 @@ fn plug_in(
     switch.set_up(port)?;
     let mut netlink = Netlink::open_in(netns.as_fd())?;
     let link = netlink.link_index(INTERFACE)?;
+    // As a real card without offloads: what a capture shows is what a wire would carry.
+    let no_offloads = LinkChange {
+        gso_max_segments: Some(1),
+        ..LinkChange::default()
+    };
+    netlink.change_link(link, &no_offloads)?;
     netlink.set_up(link)?;
     for address in &node.addresses {
         let length = if address.is_ipv4() { 16 } else { 64 };

@@ -92,6 +92,9 @@ pub struct LinkChange<'a> {
     pub address: Option<MacAddress>,
     /// The length of the transmit queue in packets.
     pub queue_length: Option<u32>,
+    /// The most segments that a packet handed to the device may stand for; 1: none is larger than
+    /// the MTU, as on a device without offloads.
+    pub gso_max_segments: Option<u32>,
     /// The namespace to move it to.
     pub netns: Option<BorrowedFd<'a>>,
 }
@@ -218,6 +221,9 @@ impl Netlink {
         }
         if let Some(length) = change.queue_length {
             request.u32(abi::IFLA_TXQLEN, length);
+        }
+        if let Some(segments) = change.gso_max_segments {
+            request.u32(abi::IFLA_GSO_MAX_SEGS, segments);
         }
         self.execute(request)
     }
