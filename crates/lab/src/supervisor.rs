@@ -208,15 +208,11 @@ impl Keeper {
 }
 
 fn controller_command(lab: &Lab) -> Result<Command> {
-    let state = lab.directory().join(CONTROLLER);
-    make_directory(&state)?;
     let mut command = Command::new(&lab.spec().binary);
     command
         .arg("controller")
         .arg("--store")
-        .arg(format!("dir:{}", lab.store_dir().display()))
-        .arg("--state-dir")
-        .arg(state);
+        .arg(format!("dir:{}", lab.store_dir().display()));
     Ok(command)
 }
 
