@@ -1,5 +1,6 @@
 //! The controller's life from start to stop.
 
+use std::fs::{File, TryLockError};
 use std::future::Future;
 use std::time::{Duration, SystemTime};
 
@@ -38,6 +39,7 @@ const RETRY: Duration = Duration::from_millis(50);
 pub async fn run(options: Options, shutdown: impl Future<Output = ()>) -> anyhow::Result<()> {
     let location = parse_location(&options.store).map_err(anyhow::Error::msg)?;
     let store = DirStore::at(&location)?;
+    let _only = only_one(&store)?;
     let mut controller = Controller::open(store).await?;
     info!(store = %location, "controller started");
     tokio::pin!(shutdown);
@@ -60,6 +62,22 @@ pub async fn run(options: Options, shutdown: impl Future<Output = ()>) -> anyhow
     }
     info!("controller stopped");
     Ok(())
+}
+
+/// Two controllers at once could each make a CA. The lock ends with the process, however it ends.
+fn only_one(store: &DirStore) -> anyhow::Result<File> {
+    let path = store.secrets().join("controller.lock");
+    let shown = path.display();
+    let opened = File::options().create(true).append(true).open(&path);
+    let file = opened.with_context(|| format!("{shown} cannot be opened"))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => anyhow::bail!(
+            "another controller runs on {}: one is enough",
+            store.root().display()
+        ),
+        Err(TryLockError::Error(e)) => Err(e).with_context(|| format!("{shown} cannot be locked")),
+    }
 }
 
 struct Controller {

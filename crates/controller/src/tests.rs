@@ -307,3 +307,27 @@ async fn broken_objects_and_foreign_cas_do_not_get_far() {
     }
     controller.stop().await;
 }
+
+#[tokio::test]
+async fn there_is_one_controller_at_a_time() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = DirStore::open(dir.path()).unwrap();
+    let first = Running::start(dir.path());
+    until_published(&store).await;
+    let second = Running::start(dir.path()).task.await.unwrap();
+    assert!(
+        second
+            .unwrap_err()
+            .to_string()
+            .contains("another controller")
+    );
+    first.stop().await;
+    let third = Running::start(dir.path());
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    third.stop().await;
+}
+
+async fn until_published(store: &DirStore) {
+    let mut watch = store.watch::<TrustBundleKind>().await.unwrap();
+    while !matches!(watch.next().await, Some(Event::Added(_))) {}
+}
