@@ -28,6 +28,10 @@ mod follow;
 /// How long a writer waits for the others.
 const LOCK_PATIENCE: Duration = Duration::from_secs(5);
 
+/// What to do about a directory that cannot be used.
+const OTHER_PLACE: &str =
+    "run as the user who owns it, or name another place with --store dir:PATH";
+
 /// Settings of a [`DirStore`].
 #[derive(Clone, Copy, Debug)]
 pub struct DirOptions {
@@ -240,7 +244,12 @@ impl Inner {
             {
                 return Err(not_a_directory(root));
             }
-            Err(e) => return Err(StoreError::io("create the store directory", root, e)),
+            Err(e) => {
+                return Err(StoreError::Unavailable {
+                    what: format!("the store directory {} cannot be made: {e}", root.display()),
+                    remedy: OTHER_PLACE.to_owned(),
+                });
+            }
         }
         let probe = root.join(".probe");
         files::write_atomic(&probe, b"", 0o600, false)
