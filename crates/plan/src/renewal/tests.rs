@@ -1,1 +1,148 @@
+use super::*;
+use testudo_model::duration::YEAR;
+use testudo_model::{BootId, Lifetime, NodeEncryptionSpec, NodeUid};
 
+const BEGIN: UnixTime = UnixTime(1_000_000_000);
+
+fn node(name: &str, uid: &str, rotation: u64) -> NodeEncryption {
+    let spec = NodeEncryptionSpec {
+        uid: NodeUid::new(uid).unwrap(),
+        boot_id: BootId::new("b").unwrap(),
+        addresses: vec!["10.0.0.1".parse().unwrap()],
+        pod_cidrs: Vec::new(),
+        datapath: "user".to_owned(),
+        agent_socket: None,
+    };
+    let mut node = NodeEncryption::new(name, spec);
+    node.status.rotation = rotation;
+    node
+}
+
+fn certificate(life: u64) -> CertificateFacts {
+    CertificateFacts {
+        subject: String::new(),
+        issuer: String::new(),
+        serial: String::new(),
+        not_before: BEGIN,
+        not_after: BEGIN + Duration::from_secs(life),
+    }
+}
+
+fn by_age(uid: &str, certificates: &Certificates, life: u64) -> u64 {
+    let own = node("n1", uid, 0);
+    let certificate = certificate(life);
+    let known = Known {
+        certificates,
+        own: &own,
+        nodes: &[],
+        certificate: Some(&certificate),
+        certificate_rotation: 0,
+        rotation_seen: BEGIN,
+    };
+    let Turn::Later(due) = turn(&known, BEGIN) else {
+        panic!("not at once");
+    };
+    assert_eq!(turn(&known, due), Turn::Now(Reason::Age));
+    assert!(matches!(
+        turn(&known, due - Duration::from_secs(1)),
+        Turn::Later(_)
+    ));
+    u64::try_from(due.0 - BEGIN.0).unwrap()
+}
+
+#[test]
+fn by_age_nodes_are_spread_over_the_last_tenth() {
+    let certificates = Certificates::default();
+    let latest = 9 * YEAR / 2;
+    let mut dues: Vec<u64> = (0..200)
+        .map(|i| by_age(&format!("uid-{i}"), &certificates, 5 * YEAR))
+        .collect();
+    assert!(
+        dues.iter()
+            .all(|due| (latest - latest / 10 - 10..=latest).contains(due))
+    );
+    assert_eq!(by_age("uid-1", &certificates, 5 * YEAR), dues[1]);
+    dues.sort_unstable();
+    let widest = dues.windows(2).map(|w| w[1] - w[0]).max().unwrap();
+    assert!(widest < latest / 10 / 8, "a hole in the spread: {widest}");
+}
+
+#[test]
+fn a_certificate_shorter_than_wanted_is_renewed_before_its_end() {
+    let due = by_age("a", &Certificates::default(), 3600);
+    assert!((2900..=3240).contains(&due), "{due}");
+    let certificates = Certificates {
+        renew_after: Lifetime::hours(1),
+        node_lifetime: Lifetime::hours(2),
+        ..Certificates::default()
+    };
+    let due = by_age("a", &certificates, 7200);
+    assert!((3240..=3600).contains(&due), "{due}");
+}
+
+/// (own UID, own rotation, the others' UIDs and rotations, seconds since it was seen, turn)
+#[test]
+fn a_rotation_goes_round_one_by_one() {
+    let certificates = Certificates {
+        rotation: 1,
+        ..Certificates::default()
+    };
+    let after = |names: &[&str], places: u32| Turn::After {
+        nodes: names.iter().map(|n| (*n).to_owned()).collect(),
+        until: BEGIN + SLOT * places,
+    };
+    let go = Turn::Now(Reason::Rotation(1));
+    type Case<'a> = (&'a str, &'a [(&'a str, u64)], u64, Turn);
+    let cases: [Case<'_>; 6] = [
+        ("a", &[("b", 0), ("c", 0)], 0, go.clone()),
+        ("b", &[("a", 0), ("c", 0)], 0, after(&["na"], 1)),
+        ("c", &[("b", 0), ("a", 0)], 0, after(&["na", "nb"], 2)),
+        ("c", &[("b", 0), ("a", 1)], 14, after(&["nb"], 2)),
+        ("c", &[("b", 1), ("a", 2)], 0, go.clone()),
+        ("c", &[("b", 0), ("a", 0)], 30, go),
+    ];
+    for (uid, others, passed, expected) in cases {
+        let own = node(&format!("n{uid}"), uid, 0);
+        let mut nodes: Vec<_> = others
+            .iter()
+            .map(|(uid, rotation)| node(&format!("n{uid}"), uid, *rotation))
+            .collect();
+        nodes.push(own.clone());
+        let certificate = certificate(5 * YEAR);
+        let known = Known {
+            certificates: &certificates,
+            own: &own,
+            nodes: &nodes,
+            certificate: Some(&certificate),
+            certificate_rotation: 0,
+            rotation_seen: BEGIN,
+        };
+        let now = BEGIN + Duration::from_secs(passed);
+        assert_eq!(turn(&known, now), expected, "{uid} {others:?} {passed}");
+        let asked = Known {
+            certificate_rotation: 1,
+            ..known
+        };
+        assert!(
+            matches!(turn(&asked, now), Turn::Later(_)),
+            "once is enough"
+        );
+    }
+}
+
+#[test]
+fn without_a_certificate_nobody_waits() {
+    let own = node("z", "z", 0);
+    let known = Known {
+        certificates: &Certificates {
+            rotation: 3,
+            ..Certificates::default()
+        },
+        own: &own,
+        nodes: &[node("a", "a", 0)],
+        certificate: None,
+        certificate_rotation: 0,
+        rotation_seen: BEGIN,
+    };
+    assert_eq!(turn(&known, BEGIN), Turn::Now(Reason::Missing));
+}
