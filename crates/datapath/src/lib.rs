@@ -129,6 +129,8 @@ pub struct Counters {
     pub sas: BTreeMap<SaId, SaCounters>,
     /// Packets dropped, by reason (snake_case).
     pub drops: BTreeMap<String, u64>,
+    /// What was counted and is no drop: `fragmented`, `keepalive`, `gso_fallback`.
+    pub notices: BTreeMap<String, u64>,
 }
 
 /// One SA's counters.

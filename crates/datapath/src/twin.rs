@@ -387,6 +387,7 @@ impl Datapath for Twin {
         Counters {
             sas,
             drops: state.drops.clone(),
+            notices: BTreeMap::new(),
         }
     }
 
