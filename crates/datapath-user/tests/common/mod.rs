@@ -7,7 +7,7 @@
 //! ```
 //!
 //! Namespaces have no names: they are gone with the threads and descriptors that hold them.
-#![allow(dead_code)]
+#![allow(dead_code, unreachable_pub, clippy::unwrap_used)]
 
 use std::collections::HashSet;
 use std::net::{IpAddr, UdpSocket};
@@ -80,6 +80,11 @@ impl Node {
             state: tempfile::tempdir().unwrap(),
         };
         node.run(|_| {
+            // Link-local addresses, which neighbour discovery needs, would take a second.
+            for which in ["all", "default"] {
+                let path = format!("/proc/sys/net/ipv6/conf/{which}/accept_dad");
+                std::fs::write(path, "0").unwrap();
+            }
             let mut nl = Netlink::open().unwrap();
             let lo = nl.link_index("lo").unwrap();
             nl.set_up(lo).unwrap();
@@ -468,6 +473,10 @@ pub struct Tap {
     pub esp: Arc<AtomicU64>,
     pub udp_esp: Arc<AtomicU64>,
     pub clear: Arc<AtomicU64>,
+    /// Clear packets of the overlay from the first node.
+    pub first: Arc<AtomicU64>,
+    /// Clear packets of the third node, which has no datapath where this counts.
+    pub third: Arc<AtomicU64>,
     stop: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
 }
@@ -487,11 +496,14 @@ impl Tap {
             esp: Arc::default(),
             udp_esp: Arc::default(),
             clear: Arc::default(),
+            first: Arc::default(),
+            third: Arc::default(),
             stop: Arc::default(),
             thread: None,
         };
         let (esp, udp_esp, clear) = (tap.esp.clone(), tap.udp_esp.clone(), tap.clear.clone());
-        let stop = Arc::clone(&tap.stop);
+        let (stop, third) = (Arc::clone(&tap.stop), Arc::clone(&tap.third));
+        let first = Arc::clone(&tap.first);
         let thread = std::thread::spawn(move || {
             use std::io::Read as _;
             let mut packet = vec![0; 70_000];
@@ -508,9 +520,16 @@ impl Tap {
                     IpAddr::V4(a) => a.octets()[0] == 10,
                     IpAddr::V6(a) => a.segments()[0] == 0xfd00,
                 };
+                let ours = [address(0, false), address(0, true)].contains(&header.source);
+                if (header.protocol, port, ours) == (17, PORT, true) {
+                    first.fetch_add(1, Ordering::Relaxed);
+                }
                 match (header.protocol, port) {
                     (50, _) => esp.fetch_add(1, Ordering::Relaxed),
                     (17, 4500) => udp_esp.fetch_add(1, Ordering::Relaxed),
+                    (17, PORT) if header.source == address(2, false) => {
+                        third.fetch_add(1, Ordering::Relaxed)
+                    }
                     (17, PORT) => clear.fetch_add(1, Ordering::Relaxed),
                     _ if pods => clear.fetch_add(1, Ordering::Relaxed),
                     _ => 0,
