@@ -74,7 +74,8 @@ pub struct NodeEncryptionStatus {
     pub rotation: u64,
     /// Tunnels to peers that stand.
     pub tunnels_up: u32,
-    /// Tunnels that should stand: one a peer and address family.
+    /// Tunnels that should stand: one a peer and address family that both have (overlay), or one a
+    /// peer (routed pods).
     pub tunnels_expected: u32,
     /// The largest inner packet that fits each path, in bytes: what pods' MTU may be at most.
     #[serde(skip_serializing_if = "Option::is_none")]

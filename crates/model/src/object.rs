@@ -95,7 +95,8 @@ pub struct Metadata {
     /// Given by the store when the object is made.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub uid: Option<String>,
-    /// Counts changes of the spec, from 1. Zero: not stored yet.
+    /// Counts changes of the spec that were made through a store, from 1; an editor's changes of a
+    /// file are not counted. Zero: not stored yet.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub generation: u64,
     /// Changes with every write; a writer that sends it back is refused if it is stale.

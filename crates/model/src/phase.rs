@@ -68,7 +68,8 @@ impl fmt::Display for Phase {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Acknowledgement {
-    /// The phase that is in force on the node.
+    /// The phase that is in force on the node. In a `Permissive` step it may be an earlier one: the
+    /// node accepts clear and is that far; the step itself is not acknowledged by it.
     pub phase: Phase,
     /// The step of the roll-out this answers ([`crate::policy::EncryptionPolicyStatus::rollout`]);
     /// an acknowledgement of an earlier step does not count.

@@ -70,7 +70,9 @@ pub struct TrafficPolicy {
     pub flows: ProtectedFlows,
     /// Clear packets of protected flows that come in.
     pub clear_inbound: ClearTraffic,
-    /// Clear packets of protected flows that would leave to anyone, known peer or not.
+    /// Clear packets of protected flows that would leave to anyone, known peer or not. `Drop` may
+    /// stand beside a `clear_inbound` of `Pass`: a node that is about to be Strict sends nothing in
+    /// clear any more before anybody stops accepting it.
     pub clear_outbound: ClearTraffic,
     /// The peers, in the order of their names.
     pub peers: Vec<PeerTraffic>,
