@@ -6,8 +6,26 @@
 //! ([`api`]).
 
 pub mod api;
+mod certificates;
+mod clock;
+mod core;
+mod enforcement;
+mod files;
+mod host;
+mod identity;
+mod keys;
+mod node;
+mod objects;
 mod options;
+mod publish;
+mod reconcile;
+mod report;
+mod rotation;
 mod run;
+mod sockets;
+mod tunnels;
+mod user;
+mod verifier;
 
 pub use options::{Options, Ports};
 pub use run::run;

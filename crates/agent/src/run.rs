@@ -1,15 +1,116 @@
 //! The agent's life from start to stop.
 
-use std::future::Future;
+use std::future::{Future, pending};
+use std::pin::pin;
 
-use anyhow::Result;
+use anyhow::{Context, Result, bail};
+use testudo_store::{DirStore, Location, Store, parse_location};
 
 use crate::Options;
+use crate::api::server::Server;
+use crate::clock::Clock;
+use crate::enforcement::{Enforcement, PolicyFile};
+use crate::files;
+use crate::host::Host;
+use crate::node::Node;
+use crate::objects::Watches;
+use crate::publish::Publisher;
+use crate::sockets::{Datagram, Sockets};
+use crate::user::UserHost;
 
 /// Runs the agent until `shutdown` is ready. An error means that the node stays closed and that
 /// the agent is to be started again.
 pub async fn run(options: Options, shutdown: impl Future<Output = ()>) -> Result<()> {
-    tracing::info!(node = %options.node, "agent starts");
-    shutdown.await;
+    let host = Box::new(UserHost::new(&options));
+    let clock = Clock::start();
+    let (host, enforcement) = close_first(&options, host)?;
+    let store = match parse_location(&options.store).map_err(anyhow::Error::msg)? {
+        Location::Directory(path) => DirStore::open(path).context("opening the store")?,
+    };
+    run_on(options, clock, host, enforcement, store, shutdown).await
+}
+
+/// Before anything else: what was dropped when the agent last ran is dropped again. The host may
+/// have been booted since.
+pub(crate) fn close_first(
+    options: &Options,
+    mut host: Box<dyn Host>,
+) -> Result<(Box<dyn Host>, Enforcement<PolicyFile>)> {
+    files::make_private_dir(&options.state_dir)?;
+    let file = PolicyFile::new(&options.state_dir);
+    let kept = file.load().unwrap_or_else(|error| {
+        tracing::error!("{error:#}; the host's rules stay as they are until the store is read");
+        None
+    });
+    if let Some(policy) = &kept
+        && let Err(error) = host.close(policy)
+    {
+        // The loop tries again, and acknowledges nothing before it has succeeded.
+        tracing::error!("the host could not be closed at the start: {error}");
+    }
+    Ok((host, Enforcement::new(file, kept)))
+}
+
+pub(crate) async fn run_on<S: Store>(
+    options: Options,
+    clock: Clock,
+    host: Box<dyn Host>,
+    enforcement: Enforcement<PolicyFile>,
+    store: S,
+    shutdown: impl Future<Output = ()>,
+) -> Result<()> {
+    let (_server, mut calls) = Server::start(&options.socket)?;
+    let mut watches = Watches::start(&store).await.context("watching the store")?;
+    let publisher = Publisher::start(store, options.node.clone());
+    let mut node = Node::new(options, host, enforcement)?;
+    let bell = std::sync::Arc::clone(&node.bell);
+    tracing::info!(node = %node.identity.name, uid = %node.identity.uid, "the agent runs");
+    let mut shutdown = pin!(shutdown);
+    loop {
+        let now = clock.now();
+        node.update(now);
+        if node.objects.is_synced() {
+            publisher.tell(node.news.clone());
+        }
+        if let Some(reason) = &node.core.failed {
+            let reason = reason.clone();
+            node.stop(clock.now());
+            bail!("the datapath has ended: {reason}; the node stays closed until the next start");
+        }
+        let deadline = clock.instant(node.deadline(now));
+        tokio::select! {
+            () = &mut shutdown => break,
+            told = watches.next() => {
+                let Some(told) = told else {
+                    bail!("the store has ended its watches; the agent is to be started again");
+                };
+                node.take(told);
+                while let Some(told) = watches.try_next() {
+                    node.take(told);
+                }
+            }
+            datagrams = receive(&mut node.core.sockets) => {
+                node.core.datagrams(datagrams, clock.now());
+            }
+            () = bell.notified() => {
+                if node.core.datapath_events(clock.now()) {
+                    bell.notify_one();
+                }
+            }
+            Some((request, reply)) = calls.recv() => {
+                let _ = reply.send(node.answer(&request, clock.now()));
+            }
+            () = tokio::time::sleep_until(deadline.into()) => {}
+        }
+    }
+    tracing::info!(node = %node.identity.name, "the agent stops");
+    node.stop(clock.now());
     Ok(())
+}
+
+async fn receive(sockets: &mut Option<Sockets>) -> Vec<Datagram> {
+    match sockets {
+        Some(sockets) => sockets.receive().await,
+        None => pending().await,
+    }
 }

@@ -372,6 +372,17 @@ impl Datapath for UserDatapath {
         all
     }
 
+    fn pair_counters(&self, child: ChildId) -> (SaCounters, SaCounters) {
+        let inbound = self.inbound.get(&child).map(|entry| entry.sa.counters());
+        let outbound = self
+            .outbound
+            .get(&child)
+            .map(|(_, entry)| entry.sa.counters());
+        let shown =
+            |c: Option<testudo_esp::Counters>| c.map(|c| sa_counters(&c)).unwrap_or_default();
+        (shown(inbound), shown(outbound))
+    }
+
     fn clear(&mut self) -> Result<(), DatapathError> {
         // Rules first: without them nothing depends on the device.
         self.host.clear()?;

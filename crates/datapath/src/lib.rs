@@ -14,7 +14,8 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use testudo_model::{
-    ChildId, Encapsulation, InboundSaSpec, OutboundSaSpec, PeerId, SaId, SaMode, Spi, TrafficPolicy,
+    ChildId, Encapsulation, InboundSaSpec, OutboundSaSpec, PeerId, SaDirection, SaId, SaMode, Spi,
+    TrafficPolicy,
 };
 use thiserror::Error;
 
@@ -68,6 +69,16 @@ pub trait Datapath: Send {
 
     /// Counters of every SA and every reason for a drop.
     fn counters(&self) -> Counters;
+
+    /// Counters of one pair, inbound and outbound; zero where there is none. Cheaper than all.
+    fn pair_counters(&self, child: ChildId) -> (SaCounters, SaCounters) {
+        let counters = self.counters();
+        let of = |direction| {
+            let id = SaId { child, direction };
+            counters.sas.get(&id).copied().unwrap_or_default()
+        };
+        (of(SaDirection::Inbound), of(SaDirection::Outbound))
+    }
 
     /// The largest inner packet, IP header included, that a pair carries without fragments over
     /// a path of `path_mtu`, bytes.

@@ -5,6 +5,7 @@
 //! Answers: `{"ok":true,…}` or `{"ok":false,"error":"…"}`.
 
 mod client;
+pub(crate) mod server;
 mod types;
 
 pub use client::ask;

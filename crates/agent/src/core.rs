@@ -1,0 +1,352 @@
+//! Drives the IKE engine: what it says is done in the datapath before what it sends goes out.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use testudo_datapath::{Datapath, DatapathError, Event as PathEvent};
+use testudo_ike::{
+    ChildDown, ChildUp, DownReason, Engine, Event, Failure, IkeUp, PathChanged, UseOutbound,
+};
+use testudo_model::{ChildId, Encapsulation, Monotonic, Now, PeerId, SaMode};
+
+use crate::keys::KeyExport;
+use crate::sockets::{Datagram, Sockets};
+use crate::tunnels::{Child, Tunnels};
+
+/// Events of the datapath taken in before everything else gets its turn.
+const BATCH: usize = 256;
+
+/// A peer that sends on an SA we do not know is asked at most this often.
+const PROBE_EVERY: Duration = Duration::from_secs(1);
+
+/// Log lines about strangers, at most one in this time.
+const STRANGER_LOG: Duration = Duration::from_secs(1);
+
+/// The engine and everything that its events and datagrams go to.
+pub(crate) struct Core {
+    pub(crate) engine: Engine,
+    pub(crate) tunnels: Tunnels,
+    pub(crate) datapath: Option<Box<dyn Datapath>>,
+    pub(crate) sockets: Option<Sockets>,
+    pub(crate) keys: Option<KeyExport>,
+    /// Which peer is behind an address.
+    pub(crate) addresses: BTreeMap<IpAddr, PeerId>,
+    /// The datapath has ended: the agent must, too.
+    pub(crate) failed: Option<String>,
+    pub(crate) drops: BTreeMap<&'static str, u64>,
+    /// SAs have come or gone since someone last looked.
+    pub(crate) changed: bool,
+    probed: BTreeMap<PeerId, Monotonic>,
+    stranger_logged: Option<Monotonic>,
+}
+
+impl Core {
+    pub(crate) fn new(engine: Engine, keys: Option<KeyExport>) -> Core {
+        Core {
+            engine,
+            tunnels: Tunnels::default(),
+            datapath: None,
+            sockets: None,
+            keys,
+            addresses: BTreeMap::new(),
+            failed: None,
+            drops: BTreeMap::new(),
+            changed: false,
+            probed: BTreeMap::new(),
+            stranger_logged: None,
+        }
+    }
+
+    /// Takes in what came over UDP 500.
+    pub(crate) fn datagrams(&mut self, datagrams: Vec<Datagram>, now: Now) {
+        for datagram in datagrams {
+            let Datagram {
+                local,
+                remote,
+                bytes,
+            } = datagram;
+            self.engine.handle_datagram(now, local, remote, &bytes);
+            self.settle(now);
+        }
+    }
+
+    /// Takes in what the datapath tells. Says whether there may be more.
+    pub(crate) fn datapath_events(&mut self, now: Now) -> bool {
+        for _ in 0..BATCH {
+            let Some(event) = self.datapath.as_mut().and_then(|d| d.poll_event()) else {
+                return false;
+            };
+            self.datapath_event(event, now);
+            self.settle(now);
+        }
+        true
+    }
+
+    fn datapath_event(&mut self, event: PathEvent, now: Now) {
+        match event {
+            PathEvent::Ike {
+                local,
+                remote,
+                message,
+            } => self.engine.handle_datagram(now, local, remote, &message),
+            PathEvent::FirstInbound { child } => self.engine.note_inbound(child, now),
+            PathEvent::SoftLimit { child } => {
+                if let Err(error) = self.engine.rekey_child(child, now) {
+                    tracing::debug!("a rekey that a limit asks for is not begun: {error}");
+                }
+            }
+            PathEvent::PeerMoved { child, remote } => {
+                let moved = self
+                    .tunnels
+                    .child(child)
+                    .map(|c| (c.peer.clone(), c.encapsulation));
+                if let Some((peer, Encapsulation::Udp { local, .. })) = moved {
+                    tracing::info!(%peer, %remote, "the peer's packets come from a new address");
+                    self.with_datapath(|d| d.rebind(child, Encapsulation::Udp { local, remote }));
+                    self.probe(&peer, now);
+                }
+            }
+            PathEvent::UnknownSpi { spi, remote } => {
+                self.count("unknown_spi_events");
+                if let Some(peer) = self.addresses.get(&remote).cloned() {
+                    tracing::debug!(%peer, %spi, "the peer sends on an SA that is not ours");
+                    self.probe(&peer, now);
+                }
+            }
+            PathEvent::Failed { reason } => {
+                tracing::error!("the datapath has ended: {reason}; the node stays closed");
+                self.failed.get_or_insert(reason);
+            }
+        }
+    }
+
+    /// Asks a peer for a sign of life; one without an IKE SA is called.
+    fn probe(&mut self, peer: &PeerId, now: Now) {
+        let last = self.probed.get(peer).copied();
+        if last.is_some_and(|at| now.monotonic.since(at) < PROBE_EVERY) {
+            return;
+        }
+        self.probed.insert(peer.clone(), now.monotonic);
+        let asked = match self.tunnels.connected(peer) {
+            true => self.engine.probe(peer, now),
+            false => self.engine.reauthenticate(peer, now),
+        };
+        if let Err(error) = asked {
+            tracing::debug!(%peer, "not probed: {error}");
+        }
+    }
+
+    /// The engine's contract: after each mutation all events, then all datagrams.
+    pub(crate) fn settle(&mut self, now: Now) {
+        while let Some(event) = self.engine.poll_event() {
+            self.event(event, now);
+        }
+        while let Some(out) = self.engine.poll_transmit() {
+            if out.marker {
+                let Some(datapath) = &mut self.datapath else {
+                    self.count("ike_datagrams_without_datapath");
+                    continue;
+                };
+                if let Err(error) = datapath.send_ike(out.local, out.remote, &out.bytes) {
+                    tracing::debug!(remote = %out.remote, "IKE datagram not sent: {error}");
+                    self.count("ike_datagrams_unsent");
+                }
+            } else if let Some(sockets) = &mut self.sockets {
+                sockets.send(out.local, out.remote, &out.bytes);
+            } else {
+                self.count("ike_datagrams_without_socket");
+            }
+        }
+    }
+
+    fn event(&mut self, event: Event, now: Now) {
+        self.changed = true;
+        match event {
+            Event::IkeUp(up) => self.ike_up(&up, now),
+            Event::IkeDown(down) => {
+                match down.reason {
+                    DownReason::Replaced => {}
+                    reason => tracing::info!(peer = %down.peer, ?reason, "IKE SA is gone"),
+                }
+                self.tunnels.ike_down(&down);
+                let unexpected = match down.reason {
+                    DownReason::Dead => "the peer stopped answering",
+                    DownReason::Expired => "the SA's or the certificate's time ended",
+                    DownReason::Untrusted => "the peer's certificate no longer verifies",
+                    DownReason::Error => "the peer broke the protocol",
+                    _ => return,
+                };
+                if !self.tunnels.connected(&down.peer) {
+                    self.tunnels
+                        .failed(&down.peer, unexpected.to_owned(), now.wall);
+                }
+            }
+            Event::ChildUp(up) => self.child_up(*up, now),
+            Event::OutboundReady { child, peer, .. } => self.use_outbound(child, &peer, now),
+            Event::ChildDown(down) => self.child_down(&down),
+            Event::PathChanged(path) => self.path_changed(&path),
+            Event::Failed(failure) => self.negotiation_failed(&failure, now),
+        }
+    }
+
+    fn ike_up(&mut self, up: &IkeUp, now: Now) {
+        tracing::info!(
+            peer = %up.peer,
+            remote = %up.remote,
+            suite = up.suite,
+            initiator = up.initiator,
+            rekey = up.replaces.is_some(),
+            "IKE SA is up"
+        );
+        if let Some(Err(error)) = self.keys.as_ref().map(|keys| keys.ike(up)) {
+            tracing::warn!("{error:#}");
+        }
+        self.tunnels.ike_up(up, now);
+    }
+
+    fn child_up(&mut self, mut up: ChildUp, now: Now) {
+        own_family(&mut up);
+        if let Some(Err(error)) = self.keys.as_ref().map(|keys| keys.child(&up)) {
+            tracing::warn!("{error:#}");
+        }
+        self.tunnels.child_up(&up, now);
+        let (child, peer) = (up.child, up.peer.clone());
+        tracing::debug!(%peer, spi_in = %up.inbound.spi, spi_out = %up.outbound.spi, "child SA is up");
+        let Some(datapath) = &mut self.datapath else {
+            self.count("children_without_datapath");
+            return;
+        };
+        let installed = datapath
+            .install_inbound(up.inbound)
+            .and_then(|()| datapath.install_outbound(up.outbound));
+        if let Err(error) = installed {
+            return self.refused(child, &peer, &error, now);
+        }
+        if up.use_outbound == UseOutbound::Now {
+            self.use_outbound(child, &peer, now);
+        }
+    }
+
+    fn use_outbound(&mut self, child: ChildId, peer: &PeerId, now: Now) {
+        let Some(datapath) = &mut self.datapath else {
+            return;
+        };
+        match datapath.use_outbound(child) {
+            Ok(()) => self.tunnels.sending(child),
+            Err(error) => self.refused(child, peer, &error, now),
+        }
+    }
+
+    /// The host took one half or none: nothing of the pair may stay, and the peer must know
+    /// (libreswan#1602: no tunnel after tunnel; the engine waits longer each time).
+    fn refused(&mut self, child: ChildId, peer: &PeerId, error: &DatapathError, now: Now) {
+        tracing::warn!(%peer, "the datapath refused an SA: {error}");
+        self.with_datapath(|d| d.remove(child));
+        self.tunnels.child_down(child, Default::default());
+        self.tunnels.failed(
+            peer,
+            format!("the datapath refused an SA: {error}"),
+            now.wall,
+        );
+        if let Err(error) = self.engine.close(peer, now) {
+            tracing::debug!(%peer, "not closed: {error}");
+        }
+    }
+
+    fn child_down(&mut self, down: &ChildDown) {
+        tracing::debug!(peer = %down.peer, name = down.name, reason = ?down.reason, "child SA is gone");
+        let counters = self.datapath.as_ref().map(|d| d.pair_counters(down.child));
+        self.tunnels
+            .child_down(down.child, counters.unwrap_or_default());
+        self.with_datapath(|d| d.remove(down.child));
+    }
+
+    fn path_changed(&mut self, path: &PathChanged) {
+        tracing::info!(peer = %path.peer, remote = %path.remote, "the peer has moved");
+        let v4 = path.encapsulation.local().is_ipv4();
+        for child in &path.children {
+            let same = |c: &Child| c.encapsulation.local().is_ipv4() == v4;
+            if self.tunnels.child(*child).is_some_and(same) {
+                self.with_datapath(|d| d.rebind(*child, path.encapsulation));
+            }
+        }
+        self.tunnels.moved(path);
+    }
+
+    /// Every failure is counted by the engine. A peer's own failure is said; a stranger's too,
+    /// but only so often: whoever floods us must not fill the log.
+    fn negotiation_failed(&mut self, failure: &Failure, now: Now) {
+        let Failure {
+            remote,
+            check,
+            text,
+            ..
+        } = failure;
+        let at_its_address = failure
+            .peer
+            .as_ref()
+            .filter(|peer| self.addresses.get(&remote.ip()) == Some(peer));
+        let shown = match failure.authenticated {
+            true => failure.peer.as_ref(),
+            false => at_its_address,
+        };
+        match shown {
+            Some(peer) => {
+                tracing::warn!(%peer, %remote, %check, "negotiation failed: {text}");
+                let text = format!("{check}: {text}");
+                self.tunnels.failed(peer, text, now.wall);
+            }
+            None => {
+                let quiet = self
+                    .stranger_logged
+                    .is_some_and(|at| now.monotonic.since(at) < STRANGER_LOG);
+                if !quiet {
+                    self.stranger_logged = Some(now.monotonic);
+                    let claimed = failure.peer.as_ref().map_or("unknown", PeerId::as_str);
+                    tracing::warn!(claimed, %remote, %check, "negotiation failed: {text}");
+                }
+            }
+        }
+    }
+
+    fn with_datapath(&mut self, act: impl FnOnce(&mut dyn Datapath) -> Result<(), DatapathError>) {
+        if let Some(datapath) = &mut self.datapath
+            && let Err(error) = act(datapath.as_mut())
+        {
+            tracing::warn!("datapath: {error}");
+        }
+    }
+
+    pub(crate) fn count(&mut self, reason: &'static str) {
+        *self.drops.entry(reason).or_default() += 1;
+    }
+}
+
+/// In transport mode packets keep their addresses. A child of the other family than its IKE SA
+/// (a dual-stack overlay on one IKE SA) travels between the addresses of its selectors.
+fn own_family(up: &mut ChildUp) {
+    let out = &up.outbound;
+    let (Some(local), Some(remote)) = (out.local.first(), out.remote.first()) else {
+        return;
+    };
+    let other = local.first.is_ipv4() != out.encapsulation.local().is_ipv4();
+    if out.mode != SaMode::Transport || !other {
+        return;
+    }
+    let path = match out.encapsulation {
+        Encapsulation::None { .. } => Encapsulation::None {
+            local: local.first,
+            remote: remote.first,
+        },
+        Encapsulation::Udp {
+            local: our,
+            remote: their,
+        } => Encapsulation::Udp {
+            local: SocketAddr::new(local.first, our.port()),
+            remote: SocketAddr::new(remote.first, their.port()),
+        },
+    };
+    up.inbound.encapsulation = path;
+    up.outbound.encapsulation = path;
+}

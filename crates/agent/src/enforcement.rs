@@ -1,0 +1,314 @@
+//! The last traffic policy, kept on disk so that a node that starts closes itself first.
+//!
+//! The file is never weaker than what is in force: what tightens is written before it is
+//! applied, what loosens after. A crash at any point leaves the stricter of the two.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use testudo_model::{ClearTraffic, Outbound, PeerTraffic, ProtectedFlows, TrafficPolicy};
+
+use crate::files;
+
+const FILE: &str = "traffic.json";
+
+/// Where a policy is kept. A test counts and breaks the steps.
+pub(crate) trait Keep {
+    /// Keeps `policy` instead of the one before.
+    fn write(&mut self, policy: &TrafficPolicy) -> Result<()>;
+    /// Forgets it.
+    fn remove(&mut self) -> Result<()>;
+}
+
+/// The policy file of a state directory.
+pub(crate) struct PolicyFile {
+    path: PathBuf,
+}
+
+impl PolicyFile {
+    pub(crate) fn new(state_dir: &Path) -> PolicyFile {
+        PolicyFile {
+            path: state_dir.join(FILE),
+        }
+    }
+
+    /// The policy that was in force when the agent last ran; none if traffic was not touched.
+    pub(crate) fn load(&self) -> Result<Option<TrafficPolicy>> {
+        let Some(bytes) = files::read_optional(&self.path)? else {
+            return Ok(None);
+        };
+        let policy = serde_json::from_slice(&bytes)
+            .with_context(|| format!("{}: it is not a traffic policy", self.path.display()))?;
+        Ok(Some(policy))
+    }
+}
+
+impl Keep for PolicyFile {
+    fn write(&mut self, policy: &TrafficPolicy) -> Result<()> {
+        let bytes = serde_json::to_vec_pretty(policy).context("writing the traffic policy")?;
+        files::write_private(&self.path, &bytes)
+    }
+
+    fn remove(&mut self) -> Result<()> {
+        files::remove(&self.path)
+    }
+}
+
+/// Keeps the file and the host in step. `kept` is what the file says.
+pub(crate) struct Enforcement<K> {
+    keep: K,
+    kept: Option<TrafficPolicy>,
+}
+
+impl<K: Keep> Enforcement<K> {
+    pub(crate) fn new(keep: K, kept: Option<TrafficPolicy>) -> Enforcement<K> {
+        Enforcement { keep, kept }
+    }
+
+    /// What the file says.
+    pub(crate) fn kept(&self) -> Option<&TrafficPolicy> {
+        self.kept.as_ref()
+    }
+
+    /// Moves to `new`; `apply` changes the host. None: nothing of ours stands in the way.
+    pub(crate) fn change(
+        &mut self,
+        new: Option<&TrafficPolicy>,
+        apply: impl FnOnce() -> Result<()>,
+    ) -> Result<()> {
+        if let Some(new) = new {
+            let both = match &self.kept {
+                Some(old) => strictest(old, new),
+                None => new.clone(),
+            };
+            self.write(both)?;
+        }
+        apply()?;
+        match new {
+            Some(new) => self.write(new.clone()),
+            None => {
+                self.keep.remove()?;
+                self.kept = None;
+                Ok(())
+            }
+        }
+    }
+
+    fn write(&mut self, policy: TrafficPolicy) -> Result<()> {
+        if self.kept.as_ref() != Some(&policy) {
+            self.keep.write(&policy)?;
+            self.kept = Some(policy);
+        }
+        Ok(())
+    }
+}
+
+/// A policy that lets pass only what both let pass. Two policies about different flows cannot be
+/// joined: the one that drops wins, the new one between equals.
+fn strictest(old: &TrafficPolicy, new: &TrafficPolicy) -> TrafficPolicy {
+    let flows = match (&old.flows, &new.flows) {
+        (ProtectedFlows::Overlay { port: a }, ProtectedFlows::Overlay { port: b }) if a == b => {
+            new.flows.clone()
+        }
+        (
+            ProtectedFlows::Routed { cluster: a, .. },
+            ProtectedFlows::Routed { local, cluster: b },
+        ) => ProtectedFlows::Routed {
+            // Local prefixes are the exemption: only the new ones hold.
+            local: local.clone(),
+            cluster: union(a, b),
+        },
+        _ if drops(old) && !drops(new) => return old.clone(),
+        _ => return new.clone(),
+    };
+    TrafficPolicy {
+        addresses: union(&old.addresses, &new.addresses),
+        flows,
+        clear_inbound: stricter(old.clear_inbound, new.clear_inbound),
+        clear_outbound: stricter(old.clear_outbound, new.clear_outbound),
+        peers: join_peers(&old.peers, &new.peers),
+    }
+}
+
+fn drops(policy: &TrafficPolicy) -> bool {
+    policy.clear_outbound == ClearTraffic::Drop || policy.clear_inbound == ClearTraffic::Drop
+}
+
+fn stricter(a: ClearTraffic, b: ClearTraffic) -> ClearTraffic {
+    if a == ClearTraffic::Drop || b == ClearTraffic::Drop {
+        ClearTraffic::Drop
+    } else {
+        ClearTraffic::Pass
+    }
+}
+
+fn join_peers(old: &[PeerTraffic], new: &[PeerTraffic]) -> Vec<PeerTraffic> {
+    let mut all: Vec<PeerTraffic> = new.to_vec();
+    for before in old {
+        match all.iter_mut().find(|p| p.peer == before.peer) {
+            Some(peer) => {
+                peer.addresses = union(&before.addresses, &peer.addresses);
+                peer.pod_cidrs = union(&before.pod_cidrs, &peer.pod_cidrs);
+                if before.outbound == Outbound::Encrypt {
+                    peer.outbound = Outbound::Encrypt;
+                }
+            }
+            None => all.push(before.clone()),
+        }
+    }
+    all.sort_by(|a, b| a.peer.cmp(&b.peer));
+    all
+}
+
+/// All of `new` in its order, then what only `old` has.
+fn union<T: Clone + PartialEq>(old: &[T], new: &[T]) -> Vec<T> {
+    let mut all = new.to_vec();
+    all.extend(old.iter().filter(|x| !new.contains(x)).cloned());
+    all
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::RefCell;
+    use std::rc::Rc;
+
+    use anyhow::bail;
+    use testudo_model::PeerId;
+
+    use super::*;
+
+    /// A disk and a host that stop working after a number of steps, as a crash does.
+    #[derive(Default)]
+    struct World {
+        file: Option<TrafficPolicy>,
+        host: Option<TrafficPolicy>,
+        steps_left: usize,
+        trace: Vec<(Option<TrafficPolicy>, Option<TrafficPolicy>)>,
+    }
+
+    impl World {
+        fn step(&mut self, change: impl FnOnce(&mut World)) -> Result<()> {
+            if self.steps_left == 0 {
+                bail!("the power is gone");
+            }
+            self.steps_left -= 1;
+            change(self);
+            let now = (self.file.clone(), self.host.clone());
+            self.trace.push(now);
+            Ok(())
+        }
+    }
+
+    #[derive(Clone)]
+    struct Disk(Rc<RefCell<World>>);
+
+    impl Keep for Disk {
+        fn write(&mut self, policy: &TrafficPolicy) -> Result<()> {
+            self.0.borrow_mut().step(|w| w.file = Some(policy.clone()))
+        }
+        fn remove(&mut self) -> Result<()> {
+            self.0.borrow_mut().step(|w| w.file = None)
+        }
+    }
+
+    fn policy(clear: ClearTraffic, peers: &[(&str, Outbound)]) -> TrafficPolicy {
+        TrafficPolicy {
+            addresses: vec!["10.0.0.1".parse().unwrap()],
+            flows: ProtectedFlows::Overlay { port: 4789 },
+            clear_inbound: clear,
+            clear_outbound: clear,
+            peers: peers
+                .iter()
+                .map(|(name, outbound)| PeerTraffic {
+                    peer: PeerId::new(*name).unwrap(),
+                    addresses: vec!["10.0.0.2".parse().unwrap()],
+                    pod_cidrs: Vec::new(),
+                    outbound: *outbound,
+                })
+                .collect(),
+        }
+    }
+
+    /// Whether `a` lets nothing pass that `b` stops.
+    fn covers(a: Option<&TrafficPolicy>, b: Option<&TrafficPolicy>) -> bool {
+        let Some(b) = b else { return true };
+        let Some(a) = a else { return false };
+        stricter(a.clear_inbound, b.clear_inbound) == a.clear_inbound
+            && stricter(a.clear_outbound, b.clear_outbound) == a.clear_outbound
+            && b.peers.iter().all(|p| {
+                p.outbound == Outbound::Clear
+                    || a.peers
+                        .iter()
+                        .any(|q| q.peer == p.peer && q.outbound == Outbound::Encrypt)
+            })
+    }
+
+    fn states() -> Vec<Option<TrafficPolicy>> {
+        let e = Outbound::Encrypt;
+        let c = Outbound::Clear;
+        vec![
+            None,
+            Some(policy(ClearTraffic::Pass, &[("n2", c), ("n3", c)])),
+            Some(policy(ClearTraffic::Pass, &[("n2", e), ("n3", c)])),
+            Some(policy(ClearTraffic::Pass, &[("n2", c), ("n3", e)])),
+            Some(policy(ClearTraffic::Drop, &[("n2", e), ("n3", e)])),
+            Some(policy(ClearTraffic::Drop, &[("n2", e)])),
+        ]
+    }
+
+    #[test]
+    fn a_crash_at_any_point_leaves_a_file_as_strict_as_the_host() {
+        for before in states() {
+            for after in states() {
+                for steps in 0..5 {
+                    let world = Rc::new(RefCell::new(World {
+                        file: before.clone(),
+                        host: before.clone(),
+                        steps_left: steps,
+                        trace: Vec::new(),
+                    }));
+                    let mut enforcement = Enforcement::new(Disk(Rc::clone(&world)), before.clone());
+                    let host = Rc::clone(&world);
+                    let result = enforcement.change(after.as_ref(), || {
+                        host.borrow_mut().step(|w| w.host = after.clone())
+                    });
+                    let world = world.borrow();
+                    for (file, host) in &world.trace {
+                        assert!(
+                            covers(file.as_ref(), host.as_ref()),
+                            "{before:?} -> {after:?}: {file:?} is weaker than {host:?}"
+                        );
+                    }
+                    if result.is_ok() {
+                        assert_eq!((&world.file, &world.host), (&after, &after));
+                    }
+                    if steps >= 3 {
+                        assert!(result.is_ok());
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_policy_survives_on_disk() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut file = PolicyFile::new(dir.path());
+        assert_eq!(file.load().unwrap(), None);
+        let strict = policy(ClearTraffic::Drop, &[("n2", Outbound::Encrypt)]);
+        file.write(&strict).unwrap();
+        assert_eq!(file.load().unwrap(), Some(strict));
+        file.remove().unwrap();
+        file.remove().unwrap();
+        assert_eq!(file.load().unwrap(), None);
+    }
+
+    #[test]
+    fn a_change_of_port_keeps_the_side_that_drops() {
+        let strict = policy(ClearTraffic::Drop, &[]);
+        let mut open = policy(ClearTraffic::Pass, &[]);
+        open.flows = ProtectedFlows::Overlay { port: 6081 };
+        assert_eq!(strictest(&strict, &open), strict);
+        assert_eq!(strictest(&open, &strict), strict);
+    }
+}

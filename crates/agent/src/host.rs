@@ -1,0 +1,50 @@
+//! What the agent needs of its host: rules that close it, and a datapath once it can be opened.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use testudo_datapath::{Datapath, DatapathError};
+use testudo_model::TrafficPolicy;
+use tokio::sync::Notify;
+
+/// The host. A test puts an in-memory one in its place.
+pub(crate) trait Host {
+    /// Makes the host's rules say what `policy` says, without TUN and sockets: what is to be
+    /// sealed is dropped. Used while there is no datapath.
+    fn close(&mut self, policy: &TrafficPolicy) -> Result<(), DatapathError>;
+
+    /// Removes all that is ours, without TUN and sockets.
+    fn clear(&mut self) -> Result<(), DatapathError>;
+
+    /// Opens the datapath. It calls `wake` when `poll_event` has something.
+    fn open(&mut self, wake: Arc<Notify>) -> Result<Box<dyn Datapath>, DatapathError>;
+
+    /// The device that carries the packets, for people.
+    fn interface(&self) -> &str;
+
+    /// The MTU of the path to `remote`, as the kernel knows it.
+    fn path_mtu(&self, local: IpAddr, remote: IpAddr) -> Option<u32>;
+}
+
+/// Asks the kernel for the MTU of a path: that of the route, less what was learned from ICMP.
+pub(crate) fn kernel_path_mtu(local: IpAddr, remote: IpAddr) -> Option<u32> {
+    let socket = std::net::UdpSocket::bind((local, 0)).ok()?;
+    // Nothing is sent: connecting a datagram socket only looks up the route.
+    socket.connect((remote, 9)).ok()?;
+    let mtu = match remote {
+        IpAddr::V4(_) => rustix::net::sockopt::ip_mtu(&socket),
+        IpAddr::V6(_) => rustix::net::sockopt::ipv6_mtu(&socket),
+    };
+    mtu.ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_loopback_has_an_mtu() {
+        let here: IpAddr = "127.0.0.1".parse().unwrap();
+        assert!(kernel_path_mtu(here, here).is_some_and(|mtu| mtu >= 1280));
+    }
+}

@@ -1,0 +1,153 @@
+//! From what the store says and what stands to what is wanted: the planner's answer in the words
+//! of the engine and the datapath.
+
+use testudo_ike::{
+    ChildConfig, EngineConfig, Identity as IkeIdentity, PeerAddress, PeerAuth, PeerConfig,
+};
+use testudo_model::policy::EncapsulationMode;
+use testudo_model::{
+    Acknowledgement, EncryptionPolicySpec, NodeEncryptionSpec, NodeUid, PeerId, Phase, SaLimits,
+    TrafficPolicy,
+};
+use testudo_pki::NODE_DNS_SUFFIX;
+use testudo_plan::node::{self as plan, Decision, Known, PeerWanted, Waiting};
+
+use crate::Options;
+use crate::identity::Identity;
+use crate::node::Node;
+
+/// What is wanted of this node now.
+pub(crate) struct Wish {
+    /// None: everything stays as it is.
+    pub(crate) plan: Option<Plan>,
+    /// What is wrong with the objects in the store.
+    pub(crate) problems: Vec<String>,
+}
+
+/// What is to be done: peers added, traffic, peers removed, acknowledgement.
+pub(crate) struct Plan {
+    pub(crate) peers: Vec<Peer>,
+    /// None: nothing of ours stands.
+    pub(crate) traffic: Option<TrafficPolicy>,
+    pub(crate) acknowledge: Option<Acknowledgement>,
+    pub(crate) waiting: Vec<Waiting>,
+}
+
+/// A peer that is wanted. [`PeerConfig`] cannot be compared.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Peer {
+    pub(crate) id: PeerId,
+    pub(crate) addresses: Vec<PeerAddress>,
+    pub(crate) initiate: bool,
+    pub(crate) encapsulation: EncapsulationMode,
+    pub(crate) children: Vec<ChildConfig>,
+    /// The node's UID: one that is made anew is another peer.
+    pub(crate) uid: NodeUid,
+}
+
+impl Peer {
+    pub(crate) fn config(&self) -> PeerConfig {
+        PeerConfig {
+            id: self.id.clone(),
+            remote_identity: IkeIdentity::Fqdn(format!("{}{NODE_DNS_SUFFIX}", self.id)),
+            auth: PeerAuth::Certificate,
+            addresses: self.addresses.clone(),
+            initiate: self.initiate,
+            encapsulation: self.encapsulation,
+            children: self.children.clone(),
+        }
+    }
+}
+
+/// The engine's settings under a policy.
+pub(crate) fn engine_config(policy: &EncryptionPolicySpec, options: &Options) -> EngineConfig {
+    EngineConfig {
+        ike_lifetime: policy.ike.lifetime.0,
+        child_lifetime: policy.esp.lifetime.0,
+        soft_limits: SaLimits {
+            soft_bytes: policy.esp.bytes,
+            soft_packets: policy.esp.packets,
+        },
+        port: options.ports.ike,
+        nat_port: options.ports.nat,
+        danger_export_keys: options.danger_export_keys.is_some(),
+        ..EngineConfig::default()
+    }
+}
+
+/// What this node says it is.
+pub(crate) fn node_spec(options: &Options, identity: &Identity) -> NodeEncryptionSpec {
+    NodeEncryptionSpec {
+        uid: identity.uid.clone(),
+        boot_id: identity.boot.clone(),
+        addresses: options.addresses.clone(),
+        pod_cidrs: options.pod_cidrs.clone(),
+        datapath: "user".to_owned(),
+        agent_socket: Some(options.socket.display().to_string()),
+    }
+}
+
+/// What is wanted now.
+pub(crate) fn wish(node: &Node) -> Wish {
+    let Some(policy) = &node.objects.policy else {
+        let closed = node.previous().is_some();
+        let problem = "there is no EncryptionPolicy in the store: the node stays as it was, closed; \
+                       write one (mode: Disabled turns encryption off)";
+        return Wish {
+            plan: None,
+            problems: closed.then(|| problem.to_owned()).into_iter().collect(),
+        };
+    };
+    let decision = plan::plan(&Known {
+        policy,
+        own: &node.own(),
+        nodes: &node.objects.nodes,
+        facts: &node.core.tunnels.facts(),
+        previous: node.previous(),
+    });
+    match decision {
+        Decision::Refused(problems) => Wish {
+            plan: None,
+            problems,
+        },
+        Decision::Do(plan) => Wish {
+            plan: Some(Plan {
+                peers: plan.peers.iter().map(peer).collect(),
+                traffic: plan.traffic,
+                acknowledge: plan.acknowledge,
+                waiting: plan.waiting,
+            }),
+            problems: plan.problems,
+        },
+    }
+}
+
+fn peer(wanted: &PeerWanted) -> Peer {
+    let children = wanted.children.iter().map(|child| ChildConfig {
+        name: child.name.clone(),
+        mode: child.mode,
+        local_ts: child.local.clone(),
+        remote_ts: child.remote.clone(),
+    });
+    let addresses = wanted.addresses.iter().map(|pair| PeerAddress {
+        local: pair.local,
+        remote: pair.remote,
+    });
+    Peer {
+        id: wanted.peer.clone(),
+        addresses: addresses.collect(),
+        initiate: wanted.initiate,
+        encapsulation: wanted.encapsulation,
+        children: children.collect(),
+        uid: wanted.uid.clone(),
+    }
+}
+
+/// Whether a peer has said that its side is up.
+pub(crate) fn is_ready(node: &Node, peer: &PeerId) -> bool {
+    let given = node
+        .objects
+        .node(peer.as_str())
+        .and_then(|n| n.status.acknowledged);
+    given.is_some_and(|given| given.phase >= Phase::Prepared)
+}
