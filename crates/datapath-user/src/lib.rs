@@ -32,11 +32,11 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU32;
 use std::sync::mpsc::Receiver;
 
-use testudo_datapath::{Counters, Datapath, DatapathError, Event, SaCounters, Waker};
+use testudo_datapath::{Counters, Datapath, DatapathError, Event, SaCounters, Waker, inner_mtu};
 use testudo_esp::{InboundParameters, InboundSa, OutboundParameters, OutboundSa, SoftLimits};
 use testudo_model::{
     ChildId, Encapsulation, InboundSaSpec, OutboundSaSpec, PeerId, ProtectedFlows, SaDirection,
-    SaId, TrafficPolicy,
+    SaId, SaMode, TrafficPolicy,
 };
 use testudo_netlink::Netlink;
 
@@ -65,6 +65,9 @@ pub struct Options {
     pub queues: Option<usize>,
     /// Use segmentation and checksum offloads where the kernel has them.
     pub offloads: bool,
+    /// Lower the MSS of TCP connections that are opened through a tunnel, so that their sealed
+    /// packets are not sent in fragments.
+    pub clamp_mss: bool,
     /// A directory that survives restarts of the agent.
     pub state_dir: PathBuf,
 }
@@ -77,6 +80,7 @@ impl Options {
             udp_port: testudo_wire::udp::NAT_T_PORT,
             queues: None,
             offloads: true,
+            clamp_mss: true,
             state_dir: state_dir.into(),
         }
     }
@@ -86,6 +90,13 @@ impl Options {
         HostOptions {
             device: self.device.clone(),
             state_dir: self.state_dir.clone(),
+        }
+    }
+
+    fn clamp_mtu(&self, mode: SaMode, encapsulation: &Encapsulation, path_mtu: u32) -> u32 {
+        match mode {
+            SaMode::Tunnel if self.clamp_mss => inner_mtu(mode, encapsulation, path_mtu),
+            _ => 0,
         }
     }
 
@@ -249,11 +260,13 @@ impl Datapath for UserDatapath {
         };
         let sealed = OutboundSa::new(&parameters)
             .map_err(|e| misuse(OPERATION, sa.child, &e.to_string()))?;
+        let path_mtu = underlay_mtu(sa.encapsulation.local());
         let entry = Outbound {
             child: sa.child,
             sa: Arc::new(sealed),
             mode: sa.mode,
-            path_mtu: underlay_mtu(sa.encapsulation.local()),
+            path_mtu,
+            clamp_mtu: self.options.clamp_mtu(sa.mode, &sa.encapsulation, path_mtu),
             encapsulation: sa.encapsulation,
             local: sa.local,
             remote: sa.remote,
@@ -288,7 +301,8 @@ impl Datapath for UserDatapath {
     }
 
     fn rebind(&mut self, child: ChildId, to: Encapsulation) -> Result<(), DatapathError> {
-        let mtu = underlay_mtu(to.local());
+        let path_mtu = underlay_mtu(to.local());
+        let clamp = |mode| self.options.clamp_mtu(mode, &to, path_mtu);
         let inbound = self.inbound.get_mut(&child).map(|entry| {
             *entry = Arc::new(Inbound {
                 encapsulation: to,
@@ -298,9 +312,11 @@ impl Datapath for UserDatapath {
         let outbound = self.outbound.get_mut(&child).map(|(_, entry)| {
             let gso_limit = Arc::new(AtomicU32::new(u32::MAX));
             let old = Outbound::clone(entry);
+            let clamp_mtu = clamp(old.mode);
             *entry = Arc::new(Outbound {
                 encapsulation: to,
-                path_mtu: mtu,
+                path_mtu,
+                clamp_mtu,
                 gso_limit,
                 ..old
             });

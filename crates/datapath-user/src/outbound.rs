@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use testudo_datapath::Event;
 use testudo_esp::{HEAD_ROOM, TAIL_ROOM};
 use testudo_model::{Encapsulation, SaMode};
-use testudo_wire::ip::{IpHeader, complete_partial, protocol};
+use testudo_wire::ip::{IpHeader, clamp_mss, complete_partial, protocol};
 
 use crate::event::EventSink;
 use crate::segment::{Segments, VNET_LEN, Vnet};
@@ -146,7 +146,26 @@ impl Sealer {
             return;
         };
         let len = header.total_len;
+        self.lower_mss(sa, &header, first, len);
         self.seal(sa, &header, first, len);
+    }
+
+    /// New TCP connections through a tunnel get segments that fit the path.
+    fn lower_mss(&mut self, sa: u32, header: &IpHeader, start: usize, len: usize) {
+        const SYN: u8 = 0x02;
+        let entry = &self.view.tables.outbound[sa as usize];
+        let flags = start + header.header_len + 13;
+        let opens = header.protocol == protocol::TCP
+            && entry.clamp_mtu != 0
+            && flags < start + len
+            && self.arena[flags] & SYN != 0;
+        if opens {
+            clamp_mss(
+                &mut self.arena[start..start + len],
+                header,
+                entry.clamp_mtu as usize,
+            );
+        }
     }
 
     /// Handles several segments that the kernel left in one packet.

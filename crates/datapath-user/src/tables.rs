@@ -21,6 +21,8 @@ pub(crate) struct Outbound {
     pub(crate) remote: Vec<TrafficSelector>,
     /// MTU of the link below, bytes.
     pub(crate) path_mtu: u32,
+    /// The largest inner packet for which new TCP connections are made to fit; 0: left alone.
+    pub(crate) clamp_mtu: u32,
     /// Outer packets above this size are not sent with GSO, since the kernel refused one.
     pub(crate) gso_limit: Arc<AtomicU32>,
 }
@@ -295,6 +297,7 @@ mod tests {
             local: local.to_vec(),
             remote: remote.to_vec(),
             path_mtu: 1500,
+            clamp_mtu: 0,
             gso_limit: Arc::new(AtomicU32::new(u32::MAX)),
         })
     }
