@@ -87,7 +87,12 @@ pub(crate) struct Writer {
     queue: Vec<Opened>,
     /// The kernel takes joined packets.
     join: bool,
+    /// Joined packets that it refused, one after the other.
+    refused: u32,
 }
+
+/// A kernel that refuses so many joined packets in a row takes none.
+const REFUSALS: u32 = 4;
 
 /// Most packets of one receive batch: 32 buffers of 64 segments would be more, but then the queue
 /// grows once and stays.
@@ -100,6 +105,7 @@ impl Writer {
             stats,
             queue: Vec::with_capacity(QUEUE),
             join,
+            refused: 0,
         }
     }
 
@@ -121,11 +127,13 @@ impl Writer {
                 match write_joined(&self.tun, packets, bytes) {
                     Ok(()) => {
                         at += run;
+                        self.refused = 0;
                         continue;
                     }
                     Err(e) => {
                         // Some kernels refuse large packets from a TUN: single ones always work.
-                        self.join = false;
+                        self.refused += 1;
+                        self.join = self.refused < REFUSALS;
                         tracing::debug!("the device refuses joined packets ({e}): writing singly");
                         self.stats.count(Count::GsoFallback);
                     }

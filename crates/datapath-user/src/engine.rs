@@ -102,18 +102,7 @@ impl Engine {
         events: &EventSink,
         run: impl FnOnce() -> io::Result<()> + Send + 'static,
     ) -> Result<(), DatapathError> {
-        let (events, label) = (events.clone(), name.clone());
-        let guarded = move || {
-            let reason = match catch_unwind(AssertUnwindSafe(run)) {
-                Ok(Ok(())) => return,
-                Ok(Err(e)) => e.to_string(),
-                Err(panic) => describe_panic(panic.as_ref()),
-            };
-            tracing::error!("packet thread {label} ended: {reason}; its packets are dropped");
-            events.push(Event::Failed {
-                reason: format!("packet thread {label} ended: {reason}"),
-            });
-        };
+        let guarded = guard(name.clone(), events.clone(), run);
         let handle = std::thread::Builder::new()
             .name(name)
             .spawn(guarded)
@@ -212,6 +201,21 @@ fn set_up_device(device: &str) -> Result<(), DatapathError> {
     netlink.change_link(link, &change).map_err(refused)
 }
 
+/// Runs a packet thread's work and tells its end, unless it was told to stop.
+fn guard(name: String, events: EventSink, run: impl FnOnce() -> io::Result<()>) -> impl FnOnce() {
+    move || {
+        let reason = match catch_unwind(AssertUnwindSafe(run)) {
+            Ok(Ok(())) => return,
+            Ok(Err(e)) => e.to_string(),
+            Err(panic) => describe_panic(panic.as_ref()),
+        };
+        tracing::error!("packet thread {name} ended: {reason}; its packets are dropped");
+        events.push(Event::Failed {
+            reason: format!("packet thread {name} ended: {reason}"),
+        });
+    }
+}
+
 fn describe_panic(panic: &(dyn std::any::Any + Send)) -> String {
     let text = panic
         .downcast_ref::<&str>()
@@ -224,5 +228,27 @@ fn failed(operation: &str, error: &io::Error) -> DatapathError {
     DatapathError::Refused {
         operation: operation.into(),
         reason: error.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_thread_that_panics_or_fails_is_told_and_one_that_stops_is_not() {
+        let (sink, events) = EventSink::new(Arc::default());
+        guard("esp-in-0".into(), sink.clone(), || Ok(()))();
+        assert_eq!(events.next(), None);
+        guard("esp-in-1".into(), sink.clone(), || {
+            Err(io::Error::other("gone"))
+        })();
+        guard("esp-in-2".into(), sink, || panic!("number {}", 9))();
+        for (name, why) in [("esp-in-1", "gone"), ("esp-in-2", "number 9")] {
+            let Some(Event::Failed { reason }) = events.next() else {
+                panic!("no event")
+            };
+            assert!(reason.contains(name) && reason.contains(why), "{reason}");
+        }
     }
 }

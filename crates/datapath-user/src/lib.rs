@@ -30,7 +30,6 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU32;
-use std::sync::mpsc::Receiver;
 
 use testudo_datapath::{Counters, Datapath, DatapathError, Event, SaCounters, Waker, inner_mtu};
 use testudo_esp::{InboundParameters, InboundSa, OutboundParameters, OutboundSa, SoftLimits};
@@ -45,7 +44,7 @@ pub use host::{
 };
 
 use engine::Engine;
-use event::EventSink;
+use event::{EventSink, Events};
 use stats::Stats;
 use tables::{Inbound, Outbound, Shared, Tables};
 
@@ -89,7 +88,7 @@ impl Options {
     pub fn host(&self) -> HostOptions {
         HostOptions {
             device: self.device.clone(),
-            state_dir: self.state_dir.clone(),
+            ..HostOptions::new(&self.state_dir)
         }
     }
 
@@ -123,7 +122,7 @@ pub struct UserDatapath {
     /// What SAs dropped that are gone.
     past_drops: BTreeMap<String, u64>,
     sink: EventSink,
-    events: Receiver<Event>,
+    events: Events,
     engine: Option<Engine>,
 }
 
@@ -199,7 +198,11 @@ impl Datapath for UserDatapath {
     }
 
     fn set_traffic(&mut self, policy: &TrafficPolicy) -> Result<(), DatapathError> {
-        self.ensure_engine()?;
+        if self.engine.is_none() {
+            // Closed first: what follows may fail.
+            self.host.apply(policy)?;
+            self.ensure_engine()?;
+        }
         self.host.apply(policy)?;
         self.policy = Some(policy.clone());
         self.publish();
@@ -343,7 +346,7 @@ impl Datapath for UserDatapath {
     }
 
     fn poll_event(&mut self) -> Option<Event> {
-        self.events.try_recv().ok()
+        self.events.next()
     }
 
     fn set_waker(&mut self, waker: Waker) {

@@ -9,10 +9,7 @@ use testudo_datapath_user::{HostOptions, HostRules};
 use testudo_model::{Outbound, TrafficPolicy};
 
 fn rules(node: &Node) -> HostOptions {
-    HostOptions {
-        device: "testudo0".into(),
-        state_dir: node.state.path().to_owned(),
-    }
+    HostOptions::new(node.state.path())
 }
 
 fn apply(node: &Node, policy: &TrafficPolicy) {
@@ -208,4 +205,30 @@ fn a_peer_in_clear_is_left_alone_in_permissive() {
     assert!(world.nodes[0].ping("10.99.0.2"));
     assert!(tap.esp() > 0);
     assert!(world.nodes[0].ping("10.99.0.3") && world.nodes[2].ping("10.99.0.2"));
+}
+
+#[test]
+fn without_nft_the_error_says_so_and_the_node_stays_closed_outwards() {
+    if !can_run("without_nft_the_error_says_so_and_the_node_stays_closed_outwards") {
+        return;
+    }
+    let world = World::new(2);
+    world.overlay(false);
+    let node = &world.nodes[0];
+    let options = HostOptions {
+        nft: "/nowhere/nft".into(),
+        ..rules(node)
+    };
+    let error = node.run(move |_| {
+        let wanted = policy(0, &[1], overlay_flows(), Step::Strict);
+        HostRules::new(options)
+            .apply(&wanted)
+            .unwrap_err()
+            .to_string()
+    });
+    assert!(error.contains("nftables"), "{error}");
+    let tap = Tap::new(&world.switch);
+    assert!(!node.ping("10.99.0.2"));
+    tap.clear();
+    assert_eq!(tap.first.load(std::sync::atomic::Ordering::Relaxed), 0);
 }

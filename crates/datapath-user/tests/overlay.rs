@@ -82,6 +82,7 @@ fn carries_and_rekeys(v6: bool, udp: bool) {
     let carried = if udp { &tap.udp_esp } else { &tap.esp };
     assert!(carried.load(std::sync::atomic::Ordering::Relaxed) > 4000);
     let counters = world.nodes[0].with(|d| d.counters());
+    eprintln!("{:?} {:?}", counters.drops, counters.notices);
     let id = |direction| SaId {
         child: ChildId(5),
         direction,

@@ -3,60 +3,15 @@
 
 mod common;
 
-use std::io::{Read, Write};
-use std::net::{TcpListener, TcpStream};
-use std::time::{Duration, Instant};
-
 use common::*;
 use testudo_datapath::Datapath;
 use testudo_model::SaMode;
-
-const BYTES: usize = 64 << 20;
 
 fn set(world: &World, step: Step) {
     for me in [0, 1] {
         let wanted = policy(me, &[1 - me], routed_flows(me), step);
         world.nodes[me].with(move |d| d.set_traffic(&wanted).unwrap());
     }
-}
-
-fn pattern(at: usize) -> u8 {
-    (at % 251) as u8
-}
-
-/// Sends a pattern over one TCP connection and checks every byte; gives Mbit a second.
-fn transfer(from: &Node, to: &Node, address: &str) -> f64 {
-    let bind = address.to_owned();
-    let listener = to.run(move |_| TcpListener::bind(bind).unwrap());
-    let address = listener.local_addr().unwrap();
-    let sender = from.run(move |_| {
-        std::thread::spawn(move || {
-            let mut stream = TcpStream::connect_timeout(&address, Duration::from_secs(3)).unwrap();
-            let chunk: Vec<u8> = (0..251 * 1024).map(pattern).collect();
-            let mut left = BYTES;
-            while left > 0 {
-                let part = left.min(chunk.len());
-                stream.write_all(&chunk[..part]).unwrap();
-                left -= part;
-            }
-        })
-    });
-    let (mut stream, _) = listener.accept().unwrap();
-    stream
-        .set_read_timeout(Some(Duration::from_secs(5)))
-        .unwrap();
-    let started = Instant::now();
-    let (mut at, mut buffer) = (0, vec![0; 1 << 18]);
-    while at < BYTES {
-        let len = stream.read(&mut buffer).unwrap();
-        assert_ne!(len, 0, "the stream ended after {at} bytes");
-        for (offset, byte) in buffer[..len].iter().enumerate() {
-            assert_eq!(*byte, pattern(at + offset), "byte {}", at + offset);
-        }
-        at += len;
-    }
-    sender.join().unwrap();
-    BYTES as f64 * 8.0 / 1e6 / started.elapsed().as_secs_f64()
 }
 
 fn carries(v6: bool, udp: bool, offloads: bool) {

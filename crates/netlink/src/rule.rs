@@ -9,7 +9,7 @@ use crate::{Family, Netlink, Result};
 const FIXED: usize = 12;
 
 /// What a rule does with the packets it matches.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum RuleAction {
     /// Look the route up in this table.
     Table(u32),
@@ -24,7 +24,7 @@ pub enum RuleAction {
 }
 
 /// A policy routing rule. Fields that are `None` match everything.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Rule {
     /// The family whose packets it sees.
     pub family: Family,

@@ -11,8 +11,11 @@ mod nft;
 mod rules;
 mod sysctl;
 
+use std::collections::HashSet;
 use std::net::IpAddr;
 use std::path::PathBuf;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use testudo_datapath::DatapathError;
 use testudo_model::TrafficPolicy;
@@ -42,18 +45,40 @@ pub struct HostOptions {
     pub device: String,
     /// A directory that survives restarts of the agent.
     pub state_dir: PathBuf,
+    /// The program nft: a name that is looked for in PATH, or a path.
+    pub nft: PathBuf,
 }
+
+impl HostOptions {
+    /// The usual device `testudo0` and nft from PATH.
+    pub fn new(state_dir: impl Into<PathBuf>) -> Self {
+        Self {
+            device: "testudo0".into(),
+            state_dir: state_dir.into(),
+            nft: "nft".into(),
+        }
+    }
+}
+
+/// How long counters that were read are good for: to read them starts a program.
+const COUNTERS_LIFE: Duration = Duration::from_millis(200);
 
 /// The host's rules of the network namespace of the calling thread.
 #[derive(Debug)]
 pub struct HostRules {
     options: HostOptions,
+    counters: Mutex<Option<(Instant, Drops)>>,
 }
+
+type Drops = Vec<(&'static str, u64)>;
 
 impl HostRules {
     /// Rules that steer to `options.device`. Touches nothing yet.
     pub fn new(options: HostOptions) -> Self {
-        Self { options }
+        Self {
+            options,
+            counters: Mutex::default(),
+        }
     }
 
     /// Makes the host's rules say what `policy` says.
@@ -69,15 +94,17 @@ impl HostRules {
             sysctl::loosen(&mut netlink, &self.options, &policy.addresses)?;
         }
         let standing = our_rules(&mut netlink)?;
-        for rule in wanted.iter().filter(|rule| !standing.contains(rule)) {
+        let (have, want): (HashSet<_>, HashSet<_>) =
+            (standing.iter().collect(), wanted.iter().collect());
+        for rule in wanted.iter().filter(|rule| !have.contains(rule)) {
             match netlink.add_rule(rule) {
                 Ok(()) => {}
                 Err(e) if e.is_exists() => {}
                 Err(e) => return Err(refused(e)),
             }
         }
-        nft::apply(&self.options.device, policy)?;
-        for rule in standing.iter().filter(|rule| !wanted.contains(rule)) {
+        nft::apply(&self.options, policy)?;
+        for rule in standing.iter().filter(|rule| !want.contains(rule)) {
             gone(netlink.delete_rule(rule))?;
         }
         if wanted.is_empty() {
@@ -90,7 +117,7 @@ impl HostRules {
     /// Removes everything of ours, and nothing else.
     pub fn clear(&mut self) -> Result<(), DatapathError> {
         let mut netlink = Netlink::open().map_err(refused)?;
-        nft::remove()?;
+        nft::remove(&self.options)?;
         for rule in our_rules(&mut netlink)? {
             gone(netlink.delete_rule(&rule))?;
         }
@@ -100,7 +127,15 @@ impl HostRules {
 
     /// Packets that the host's rules dropped so far, by reason.
     pub fn drops(&self) -> Vec<(&'static str, u64)> {
-        nft::counters()
+        let mut kept = self.counters.lock().unwrap_or_else(PoisonError::into_inner);
+        match kept.as_ref() {
+            Some((read, drops)) if read.elapsed() < COUNTERS_LIFE => drops.clone(),
+            _ => {
+                let drops = nft::counters(&self.options);
+                *kept = Some((Instant::now(), drops.clone()));
+                drops
+            }
+        }
     }
 
     /// Routing rules of ours that stand now.

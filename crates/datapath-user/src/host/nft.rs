@@ -8,6 +8,7 @@ use std::io::{Read as _, Write as _};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use super::HostOptions;
 use ipnet::IpNet;
 use testudo_datapath::DatapathError;
 use testudo_model::{ClearTraffic, ProtectedFlows, TrafficPolicy};
@@ -19,18 +20,18 @@ const COUNTERS: [&str; 2] = ["clear_inbound", "clear_outbound"];
 const TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Makes the table say what the policy says.
-pub(super) fn apply(device: &str, policy: &TrafficPolicy) -> Result<(), DatapathError> {
-    match script(device, policy) {
-        Some(text) => run(&["-f", "-"], &text).map(|_| ()),
-        None => remove(),
+pub(super) fn apply(options: &HostOptions, policy: &TrafficPolicy) -> Result<(), DatapathError> {
+    match script(&options.device, policy) {
+        Some(text) => run(options, &["-f", "-"], &text).map(|_| ()),
+        None => remove(options),
     }
 }
 
 /// Removes the table, if it is there.
-pub(super) fn remove() -> Result<(), DatapathError> {
+pub(super) fn remove(options: &HostOptions) -> Result<(), DatapathError> {
     // To add it first makes the deletion succeed in either case, in one transaction.
     let text = format!("add table {TABLE}\ndelete table {TABLE}\n");
-    match run(&["-f", "-"], &text) {
+    match run(options, &["-f", "-"], &text) {
         // Without the program there can be no table of ours.
         Err(DatapathError::Missing { .. }) => Ok(()),
         other => other.map(|_| ()),
@@ -38,8 +39,12 @@ pub(super) fn remove() -> Result<(), DatapathError> {
 }
 
 /// Packets dropped by the table so far; nothing when it is not there.
-pub(super) fn counters() -> Vec<(&'static str, u64)> {
-    let Ok(text) = run(&["-j", "list", "counters", "table", "inet", "testudo"], "") else {
+pub(super) fn counters(options: &HostOptions) -> Vec<(&'static str, u64)> {
+    let Ok(text) = run(
+        options,
+        &["-j", "list", "counters", "table", "inet", "testudo"],
+        "",
+    ) else {
         return Vec::new();
     };
     let Ok(json) = serde_json::from_str::<serde_json::Value>(&text) else {
@@ -173,12 +178,12 @@ fn set(nets: &[IpNet], v4: bool) -> Option<String> {
 }
 
 /// Runs nft with a script on its standard input and gives its standard output.
-fn run(arguments: &[&str], script: &str) -> Result<String, DatapathError> {
+fn run(options: &HostOptions, arguments: &[&str], script: &str) -> Result<String, DatapathError> {
     let failed = |reason: String| DatapathError::Refused {
         operation: "run nft".into(),
         reason,
     };
-    let mut child = Command::new("nft")
+    let mut child = Command::new(&options.nft)
         .args(arguments)
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())

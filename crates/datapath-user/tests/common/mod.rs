@@ -10,7 +10,8 @@
 #![allow(dead_code, unreachable_pub, clippy::unwrap_used)]
 
 use std::collections::HashSet;
-use std::net::{IpAddr, UdpSocket};
+use std::io::{Read, Write};
+use std::net::{IpAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::{AsFd, OwnedFd};
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -505,7 +506,6 @@ impl Tap {
         let (stop, third) = (Arc::clone(&tap.stop), Arc::clone(&tap.third));
         let first = Arc::clone(&tap.first);
         let thread = std::thread::spawn(move || {
-            use std::io::Read as _;
             let mut packet = vec![0; 70_000];
             let mut socket = socket;
             while !stop.load(Ordering::Relaxed) {
@@ -648,4 +648,45 @@ pub fn assert_no_loss(floods: [Flood; 2], least: u64) {
 
 pub fn pause(milliseconds: u64) {
     std::thread::sleep(Duration::from_millis(milliseconds));
+}
+
+const BYTES: usize = 64 << 20;
+
+fn pattern(at: usize) -> u8 {
+    (at % 251) as u8
+}
+
+/// Sends a pattern over one TCP connection and checks every byte; gives Mbit a second.
+pub fn transfer(from: &Node, to: &Node, address: &str) -> f64 {
+    let bind = address.to_owned();
+    let listener = to.run(move |_| TcpListener::bind(bind).unwrap());
+    let address = listener.local_addr().unwrap();
+    let sender = from.run(move |_| {
+        std::thread::spawn(move || {
+            let mut stream = TcpStream::connect_timeout(&address, Duration::from_secs(3)).unwrap();
+            let chunk: Vec<u8> = (0..251 * 1024).map(pattern).collect();
+            let mut left = BYTES;
+            while left > 0 {
+                let part = left.min(chunk.len());
+                stream.write_all(&chunk[..part]).unwrap();
+                left -= part;
+            }
+        })
+    });
+    let (mut stream, _) = listener.accept().unwrap();
+    stream
+        .set_read_timeout(Some(Duration::from_secs(5)))
+        .unwrap();
+    let started = Instant::now();
+    let (mut at, mut buffer) = (0, vec![0; 1 << 18]);
+    while at < BYTES {
+        let len = stream.read(&mut buffer).unwrap();
+        assert_ne!(len, 0, "the stream ended after {at} bytes");
+        for (offset, byte) in buffer[..len].iter().enumerate() {
+            assert_eq!(*byte, pattern(at + offset), "byte {}", at + offset);
+        }
+        at += len;
+    }
+    sender.join().unwrap();
+    BYTES as f64 * 8.0 / 1e6 / started.elapsed().as_secs_f64()
 }
