@@ -14,7 +14,7 @@ use crate::error::Misuse;
 use crate::event::{ChildStatus, Counters, DownReason, Event, IkeId, IkeStatus, Transmit};
 use crate::message;
 use crate::peer::{self, Peer};
-use crate::sa::{Child, IkeSa, InitKey, Task};
+use crate::sa::{Child, IkeSa, InitKey, Source, Task};
 use crate::table::{Action, action};
 use crate::timers::{Deadline, Timers};
 use crate::verify::CertificateVerifier;
@@ -47,7 +47,7 @@ pub struct Engine {
     pub(crate) inits: BTreeMap<InitKey, IkeId>,
     pub(crate) children: BTreeMap<ChildId, Child>,
     pub(crate) by_spi_in: BTreeMap<u32, ChildId>,
-    pub(crate) half_open: BTreeMap<IpAddr, usize>,
+    pub(crate) half_open: BTreeMap<Source, usize>,
     /// Addresses of peers with forced encapsulation, and how many peers have each.
     pub(crate) forced: BTreeMap<IpAddr, usize>,
     pub(crate) half_open_total: usize,

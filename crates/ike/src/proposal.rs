@@ -64,7 +64,7 @@ pub(crate) struct ChildSuite {
     pub(crate) esn: bool,
 }
 
-fn usable<'p>(proposal: &'p Proposal, kind: TransformType) -> impl Iterator<Item = &'p Transform> {
+fn usable(proposal: &Proposal, kind: TransformType) -> impl Iterator<Item = &Transform> {
     proposal.of_type(kind).filter(|t| !t.unknown_attribute)
 }
 

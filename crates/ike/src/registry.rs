@@ -1,6 +1,5 @@
 //! Ids, SPIs, and the ways in which SAs leave.
 
-use std::net::IpAddr;
 use std::time::Duration;
 
 use testudo_model::{ChildId, Now, PeerId};
@@ -8,7 +7,7 @@ use testudo_model::{ChildId, Now, PeerId};
 use crate::engine::{Dropped, Engine, Path};
 use crate::error::Fault;
 use crate::event::{ChildDown, DownReason, Event, Failure, IkeDown, IkeId, Transmit};
-use crate::sa::{ChildState, IkeSa, Phase, State, Task};
+use crate::sa::{ChildState, IkeSa, Phase, Source, State, Task};
 use crate::timers::Deadline;
 use crate::verify::FailedCheck;
 
@@ -37,7 +36,7 @@ impl Engine {
     /// A share of `span` between nothing and `percent` of it.
     pub(crate) fn jitter(&mut self, span: Duration, percent: u32) -> Duration {
         let most = span.as_micros() * u128::from(percent) / 100;
-        let part = u128::from(self.random_u64()) * most >> 64;
+        let part = (u128::from(self.random_u64()) * most) >> 64;
         Duration::from_micros(u64::try_from(part).unwrap_or(u64::MAX))
     }
 
@@ -121,12 +120,12 @@ impl Engine {
         self.sas.insert(sa.id, sa);
     }
 
-    pub(crate) fn count_half_open(&mut self, source: IpAddr) {
+    pub(crate) fn count_half_open(&mut self, source: Source) {
         self.half_open_total += 1;
         *self.half_open.entry(source).or_insert(0) += 1;
     }
 
-    pub(crate) fn uncount_half_open(&mut self, source: IpAddr) {
+    pub(crate) fn uncount_half_open(&mut self, source: Source) {
         self.half_open_total = self.half_open_total.saturating_sub(1);
         if let Some(n) = self.half_open.get_mut(&source) {
             *n -= 1;

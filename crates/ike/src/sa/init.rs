@@ -18,7 +18,7 @@ use crate::message::{self, Payloads, Request};
 use crate::nat::{self, Nat};
 use crate::proof;
 use crate::proposal;
-use crate::sa::{HalfOpen, IkeSa, InitKey, InitSent, State, Transcript};
+use crate::sa::{HalfOpen, IkeSa, InitKey, InitSent, Source, State, Transcript};
 use crate::timers::Deadline;
 use crate::verify::FailedCheck;
 
@@ -351,16 +351,27 @@ impl Engine {
         else {
             return Err(Fault::Misbehaved("missing_payload").into());
         };
-        if self.half_open_total >= limits.cookie_threshold {
+        let address = from.remote.ip();
+        let held = |proven| {
+            let source = Source { address, proven };
+            self.half_open.get(&source).copied().unwrap_or(0)
+        };
+        let (unproven, proven) = (held(false), held(true));
+        let most = limits.half_open_per_address;
+        let busy = self.half_open_total >= limits.cookie_threshold || unproven >= most;
+        if busy {
             self.demand_cookie(now, from, key.spi_i, nonce, &payloads)?;
         }
-        let source = from.remote.ip();
         if self.half_open_total >= limits.half_open {
             return Err(Refused::Drop("half_open_limit"));
         }
-        if self.half_open.get(&source).copied().unwrap_or(0) >= limits.half_open_per_address {
+        if busy && proven >= most {
             return Err(Refused::Drop("half_open_limit_of_address"));
         }
+        let source = Source {
+            address,
+            proven: busy,
+        };
         let (chosen, _) = proposal::choose_ike(offer, &self.config, ke.method, false)?;
         let method = chosen.suite.ke;
         if ke.data.len() != method.public_len() {

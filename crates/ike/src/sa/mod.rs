@@ -49,6 +49,14 @@ pub(crate) struct InitKey {
     pub(crate) digest: [u8; 32],
 }
 
+/// Where a half-open SA comes from. One who forges another's address is counted apart from the
+/// other, who can prove by a cookie that it is there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Source {
+    pub(crate) address: IpAddr,
+    pub(crate) proven: bool,
+}
+
 /// The states of an IKE SA.
 pub(crate) enum State {
     /// We sent IKE_SA_INIT.
@@ -116,8 +124,8 @@ pub(crate) struct HalfOpen {
     pub(crate) transcript: Transcript,
     /// Hashes that the peer takes.
     pub(crate) peer_hashes: Vec<u16>,
-    /// The address that the bound per source counts it for.
-    pub(crate) source: IpAddr,
+    /// What the bound per source counts it for.
+    pub(crate) source: Source,
     /// Our refusal of its IKE_AUTH, to be repeated.
     pub(crate) refused: Option<Vec<u8>>,
 }

@@ -295,6 +295,12 @@ impl Engine {
             self.retire_ike(loser.ike, loser.ours, now);
         }
         self.retire_ike(old, best.ours, now);
+        // What was one too many before the rekey still is, under its new name.
+        let peer = self.sas.get(&best.ike).and_then(|sa| sa.peer.clone());
+        if let Some(peer) = peer {
+            self.ensure_children(&peer, now);
+            self.resolve(&peer, false, now);
+        }
     }
 
     /// An IKE SA without children that another took the place of.

@@ -1,4 +1,7 @@
 //! Engines against each other on virtual time.
 
 mod handshake;
+mod hostile;
+mod life;
 mod net;
+mod rekey;

@@ -118,6 +118,7 @@ pub(crate) struct Node {
     pub(crate) failures: Vec<Failure>,
     pub(crate) downs: Vec<ChildDown>,
     pub(crate) log: Vec<String>,
+    pub(crate) exported: Vec<(SecretBytes, SecretBytes)>,
     pub(crate) alive: bool,
 }
 
@@ -267,6 +268,7 @@ impl Net {
             failures: Vec::new(),
             downs: Vec::new(),
             log: Vec::new(),
+            exported: Vec::new(),
             alive: true,
         }
     }
@@ -290,8 +292,9 @@ impl Net {
         let (pa, pb) = (peer_config(a, b, true), peer_config(b, a, both));
         self.nodes[b].engine.set_peer(pb, now).unwrap();
         self.nodes[a].engine.set_peer(pa, now).unwrap();
-        self.drain(a);
-        self.drain(b);
+        for n in [a, b] {
+            self.act(n, |e, now| e.handle_timeout(now));
+        }
     }
 
     /// Does something to a node's engine, then drains it.
@@ -357,6 +360,8 @@ impl Net {
         let line = match event {
             Event::IkeUp(up) => {
                 twin.ikes.insert(up.ike);
+                let keys = up.danger_keys.map(|k| (k.sk_ei, k.sk_er));
+                node.exported.extend(keys);
                 format!("ike {} up with {}", up.ike.0, up.peer)
             }
             Event::IkeDown(down) => {

@@ -1,0 +1,429 @@
+//! Rekeys and deletions, alone and crossing. ESP runs each millisecond; none may be lost.
+
+use std::time::Duration;
+
+use super::net::*;
+use crate::*;
+
+fn pair(seed: u64, both: bool) -> Net {
+    let mut net = Net::new(seed, 2);
+    net.connect(0, 1, both);
+    net.run_ms(2_000);
+    net.assert_connected(0, 1, 1);
+    net.esp = true;
+    net
+}
+
+/// All is quiet, both ends agree, nothing is left over, nothing was lost.
+fn settled(mut net: Net, children: usize) {
+    net.run_ms(300);
+    net.esp = false;
+    net.run(Duration::from_secs(100));
+    net.assert_connected(0, 1, children);
+    net.assert_tidy(0, children);
+    net.assert_tidy(1, children);
+    net.assert_no_esp_lost();
+    for n in 0..2 {
+        let engine = &net.nodes[n].engine;
+        assert_eq!(engine.sas.len(), 1, "{}", net.story());
+        assert_eq!(engine.half_open_total, 0);
+        assert!(net.nodes[n].failures.is_empty(), "{}", net.story());
+    }
+}
+
+fn child_of(net: &Net, n: usize) -> testudo_model::ChildId {
+    net.ikes(n, 1 - n)[0].children[0].child
+}
+
+fn do_rekey_child(net: &mut Net, n: usize) {
+    // In a crossing it may be on its way out already.
+    let child = child_of(net, n);
+    let _ = net.act(n, |e, now| e.rekey_child(child, now));
+}
+
+fn do_rekey_ike(net: &mut Net, n: usize) {
+    let _ = net.act(n, |e, now| e.rekey_ike(&peer_id(1 - n), now));
+}
+
+fn do_reauth(net: &mut Net, n: usize) {
+    net.act(n, |e, now| e.reauthenticate(&peer_id(1 - n), now))
+        .unwrap();
+}
+
+#[test]
+fn either_end_rekeys_a_child_without_loss() {
+    for n in 0..2 {
+        let mut net = pair(1, false);
+        for _ in 0..3 {
+            do_rekey_child(&mut net, n);
+            net.run_ms(300);
+            net.assert_connected(0, 1, 1);
+        }
+        assert_eq!(net.ikes(n, 1 - n)[0].children[0].rekeys, 3);
+        settled(net, 1);
+    }
+}
+
+#[test]
+fn the_responder_of_a_rekey_waits_for_traffic_or_the_delete() {
+    let mut net = pair(2, false);
+    net.esp = false;
+    let old = child_of(&net, 1);
+    // The DELETE of the old child is held back.
+    let mut requests = 0;
+    net.filter = Some(Box::new(move |from, _, bytes| {
+        if from.ip() == address(0) && bytes[18] == 37 {
+            requests += 1;
+            return Fate::Delay(Duration::from_millis(if requests == 1 { 100 } else { 0 }));
+        }
+        Fate::Pass
+    }));
+    do_rekey_child(&mut net, 0);
+    net.run_ms(50);
+    let key = (peer_id(0), "child0".to_owned());
+    assert_eq!(net.nodes[1].twin.sending[&key], old);
+    net.run_ms(100);
+    assert_ne!(net.nodes[1].twin.sending[&key], old, "{}", net.story());
+}
+
+#[test]
+fn either_end_rekeys_the_ike_sa_without_loss() {
+    for n in 0..2 {
+        let mut net = pair(3, false);
+        for _ in 0..3 {
+            do_rekey_ike(&mut net, n);
+            net.run_ms(300);
+            net.assert_connected(0, 1, 1);
+        }
+        assert_eq!(net.ikes(n, 1 - n)[0].rekeys, 3);
+        // The first to speak on the new SA may be either end (lesson L64).
+        do_rekey_child(&mut net, 1 - n);
+        net.run_ms(300);
+        settled(net, 1);
+    }
+}
+
+// Lesson L55: an IKE rekey lost a child.
+#[test]
+fn many_children_survive_many_rekeys_of_the_ike_sa() {
+    let mut net = Net::new(4, 2);
+    let now = net.at();
+    for (n, peer) in [(1, 0), (0, 1)] {
+        let mut config = peer_config(n, peer, n == 0);
+        config.children = (0..60).map(|c| child(c, n, peer)).collect();
+        net.nodes[n].engine.set_peer(config, now).unwrap();
+        net.drain(n);
+    }
+    net.run_ms(3_000);
+    net.assert_connected(0, 1, 60);
+    for round in 0..20 {
+        do_rekey_ike(&mut net, round % 2);
+        net.run_ms(100);
+        net.assert_connected(0, 1, 60);
+    }
+    for status in net.ikes(1, 0)[0].children.clone() {
+        net.act(1, |e, now| e.rekey_child(status.child, now))
+            .unwrap();
+    }
+    net.run_ms(5_000);
+    net.esp = true;
+    settled(net, 60);
+}
+
+/// Two things, the second `gap` after the first, over many seeds: nonces fall in every order.
+fn crossing(children: usize, first: fn(&mut Net, usize), second: fn(&mut Net, usize)) {
+    for seed in 0..24 {
+        for gap_ms in [0, 2, 5, 7, 10, 13, 20] {
+            let mut net = pair(1000 + seed, seed % 2 == 0);
+            first(&mut net, 0);
+            net.run_ms(gap_ms);
+            second(&mut net, 1);
+            net.run_ms(1_000);
+            settled(net, children);
+        }
+    }
+}
+
+// RFC 7296, 2.8.1.
+#[test]
+fn crossing_rekeys_of_a_child_leave_one() {
+    crossing(1, do_rekey_child, do_rekey_child);
+}
+
+// RFC 7296, 2.8.2.
+#[test]
+fn crossing_rekeys_of_the_ike_sa_leave_one() {
+    crossing(1, do_rekey_ike, do_rekey_ike);
+}
+
+// RFC 7296, 2.25.2 (lesson L53).
+#[test]
+fn a_rekey_of_the_ike_sa_crosses_one_of_a_child() {
+    crossing(1, do_rekey_ike, do_rekey_child);
+    crossing(1, do_rekey_child, do_rekey_ike);
+}
+
+#[test]
+fn crossing_reauthentications_leave_one() {
+    crossing(1, do_reauth, do_reauth);
+}
+
+#[test]
+fn a_reauthentication_crosses_rekeys() {
+    crossing(1, do_reauth, do_rekey_child);
+    crossing(1, do_rekey_child, do_reauth);
+    crossing(1, do_reauth, do_rekey_ike);
+    crossing(1, do_rekey_ike, do_reauth);
+}
+
+#[test]
+fn either_end_reauthenticates_before_it_breaks() {
+    for n in 0..2 {
+        let mut net = pair(5, false);
+        let old = net.ikes(n, 1 - n)[0].ike;
+        do_reauth(&mut net, n);
+        net.run_ms(500);
+        net.assert_connected(0, 1, 1);
+        assert_ne!(net.ikes(n, 1 - n)[0].ike, old);
+        settled(net, 1);
+    }
+}
+
+#[test]
+fn all_children_move_before_the_old_ike_sa_goes() {
+    for n in 0..2 {
+        let mut net = Net::new(6, 2);
+        let now = net.at();
+        for (m, peer) in [(1, 0), (0, 1)] {
+            let mut config = peer_config(m, peer, m == 0);
+            config.children = (0..5).map(|c| child(c, m, peer)).collect();
+            net.nodes[m].engine.set_peer(config, now).unwrap();
+            net.drain(m);
+        }
+        net.run_ms(1_000);
+        net.assert_connected(0, 1, 5);
+        net.esp = true;
+        do_reauth(&mut net, n);
+        net.run_ms(10_000);
+        net.assert_connected(0, 1, 5);
+        settled(net, 5);
+    }
+}
+
+// Lesson L44: the DELETE of the old child overtakes the answer that made the new one.
+#[test]
+fn an_answer_that_comes_after_the_delete_ends_well() {
+    for seed in 0..10 {
+        for held in [30, 700, 2_500] {
+            let mut net = pair(200 + seed, false);
+            let mut once = true;
+            net.filter = Some(Box::new(move |from, _, bytes| {
+                let answer = bytes[18] == 36 && bytes[19] & 0x20 != 0;
+                if answer && from.ip() == address(1) && std::mem::take(&mut once) {
+                    return Fate::Delay(Duration::from_millis(held));
+                }
+                Fate::Pass
+            }));
+            do_rekey_child(&mut net, 0);
+            do_rekey_child(&mut net, 1);
+            net.run_ms(10_000);
+            settled(net, 1);
+        }
+    }
+}
+
+// Lesson L45: one end never saw the collision.
+#[test]
+fn a_request_that_comes_after_the_collision_only_fails_itself() {
+    for (what, kind) in [
+        (do_rekey_child as fn(&mut Net, usize), 36),
+        (do_rekey_ike, 36),
+    ] {
+        for seed in 0..10 {
+            for held in [15, 40, 300, 1_800] {
+                let mut net = pair(300 + seed, false);
+                let mut once = true;
+                net.filter = Some(Box::new(move |from, _, bytes| {
+                    let request = bytes[18] == kind && bytes[19] & 0x20 == 0;
+                    if request && from.ip() == address(1) && std::mem::take(&mut once) {
+                        return Fate::Delay(Duration::from_millis(held));
+                    }
+                    Fate::Pass
+                }));
+                what(&mut net, 0);
+                what(&mut net, 1);
+                net.run_ms(10_000);
+                settled(net, 1);
+            }
+        }
+    }
+}
+
+// Lesson L47: the peer rekeys twice before it deletes; lesson L56: crossing deletions.
+#[test]
+fn crossing_deletions_are_all_answered() {
+    for seed in 0..8 {
+        for (a, b) in [(true, true), (true, false), (false, true)] {
+            let mut net = pair(400 + seed, false);
+            net.esp = false;
+            if a {
+                net.act(0, |e, now| e.remove_peer(&peer_id(1), now));
+            } else {
+                do_rekey_ike(&mut net, 0);
+            }
+            if b {
+                net.act(1, |e, now| e.remove_peer(&peer_id(0), now));
+            } else {
+                do_rekey_child(&mut net, 1);
+            }
+            net.run(Duration::from_secs(120));
+            for n in 0..2 {
+                assert!(net.ikes(n, 1 - n).is_empty(), "{}", net.story());
+                net.assert_tidy(n, 0);
+                assert!(net.nodes[n].engine.sas.is_empty(), "{}", net.story());
+            }
+        }
+    }
+}
+
+#[test]
+fn a_child_removed_while_it_is_rekeyed_is_gone_at_both_ends() {
+    for seed in 0..10 {
+        for gap in [0, 3, 6, 11] {
+            let mut net = Net::new(500 + seed, 2);
+            let now = net.at();
+            let config = |n: usize, peer: usize, children: usize| {
+                let mut config = peer_config(n, peer, n == 0);
+                config.children = (0..children).map(|c| child(c, n, peer)).collect();
+                config
+            };
+            for (n, peer) in [(1, 0), (0, 1)] {
+                net.nodes[n]
+                    .engine
+                    .set_peer(config(n, peer, 2), now)
+                    .unwrap();
+                net.drain(n);
+            }
+            net.run_ms(1_000);
+            net.assert_connected(0, 1, 2);
+            for status in net.ikes(1, 0)[0].children.clone() {
+                net.act(1, |e, now| e.rekey_child(status.child, now))
+                    .unwrap();
+            }
+            net.run_ms(gap);
+            for (n, peer) in [(0, 1), (1, 0)] {
+                net.act(n, |e, now| e.set_peer(config(n, peer, 1), now))
+                    .unwrap();
+            }
+            net.run_ms(60_000);
+            net.assert_connected(0, 1, 1);
+            net.assert_tidy(0, 1);
+            net.assert_tidy(1, 1);
+        }
+    }
+}
+
+#[test]
+fn a_child_added_at_both_ends_is_made_once() {
+    for seed in 0..20 {
+        for gap in [0, 3, 6, 11] {
+            let mut net = pair(600 + seed, true);
+            let add = |net: &mut Net, n: usize| {
+                let mut config = peer_config(n, 1 - n, true);
+                config.children.push(child(1, n, 1 - n));
+                net.act(n, |e, now| e.set_peer(config, now)).unwrap();
+            };
+            add(&mut net, 0);
+            net.run_ms(gap);
+            add(&mut net, 1);
+            net.run_ms(5_000);
+            for node in &mut net.nodes {
+                // The first to ask may find the other without the child.
+                node.failures
+                    .retain(|f| f.check != FailedCheck::TrafficSelectors);
+            }
+            settled(net, 2);
+        }
+    }
+}
+
+#[test]
+fn lifetimes_rekey_by_themselves() {
+    let config = EngineConfig {
+        child_lifetime: Duration::from_secs(60),
+        ike_lifetime: Duration::from_secs(200),
+        liveness: Duration::from_secs(10),
+        ..config()
+    };
+    for seed in 0..4 {
+        let mut net = Net::with(700 + seed, 2, config.clone());
+        net.connect(0, 1, true);
+        net.run_ms(1_000);
+        for _ in 0..40 {
+            net.run(Duration::from_secs(25));
+            net.esp = true;
+            net.run_ms(200);
+            net.esp = false;
+        }
+        net.run(Duration::from_secs(5));
+        net.assert_no_esp_lost();
+        assert_eq!(net.ikes(0, 1).len(), 1);
+        let counters = net.nodes[0].engine.counters();
+        assert!(counters.child_rekeys >= 10, "{counters:?}");
+        assert!(counters.ike_rekeys >= 3, "{counters:?}");
+        // The two of the crossing start.
+        assert_eq!(counters.ike_established, 2, "{}", net.story());
+        assert!(net.nodes[0].failures.is_empty(), "{}", net.story());
+        assert!(
+            net.nodes[0]
+                .downs
+                .iter()
+                .all(|d| d.reason == DownReason::Replaced),
+            "{}",
+            net.story()
+        );
+    }
+}
+
+/// Anything at any time at either end, in bad weather: no packet is lost, and when it clears
+/// up, both ends agree.
+#[test]
+fn anything_at_any_time_in_bad_weather() {
+    for seed in 0..60 {
+        let mut net = Net::new(9000 + seed, 2);
+        net.connect(0, 1, seed % 2 == 0);
+        net.run_ms(2_000);
+        net.esp = true;
+        net.weather = Weather {
+            latency: Duration::from_millis(4),
+            jitter: Duration::from_millis(net.below(60)),
+            loss: net.below(25),
+            duplicates: net.below(25),
+        };
+        for _ in 0..12 {
+            let n = net.below(2) as usize;
+            if !net.ikes(n, 1 - n).is_empty() && !net.ikes(n, 1 - n)[0].children.is_empty() {
+                let child = net.ikes(n, 1 - n)[0].children[0].child;
+                let peer = peer_id(1 - n);
+                let what = net.below(4);
+                let _ = net.act(n, |e, now| match what {
+                    0 => e.rekey_child(child, now),
+                    1 => e.rekey_ike(&peer, now),
+                    2 => e.reauthenticate(&peer, now),
+                    _ => e.probe(&peer, now),
+                });
+            }
+            let pause = net.below(400);
+            net.run_ms(pause);
+        }
+        net.run_ms(3_000);
+        net.esp = false;
+        net.run_ms(57_000);
+        net.weather = FAIR;
+        net.run(Duration::from_secs(60));
+        net.assert_connected(0, 1, 1);
+        net.assert_tidy(0, 1);
+        net.assert_tidy(1, 1);
+        net.assert_no_esp_lost();
+    }
+}
