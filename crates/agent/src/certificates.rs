@@ -188,6 +188,11 @@ impl Certificates {
         if let Some((_, status)) = stored {
             outcome.renewed = self.take_answer(status, bundle, now)?;
         }
+        if outcome.renewed {
+            // The planner spoke of the certificate before: it is asked again at once.
+            outcome.again = Some(now);
+            return Ok(());
+        }
         let denied = self.pending.as_ref().and_then(|p| p.denied.clone());
         if let Some((reason, since)) = denied {
             if seconds(now) < since + DENIED_RETRY {

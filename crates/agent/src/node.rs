@@ -356,7 +356,7 @@ impl Node {
                 // New peers first, then packets; old peers last: what is to be sealed for a peer
                 // must not lose its SAs before it is dropped or clear.
                 let open = self.ensure_open(now);
-                if open {
+                if open && self.has_identity {
                     self.add_peers(&plan.peers, now);
                 }
                 let applied = self.enforce(traffic);
@@ -513,7 +513,7 @@ impl Node {
                 self.core.tunnels.failed(&peer.id, text, now.wall);
             }
             self.peers.insert(peer.id.clone(), peer.clone());
-            if first && !peer.initiate {
+            if first && !peer.leads {
                 // A peer that has its side ready waits for us alone when we have just started.
                 let due = match reconcile::is_ready(self, &peer.id) {
                     true => now.monotonic,
@@ -536,7 +536,7 @@ impl Node {
         if !self.has_identity {
             return;
         }
-        for (id, peer) in self.peers.iter().filter(|(_, peer)| !peer.initiate) {
+        for (id, peer) in self.peers.iter().filter(|(_, peer)| !peer.leads) {
             if self.core.tunnels.connected(id) {
                 self.calls.remove(id);
                 continue;

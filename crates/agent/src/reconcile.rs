@@ -1,6 +1,8 @@
 //! From what the store says and what stands to what is wanted: the planner's answer in the words
 //! of the engine and the datapath.
 
+use std::time::Duration;
+
 use testudo_ike::{
     ChildConfig, EngineConfig, Identity as IkeIdentity, PeerAddress, PeerAuth, PeerConfig,
 };
@@ -39,6 +41,8 @@ pub(crate) struct Peer {
     pub(crate) id: PeerId,
     pub(crate) addresses: Vec<PeerAddress>,
     pub(crate) initiate: bool,
+    /// Whether it is ours to begin, as a rule.
+    pub(crate) leads: bool,
     pub(crate) encapsulation: EncapsulationMode,
     pub(crate) children: Vec<ChildConfig>,
     /// The node's UID: one that is made anew is another peer.
@@ -70,6 +74,7 @@ pub(crate) fn engine_config(policy: &EncryptionPolicySpec, options: &Options) ->
         },
         port: options.ports.ike,
         nat_port: options.ports.nat,
+        retry_initial: Duration::from_millis(250),
         danger_export_keys: options.danger_export_keys.is_some(),
         ..EngineConfig::default()
     }
@@ -112,7 +117,7 @@ pub(crate) fn wish(node: &Node) -> Wish {
         },
         Decision::Do(plan) => Wish {
             plan: Some(Plan {
-                peers: plan.peers.iter().map(peer).collect(),
+                peers: plan.peers.iter().map(|wanted| peer(node, wanted)).collect(),
                 traffic: plan.traffic,
                 acknowledge: plan.acknowledge,
                 waiting: plan.waiting,
@@ -122,7 +127,10 @@ pub(crate) fn wish(node: &Node) -> Wish {
     }
 }
 
-fn peer(wanted: &PeerWanted) -> Peer {
+fn peer(node: &Node, wanted: &PeerWanted) -> Peer {
+    // One that has no certificate yet could only refuse, and cost us the wait until the next try.
+    let object = node.objects.node(wanted.peer.as_str());
+    let can_answer = object.is_some_and(|n| n.status.certificate.is_some());
     let children = wanted.children.iter().map(|child| ChildConfig {
         name: child.name.clone(),
         mode: child.mode,
@@ -136,7 +144,8 @@ fn peer(wanted: &PeerWanted) -> Peer {
     Peer {
         id: wanted.peer.clone(),
         addresses: addresses.collect(),
-        initiate: wanted.initiate,
+        initiate: wanted.initiate && can_answer,
+        leads: wanted.initiate,
         encapsulation: wanted.encapsulation,
         children: children.collect(),
         uid: wanted.uid.clone(),
