@@ -93,6 +93,9 @@ impl<R: Read> Reader<R> {
             }
             self.buffer.resize(captured, 0);
             self.input.read_exact(&mut self.buffer).ok()?;
+            // tcpdump may have cut it; zeros in its place keep the lengths in its headers true.
+            let whole = (length as usize).clamp(captured, MAX_PACKET);
+            self.buffer.resize(whole, 0);
             if let Some(ip) = network_layer(self.link_type, &self.buffer)
                 && let Some(packet) = classify(ip, length, protected)
             {
@@ -206,18 +209,22 @@ mod tests {
     }
 
     fn capture(packets: &[Vec<u8>]) -> Vec<u8> {
+        capture_cut(packets, usize::MAX)
+    }
+
+    /// A capture of at most `cut` bytes of each frame.
+    fn capture_cut(packets: &[Vec<u8>], cut: usize) -> Vec<u8> {
         let mut file = Vec::new();
         for word in [0xa1b2_c3d4_u32, 0x0004_0002, 0, 0, 65535, 1] {
             file.extend_from_slice(&word.to_le_bytes());
         }
         for packet in packets {
-            let length = packet.len() as u32 + 14;
-            for word in [0, 0, length, length] {
+            let frame = [&[0; 12], &[8, 0][..], packet].concat();
+            let kept = &frame[..frame.len().min(cut)];
+            for word in [0, 0, kept.len() as u32, frame.len() as u32] {
                 file.extend_from_slice(&word.to_le_bytes());
             }
-            file.extend_from_slice(&[0; 12]);
-            file.extend_from_slice(&[8, 0]);
-            file.extend_from_slice(packet);
+            file.extend_from_slice(kept);
         }
         file
     }
@@ -257,6 +264,14 @@ mod tests {
             (Some(0xc001_0203), true)
         );
         assert_eq!(packets[0].length, 44);
+    }
+
+    #[test]
+    fn a_packet_of_which_only_the_head_was_kept_still_counts() {
+        let file = capture_cut(&[ipv4(50, &[1; 1000])], 160);
+        let mut reader = Reader::new(file.as_slice()).unwrap();
+        let packet = reader.next(&protected()).unwrap();
+        assert_eq!((packet.kind, packet.length), (PacketKind::Esp, 1034));
     }
 
     #[test]
