@@ -10,7 +10,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use testudo_crypto::SystemRandom;
 use testudo_ike::Engine;
-use testudo_model::policy::Mode;
+use testudo_model::policy::{Mode, rotation_of};
 use testudo_model::{
     Acknowledgement, EncryptionPolicySpec, Monotonic, NodeEncryption, Now, PeerId, TrafficPolicy,
     UnixTime,
@@ -267,18 +267,16 @@ impl Node {
         if policy.spec.mode == Mode::Disabled {
             return;
         }
-        let settings = &policy.spec.certificates;
-        if self
-            .rotation_seen
-            .is_none_or(|(seen, _)| seen != settings.rotation)
-        {
-            self.rotation_seen = Some((settings.rotation, now.wall));
+        let rotation = rotation_of(policy, self.options.node.as_str());
+        if self.rotation_seen.is_none_or(|(seen, _)| seen != rotation) {
+            self.rotation_seen = Some((rotation, now.wall));
         }
         let turn = renewal::turn(
             &renewal::Known {
-                certificates: settings,
+                certificates: &policy.spec.certificates,
                 own: &self.own(),
                 nodes: &self.objects.nodes,
+                rotation_of: &|name| rotation_of(policy, name),
                 certificate: self.certificates.facts().as_ref(),
                 certificate_rotation: self.certificates.current().map_or(0, |c| c.rotation),
                 rotation_seen: self.rotation_seen.map_or(now.wall, |(_, at)| at),
@@ -286,13 +284,9 @@ impl Node {
             now.wall,
         );
         let stored = self.objects.request.as_ref().map(|r| (&r.spec, &r.status));
-        let outcome = self.certificates.consider(
-            &turn,
-            settings.rotation,
-            &self.trust.bundle,
-            stored,
-            now.wall,
-        );
+        let outcome =
+            self.certificates
+                .consider(&turn, rotation, &self.trust.bundle, stored, now.wall);
         self.certificate_due = outcome.again;
         if outcome.ask.is_some() {
             self.news.request = outcome.ask;

@@ -46,12 +46,15 @@ pub enum Reason {
 
 /// What the decision depends on.
 pub struct Known<'a> {
-    /// The policy's lifetimes and the rotation wanted.
+    /// The policy's lifetimes.
     pub certificates: &'a Certificates,
     /// This node.
     pub own: &'a NodeEncryption,
     /// All nodes, this one among them or not.
     pub nodes: &'a [NodeEncryption],
+    /// The rotation that a node is to be at, by its name: the cluster's and what is asked of it
+    /// alone.
+    pub rotation_of: &'a dyn Fn(&str) -> u64,
     /// The certificate in use.
     pub certificate: Option<&'a CertificateFacts>,
     /// The rotation for which `certificate` was asked; tunnels may not use it all yet.
@@ -69,7 +72,7 @@ pub fn turn(known: &Known<'_>, now: UnixTime) -> Turn {
     if now >= due {
         return Turn::Now(Reason::Age);
     }
-    let wanted = known.certificates.rotation;
+    let wanted = (known.rotation_of)(known.own.name());
     if known.certificate_rotation.max(known.own.status.rotation) >= wanted {
         return Turn::Later(due);
     }
@@ -83,7 +86,7 @@ pub fn turn(known: &Known<'_>, now: UnixTime) -> Turn {
     before.sort_by_key(|node| key(node));
     let place = u32::try_from(before.len()).unwrap_or(u32::MAX);
     let until = known.rotation_seen + SLOT.saturating_mul(place);
-    before.retain(|node| node.status.rotation < wanted);
+    before.retain(|node| node.status.rotation < (known.rotation_of)(node.name()));
     if before.is_empty() || now >= until {
         return Turn::Now(Reason::Rotation(wanted));
     }

@@ -35,6 +35,7 @@ fn by_age(uid: &str, certificates: &Certificates, life: u64) -> u64 {
         certificates,
         own: &own,
         nodes: &[],
+        rotation_of: &|_| certificates.rotation,
         certificate: Some(&certificate),
         certificate_rotation: 0,
         rotation_seen: BEGIN,
@@ -113,6 +114,7 @@ fn a_rotation_goes_round_one_by_one() {
             certificates: &certificates,
             own: &own,
             nodes: &nodes,
+            rotation_of: &|_| certificates.rotation,
             certificate: Some(&certificate),
             certificate_rotation: 0,
             rotation_seen: BEGIN,
@@ -140,9 +142,29 @@ fn without_a_certificate_nobody_waits() {
         },
         own: &own,
         nodes: &[node("a", "a", 0)],
+        rotation_of: &|_| 3,
         certificate: None,
         certificate_rotation: 0,
         rotation_seen: BEGIN,
     };
     assert_eq!(turn(&known, BEGIN), Turn::Now(Reason::Missing));
+}
+
+#[test]
+fn one_node_asked_alone_waits_for_nobody() {
+    let certificates = Certificates::default();
+    let own = node("nz", "z", 0);
+    let certificate = certificate(5 * YEAR);
+    let mut known = Known {
+        certificates: &certificates,
+        own: &own,
+        nodes: &[node("na", "a", 0), node("nb", "b", 0)],
+        rotation_of: &|name| u64::from(name == "nz"),
+        certificate: Some(&certificate),
+        certificate_rotation: 0,
+        rotation_seen: BEGIN,
+    };
+    assert_eq!(turn(&known, BEGIN), Turn::Now(Reason::Rotation(1)));
+    known.certificate_rotation = 1;
+    assert!(matches!(turn(&known, BEGIN), Turn::Later(_)));
 }
