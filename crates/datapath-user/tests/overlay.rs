@@ -41,8 +41,8 @@ fn carries_and_rekeys(v6: bool, udp: bool) {
         world.nodes[0].ping("10.99.0.2"),
         "the overlay itself does not work"
     );
-    let tap = Tap::new(&world.switch);
     strict(&world, &[0, 1]);
+    let tap = Tap::new(&world.switch);
     assert!(
         !world.nodes[0].ping("10.99.0.2"),
         "clear packets passed in Strict"
@@ -60,6 +60,8 @@ fn carries_and_rekeys(v6: bool, udp: bool) {
     for node in [0, 1] {
         assert!(events(&world, node).contains(&Event::FirstInbound { child: ChildId(1) }));
     }
+    let rate = transfer(&world.nodes[0], &world.nodes[1], "10.99.0.2:5001");
+    eprintln!("v6 {v6}, UDP {udp}: {rate:.0} Mbit/s");
     let floods = flood_both(
         &world.nodes[0],
         &world.nodes[1],

@@ -22,8 +22,8 @@ fn carries(v6: bool, udp: bool, offloads: bool) {
     }
     let other = if v6 { "fd00:2::2" } else { "10.2.0.2" };
     assert!(pods[0].ping(other), "the routes themselves do not work");
-    let tap = Tap::new(&world.switch);
     set(&world, Step::Strict);
+    let tap = Tap::new(&world.switch);
     assert!(!pods[0].ping(other), "clear packets passed in Strict");
     let pair = Pair {
         v6,
