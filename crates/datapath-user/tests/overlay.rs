@@ -371,3 +371,31 @@ fn a_second_agent_and_a_taken_port_are_named() {
     drop(taken);
     node.start(|_| {});
 }
+
+#[test]
+fn a_path_that_shrinks_costs_no_packet_and_gso_goes_on_below_it() {
+    if !can_run("a_path_that_shrinks_costs_no_packet_and_gso_goes_on_below_it") {
+        return;
+    }
+    let world = started(2, false);
+    strict(&world, &[0, 1]);
+    let pair = Pair {
+        udp: true,
+        ..Pair::new(1, 0, 1)
+    };
+    pair.install(&world);
+    pair.switch(&world);
+    assert!(world.nodes[0].ping("10.99.0.2"));
+    // The SAs were installed for 1500: batches of larger datagrams are now refused by the kernel.
+    for node in &world.nodes {
+        let mut nl = node.netlink();
+        let eth0 = nl.link_index("eth0").unwrap();
+        nl.set_mtu(eth0, 1300).unwrap();
+    }
+    transfer(&world.nodes[0], &world.nodes[1], "10.99.0.2:5001");
+    let counters = world.nodes[0].with(|d| d.counters());
+    let fallbacks = counters.notices["gso_fallback"];
+    // Once refused, the size is remembered: not every batch is tried in vain.
+    assert!((1..100).contains(&fallbacks), "{counters:?}");
+    assert!(!counters.drops.contains_key("send_failed"), "{counters:?}");
+}

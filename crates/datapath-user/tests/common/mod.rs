@@ -201,7 +201,17 @@ impl World {
                 .unwrap();
             own.set_up(eth0).unwrap();
         }
-        Self { switch, nodes }
+        let world = Self { switch, nodes };
+        world.wait_for("192.0.2.");
+        world
+    }
+
+    /// Waits until the first node reaches the others: new links take a moment on a busy machine.
+    fn wait_for(&self, prefix: &str) {
+        for n in 2..=self.nodes.len() {
+            let reached = (0..20).any(|_| self.nodes[0].ping(&format!("{prefix}{n}")));
+            assert!(reached, "{prefix}{n} cannot be reached");
+        }
     }
 
     /// A VXLAN over the underlay of that family.
@@ -233,6 +243,7 @@ impl World {
                 .unwrap();
             }
         }
+        self.wait_for("10.99.0.");
     }
 
     /// A pod behind each node, and routes between them.
