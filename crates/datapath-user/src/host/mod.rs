@@ -17,8 +17,9 @@ use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use ipnet::IpNet;
 use testudo_datapath::DatapathError;
-use testudo_model::TrafficPolicy;
+use testudo_model::{ProtectedFlows, TrafficPolicy};
 use testudo_netlink::{Family, Netlink, Route, RouteFilter, RouteKind, Rule};
 
 pub(crate) use sysctl::write_sysctl;
@@ -153,7 +154,7 @@ impl HostRules {
             .link(&self.options.device)
             .map_err(refused)?
             .map(|link| link.index);
-        let underlay = Underlay::find(netlink, &policy.addresses)?;
+        let underlay = Underlay::find(netlink, policy)?;
         let standing = our_routes(netlink)?;
         for family in families() {
             let base = Route {
@@ -190,20 +191,32 @@ impl HostRules {
     }
 }
 
-/// What is known of the links below: which node addresses this namespace has, and their MTU.
+/// What is known of the links below: under which addresses this node sends into the device, best
+/// first, and the MTU of the links with the node's own.
 struct Underlay {
     sources: Vec<IpAddr>,
     mtu: Option<u32>,
 }
 
 impl Underlay {
-    fn find(netlink: &mut Netlink, addresses: &[IpAddr]) -> Result<Self, DatapathError> {
+    fn find(netlink: &mut Netlink, policy: &TrafficPolicy) -> Result<Self, DatapathError> {
+        // Where pods are routed, a host speaks to them under its address among its own pods: an
+        // answer to one of the node's addresses would be host traffic, and come back in clear.
+        let pods: &[IpNet] = match &policy.flows {
+            ProtectedFlows::Routed { local, .. } => local,
+            ProtectedFlows::Overlay { .. } => &[],
+        };
+        let addresses = &policy.addresses;
         let links = netlink.links().map_err(refused)?;
         let mut found = Self {
             sources: Vec::new(),
             mtu: None,
         };
         for own in netlink.addresses().map_err(refused)? {
+            if pods.iter().any(|net| net.contains(&own.address.addr())) {
+                found.sources.push(own.address.addr());
+                continue;
+            }
             if !addresses.contains(&own.address.addr()) {
                 continue;
             }
@@ -214,7 +227,8 @@ impl Underlay {
                 .map(|link| link.mtu);
             found.mtu = found.mtu.max(mtu);
         }
-        // The order of the policy is the order of preference.
+        // The order of the policy is the order of preference; what it does not name comes first
+        // (`None` is the least): an address among the pods.
         let order = |address: &IpAddr| addresses.iter().position(|other| other == address);
         found.sources.sort_by_key(order);
         Ok(found)
