@@ -15,18 +15,10 @@ pub(crate) fn check() -> anyhow::Result<()> {
     if !present {
         install()?;
     }
-    // Advisories need a network that CI does not have.
+    // Advisories need a network that CI does not have; the rest reads the lock file.
     run::step(
         "deny",
-        &[
-            "cargo",
-            "deny",
-            "--offline",
-            "check",
-            "bans",
-            "licenses",
-            "sources",
-        ],
+        &["cargo", "deny", "check", "bans", "licenses", "sources"],
     )
 }
 
