@@ -307,6 +307,3 @@ pub(crate) fn refused(error: testudo_netlink::Error) -> DatapathError {
         reason: error.to_string(),
     }
 }
-
-#[cfg(test)]
-mod tests;
