@@ -17,6 +17,8 @@ use crate::node::{ChildFacts, Decision, Facts, Known, plan};
 use crate::rollout;
 
 const SEEDS: u64 = 400;
+/// Seeds that once failed.
+const REMEMBERED: [u64; 1] = [1271];
 const STEPS: usize = 700;
 const MOST_NODES: usize = 6;
 
@@ -446,9 +448,9 @@ fn any_order_of_events_keeps_the_rules_and_arrives() {
     let seeds = match std::env::var("TESTUDO_SEED") {
         Ok(text) => {
             let seed: u64 = text.parse().expect("TESTUDO_SEED is a number");
-            seed..seed + 1
+            vec![seed]
         }
-        Err(_) => 0..SEEDS,
+        Err(_) => REMEMBERED.into_iter().chain(0..SEEDS).collect(),
     };
     for seed in seeds {
         let outcome = std::panic::catch_unwind(|| run(seed));

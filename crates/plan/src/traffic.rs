@@ -63,12 +63,12 @@ impl View<'_> {
         status.phase == Phase::Permissive && status.target == Phase::Strict
     }
 
-    /// The outbound side was closed before, or this node has just come to a cluster that is
-    /// about to close: others may drop clear before this node has said a word.
+    /// The outbound side was closed before, or this node has just come: others may drop clear
+    /// before it has said a word, or still.
     fn closed(&self) -> bool {
         match self.known.previous {
             Some(previous) => previous.clear_outbound == ClearTraffic::Drop,
-            None => self.closing(),
+            None => true,
         }
     }
 
@@ -124,14 +124,20 @@ impl View<'_> {
                 true => ClearTraffic::Drop,
                 false => ClearTraffic::Pass,
             },
-            Phase::Permissive => {
-                let open = others.iter().all(|node| self.accepts_clear(node));
-                match self.closed() && !open {
-                    true => ClearTraffic::Drop,
-                    false => ClearTraffic::Pass,
-                }
-            }
+            Phase::Permissive => match self.closed() && self.strangers(others) {
+                true => ClearTraffic::Drop,
+                false => ClearTraffic::Pass,
+            },
         }
+    }
+
+    /// Whether the controller waits for a node of which nothing is known here: it may still drop
+    /// clear. What goes to known nodes is decided for each of them.
+    fn strangers(&self, others: &[&NodeEncryption]) -> bool {
+        let known =
+            |name: &str| name == self.known.own.name() || others.iter().any(|n| n.name() == name);
+        let waiting_on = &self.known.policy.status.waiting_on;
+        waiting_on.iter().any(|name| !known(name))
     }
 }
 

@@ -215,6 +215,36 @@ fn permissive_seals_to_those_who_said_they_can_open() {
     }
 }
 
+/// Found by the simulation: n1 has just come, n3 is Strict still, and n1 has not read n3 yet.
+#[test]
+fn a_newcomer_stays_closed_towards_strangers_that_may_drop_clear() {
+    let own = node(1, None);
+    let accepts = Some((Phase::Permissive, AT));
+    let closed = before(SEAL, DROP);
+    for (waiting_on, previous, expected) in [
+        (vec!["n1", "n3"], None, DROP),
+        (vec!["n1", "n3"], Some(&closed), DROP),
+        (vec!["n1", "n2"], Some(&closed), PASS),
+        (vec!["n1"], None, PASS),
+        (vec!["n3"], Some(&before(CLEAR, PASS)), PASS),
+    ] {
+        let mut policy = policy(Phase::Permissive, Phase::Permissive);
+        policy.status.waiting_on = waiting_on.iter().map(ToString::to_string).collect();
+        let plan = doit(&Known {
+            policy: &policy,
+            own: &own,
+            nodes: &[node(2, accepts)],
+            facts: &facts("n2", true, true),
+            previous,
+        });
+        let traffic = plan.traffic.unwrap();
+        assert_eq!(
+            traffic.clear_outbound, expected,
+            "{waiting_on:?} {previous:?}"
+        );
+    }
+}
+
 #[test]
 fn a_word_once_given_stands() {
     let own = node(1, Some((Phase::Prepared, AT)));
