@@ -143,7 +143,14 @@ impl Place {
 
     fn tcpdump(&self) -> anyhow::Result<Command> {
         match &self.lab {
-            Some(lab) => lab.command(&self.node, "tcpdump"),
+            Some(lab) => {
+                let mut tcpdump = lab.command(&self.node, "tcpdump")?;
+                if matches!(lab.place(), testudo_lab::Place::Inside { .. }) {
+                    // In a user's namespace there is no other user to become.
+                    tcpdump.args(["-Z", "root"]);
+                }
+                Ok(tcpdump)
+            }
             None => Ok(Command::new("tcpdump")),
         }
     }
