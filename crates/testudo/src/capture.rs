@@ -143,14 +143,14 @@ impl Place {
 
     fn tcpdump(&self) -> anyhow::Result<Command> {
         match &self.lab {
-            Some(lab) => {
-                let mut tcpdump = lab.command(&self.node, "tcpdump")?;
-                if matches!(lab.place(), testudo_lab::Place::Inside { .. }) {
-                    // In a user's namespace there is no other user to become.
-                    tcpdump.args(["-Z", "root"]);
-                }
-                Ok(tcpdump)
-            }
+            // tcpdump gives up root's rights, and a user's namespace has no other user to become.
+            Some(lab) if matches!(lab.place(), testudo_lab::Place::Inside { .. }) => bail!(
+                "tcpdump does not run in a lab without root: \
+                 testudo lab capture --name {} --node {} --write FILE.pcap",
+                lab.name(),
+                self.node
+            ),
+            Some(lab) => lab.command(&self.node, "tcpdump"),
             None => Ok(Command::new("tcpdump")),
         }
     }
