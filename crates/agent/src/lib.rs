@@ -27,5 +27,8 @@ mod tunnels;
 mod user;
 mod verifier;
 
+#[cfg(test)]
+mod tests;
+
 pub use options::{Options, Ports};
 pub use run::run;

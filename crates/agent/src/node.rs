@@ -12,8 +12,7 @@ use testudo_crypto::SystemRandom;
 use testudo_ike::Engine;
 use testudo_model::policy::{Mode, rotation_of};
 use testudo_model::{
-    Acknowledgement, EncryptionPolicySpec, Monotonic, NodeEncryption, Now, PeerId, TrafficPolicy,
-    UnixTime,
+    Acknowledgement, Monotonic, NodeEncryption, Now, PeerId, TrafficPolicy, UnixTime,
 };
 use testudo_pki::{NodeIdentity, TrustBundle};
 use testudo_plan::node::Waiting;
@@ -113,7 +112,7 @@ impl Node {
             Some(directory) => Some(KeyExport::new(directory)?),
             None => None,
         };
-        let settings = reconcile::engine_config(&EncryptionPolicySpec::default(), &options);
+        let settings = reconcile::engine_config(&options);
         let engine = Engine::new(settings, Box::new(SystemRandom::new()));
         let news = News {
             spec: reconcile::node_spec(&options, &identity),
@@ -163,6 +162,7 @@ impl Node {
                 self.remember_word();
             }
             self.update_trust(now);
+            self.update_lifetimes();
             self.update_certificate(now);
             self.update_identity(now);
         }
@@ -256,6 +256,17 @@ impl Node {
             self.core.engine.recheck_peers(now);
             self.trust = trust;
             self.core.settle(now);
+        }
+    }
+
+    fn update_lifetimes(&mut self) {
+        if let Some(policy) = &self.objects.policy {
+            let spec = &policy.spec;
+            self.core.engine.set_lifetimes(
+                spec.ike.lifetime.0,
+                spec.esp.lifetime.0,
+                reconcile::limits(spec),
+            );
         }
     }
 

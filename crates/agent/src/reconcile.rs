@@ -63,15 +63,17 @@ impl Peer {
     }
 }
 
-/// The engine's settings under a policy.
-pub(crate) fn engine_config(policy: &EncryptionPolicySpec, options: &Options) -> EngineConfig {
+/// When a child SA has carried enough, under a policy.
+pub(crate) fn limits(policy: &EncryptionPolicySpec) -> SaLimits {
+    SaLimits {
+        soft_bytes: policy.esp.bytes,
+        soft_packets: policy.esp.packets,
+    }
+}
+
+/// The engine's settings; lifetimes follow when a policy is read.
+pub(crate) fn engine_config(options: &Options) -> EngineConfig {
     EngineConfig {
-        ike_lifetime: policy.ike.lifetime.0,
-        child_lifetime: policy.esp.lifetime.0,
-        soft_limits: SaLimits {
-            soft_bytes: policy.esp.bytes,
-            soft_packets: policy.esp.packets,
-        },
         port: options.ports.ike,
         nat_port: options.ports.nat,
         retry_initial: Duration::from_millis(250),

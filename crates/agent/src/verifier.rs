@@ -95,3 +95,107 @@ fn failed_check(check: CertificateCheck) -> FailedCheck {
         | CertificateCheck::Forbidden => FailedCheck::CertificateMalformed,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use testudo_crypto::{KeyType, SigningKey, SystemRandom};
+    use testudo_ike::Identity;
+    use testudo_pki::{Ca, CaOptions, certificate_request};
+
+    use super::*;
+
+    const NOW: u64 = 1_795_318_200;
+    const LIFETIME: u64 = 3600;
+
+    fn ca() -> Ca {
+        Ca::generate(&CaOptions::default(), NOW, &mut SystemRandom::new()).unwrap()
+    }
+
+    fn node(name: &str, uid: &str) -> NodeIdentity {
+        NodeIdentity::new(name, uid).unwrap()
+    }
+
+    fn issue(ca: &Ca, node: &NodeIdentity) -> Vec<u8> {
+        let key = SigningKey::generate(KeyType::EcdsaP256).unwrap();
+        let request = certificate_request(&key, node).unwrap();
+        ca.sign_request(&request, node, LIFETIME, NOW, &mut SystemRandom::new())
+            .unwrap()
+            .der
+    }
+
+    /// What the verifier of a node that trusts `ca` says of `chain` as that of n2.
+    fn judge(ca: &Ca, chain: &[u8], now: u64) -> Result<VerifiedPeer, VerifyError> {
+        let peer = PeerId::new("n2").unwrap();
+        let trust = Trust {
+            bundle: TrustBundle::from_pem(&ca.certificate_pem()).unwrap(),
+            nodes: BTreeMap::from([(peer.clone(), node("n2", "u2"))]),
+        };
+        let expected = PeerExpectation {
+            peer: &peer,
+            identity: &Identity::Fqdn("n2.node.testudo".into()),
+        };
+        trust.verifier().verify(&[chain], &expected, unix(now))
+    }
+
+    #[test]
+    fn each_failed_check_has_its_own_name() {
+        let ours = ca();
+        let good = issue(&ours, &node("n2", "u2"));
+        let verified = judge(&ours, &good, NOW).unwrap();
+        assert_eq!(verified.not_after, unix(NOW + LIFETIME));
+
+        let mut broken = good.clone();
+        *broken.last_mut().unwrap() ^= 1;
+        let cases = [
+            (&good, NOW + LIFETIME + 1, FailedCheck::CertificateExpired),
+            (&good, NOW - 3600, FailedCheck::CertificateNotYetValid),
+            (
+                &issue(&ours, &node("n3", "u3")),
+                NOW,
+                FailedCheck::CertificateWrongIdentity,
+            ),
+            // A node of that name which was made anew (L94): its old certificate is no use.
+            (
+                &issue(&ours, &node("n2", "u9")),
+                NOW,
+                FailedCheck::CertificateWrongIdentity,
+            ),
+            (
+                &issue(&ca(), &node("n2", "u2")),
+                NOW,
+                FailedCheck::CertificateUnknownCa,
+            ),
+            (&broken, NOW, FailedCheck::CertificateBadSignature),
+            (
+                &b"no certificate".to_vec(),
+                NOW,
+                FailedCheck::CertificateMalformed,
+            ),
+        ];
+        for (chain, now, check) in cases {
+            let error = judge(&ours, chain, now).unwrap_err();
+            assert_eq!(error.check, check, "{error}");
+            assert!(!error.text.is_empty());
+        }
+    }
+
+    #[test]
+    fn a_node_that_the_store_does_not_know_is_nobody() {
+        let ours = ca();
+        let trust = Trust {
+            bundle: TrustBundle::from_pem(&ours.certificate_pem()).unwrap(),
+            nodes: BTreeMap::new(),
+        };
+        let good = issue(&ours, &node("n2", "u2"));
+        let peer = PeerId::new("n2").unwrap();
+        let expected = PeerExpectation {
+            peer: &peer,
+            identity: &Identity::Fqdn("n2.node.testudo".into()),
+        };
+        let error = trust
+            .verifier()
+            .verify(&[&good], &expected, unix(NOW))
+            .unwrap_err();
+        assert_eq!(error.check, FailedCheck::UnknownPeer);
+    }
+}

@@ -3,9 +3,10 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
+use std::time::Duration;
 
 use testudo_crypto::Random;
-use testudo_model::{ChildId, Monotonic, Now, PeerId};
+use testudo_model::{ChildId, Monotonic, Now, PeerId, SaLimits};
 use testudo_wire::ike::{ExchangeType, Header, Notify, NotifyType, Payload};
 
 use crate::config::{EngineConfig, Identity, LocalIdentity, PeerConfig};
@@ -90,6 +91,13 @@ impl Engine {
     /// The settings it was made with.
     pub fn config(&self) -> &EngineConfig {
         &self.config
+    }
+
+    /// Changes lifetimes and limits. SAs that stand keep theirs; their successors have the new.
+    pub fn set_lifetimes(&mut self, ike: Duration, child: Duration, limits: SaLimits) {
+        self.config.ike_lifetime = ike;
+        self.config.child_lifetime = child;
+        self.config.soft_limits = limits;
     }
 
     /// Sets or changes who we are. Standing SAs stay; new ones use the new identity
