@@ -24,7 +24,7 @@ const BACKOFF_MOST: Duration = Duration::from_millis(800);
 /// A process that lived so long is healthy again: its next restart is immediate.
 const HEALTHY: Duration = Duration::from_secs(5);
 /// How long children have to end on SIGTERM.
-const PATIENCE: Duration = Duration::from_millis(1500);
+const PATIENCE: Duration = Duration::from_millis(600);
 
 /// Runs the supervisor of a lab whose directory is prepared. Returns after SIGTERM.
 pub fn supervise(name: &str) -> Result<()> {
