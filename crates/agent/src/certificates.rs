@@ -2,6 +2,7 @@
 //! join token's proof; the answer is checked before it replaces what is in use.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
@@ -19,6 +20,10 @@ use crate::identity::Identity;
 
 const CURRENT: &str = "certificate.json";
 const PENDING: &str = "request.json";
+
+/// A certificate serves so long, seconds, before its age can be a reason for the next: one that
+/// comes old out of a controller whose clock is wrong must not be asked for all the time.
+const LEAST_SERVICE: i64 = 10;
 
 /// A denied request is made anew after this long, seconds.
 const DENIED_RETRY: u64 = 30;
@@ -89,6 +94,8 @@ pub(crate) struct Certificates {
     current: Option<Current>,
     pending: Option<Pending>,
     problem: Option<String>,
+    /// When this run took the one in use.
+    taken: Option<UnixTime>,
 }
 
 impl Certificates {
@@ -106,6 +113,7 @@ impl Certificates {
             current: None,
             pending: None,
             problem: None,
+            taken: None,
         };
         match this.load_current() {
             Ok(current) => this.current = current,
@@ -156,6 +164,15 @@ impl Certificates {
         })
     }
 
+    /// Facts for the planner. Certificates are dated back because clocks differ: their age counts
+    /// from when they were made.
+    pub(crate) fn facts_by_age(&self) -> Option<CertificateFacts> {
+        let mut facts = self.facts()?;
+        let made = facts.not_before + Duration::from_secs(pki::BACKDATE);
+        facts.not_before = made.min(facts.not_after);
+        Some(facts)
+    }
+
     /// Looks at everything that bears on the certificate and says what is to be done. Called at
     /// each change of the policy, the bundle or the request, and at the time it named itself.
     /// `turn` is the planner's word, `rotation` the one that is wanted.
@@ -190,6 +207,7 @@ impl Certificates {
         }
         if outcome.renewed {
             // The planner spoke of the certificate before: it is asked again at once.
+            self.taken = Some(now);
             outcome.again = Some(now);
             return Ok(());
         }
@@ -229,7 +247,12 @@ impl Certificates {
         };
         let again = match turn {
             Turn::Now(Reason::Missing) => return Wanted::Yes("the node has none"),
-            Turn::Now(Reason::Age) => return Wanted::Yes("it is due for renewal"),
+            Turn::Now(Reason::Age) => match self.taken {
+                Some(taken) if now.0 < taken.0.saturating_add(LEAST_SERVICE) => {
+                    UnixTime(taken.0 + LEAST_SERVICE)
+                }
+                _ => return Wanted::Yes("it is due for renewal"),
+            },
             Turn::Now(Reason::Rotation(_)) => return Wanted::Yes("a rotation was asked for"),
             Turn::Later(again) => *again,
             Turn::After { until, .. } => *until,

@@ -288,7 +288,7 @@ impl Node {
                 own: &self.own(),
                 nodes: &self.objects.nodes,
                 rotation_of: &|name| rotation_of(policy, name),
-                certificate: self.certificates.facts().as_ref(),
+                certificate: self.certificates.facts_by_age().as_ref(),
                 certificate_rotation: self.certificates.current().map_or(0, |c| c.rotation),
                 rotation_seen: self.rotation_seen.map_or(now.wall, |(_, at)| at),
             },

@@ -176,7 +176,10 @@ fn a_rotation_and_age_each_ask_anew_while_the_old_one_serves() {
     );
     assert_eq!(node.current().unwrap().rotation, 1);
 
+    // A certificate that comes old out of the controller does not make the node ask at once.
     world.turn = Turn::Now(Reason::Age);
+    let soon = world.consider(&mut node, Some((&ask, &status)), NOW + 8);
+    assert_eq!((soon.ask, soon.again), (None, Some(UnixTime(NOW + 16))));
     let later = world.consider(&mut node, Some((&ask, &status)), NOW + 3601);
     assert!(later.ask.is_some());
 }
@@ -279,4 +282,15 @@ fn a_missing_token_is_named() {
     assert_eq!(outcome.ask, None);
     assert!(outcome.again.is_some());
     assert!(node.problem().unwrap().contains("join token"));
+}
+
+/// istio#32176 (L113): dating back must not age a certificate.
+#[test]
+fn age_counts_from_when_a_certificate_was_made() {
+    let world = World::new();
+    let mut node = world.open();
+    world.first_certificate(&mut node);
+    let facts = node.facts_by_age().unwrap();
+    assert_eq!(facts.not_before, UnixTime(NOW));
+    assert!(node.facts().unwrap().not_before < UnixTime(NOW));
 }
