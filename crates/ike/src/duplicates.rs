@@ -3,8 +3,9 @@
 //! Two ends that act at the same moment make two IKE SAs, or two children, where one is wanted
 //! (RFC 7296, 2.8.1, 2.8.2, 2.25). The rules here need no agreement on the order of events,
 //! which the ends may see differently:
-//! - An SA that one end began while another stood there *supersedes* that other; only the end
-//!   that began it knows.
+//! - Of SAs that the same end began, a later one *supersedes* an earlier one: both ends know.
+//!   One that an end began while the other's stood supersedes that: only the end that began
+//!   it knows.
 //! - Among the rest, the one whose smallest nonce is the smallest loses. Both ends know that.
 //! - The loser is deleted by the end that began it, a superseded SA by the end that superseded
 //!   it, and only when the winner is known to be installed at both ends: we began it and have
@@ -23,9 +24,13 @@ use crate::timers::Deadline;
 /// How long children may take to move before the old IKE SA is closed all the same.
 const HANDOVER: std::time::Duration = std::time::Duration::from_secs(30);
 
-/// `a` was begun by us when `b` stood.
+/// `a` takes the place of `b`, as far as this end knows.
 fn line_supersedes(a: &Lineage, b: &Lineage) -> bool {
-    a.initiated && b.established < a.born
+    if a.initiated == b.initiated {
+        b.born < a.born
+    } else {
+        a.initiated && b.established < a.born
+    }
 }
 
 /// The element that no other supersedes and that has the greatest tie.
@@ -70,7 +75,9 @@ impl Engine {
         let (Some(la), Some(lb)) = (self.lineage(a.ike), self.lineage(b.ike)) else {
             return false;
         };
-        if la.number == lb.number {
+        if la.number == lb.number && a.initiator == b.initiator {
+            b.installed < a.installed
+        } else if la.number == lb.number {
             a.initiator && b.installed < a.born
         } else {
             line_supersedes(la, lb)
@@ -155,7 +162,11 @@ impl Engine {
 
     /// A child's end at the peer is known to stand.
     pub(crate) fn confirm_child(&mut self, id: ChildId, now: Now) {
-        let Some(child) = self.children.get_mut(&id).filter(|c| !c.confirmed) else {
+        let Some(child) = self
+            .children
+            .get_mut(&id)
+            .filter(|c| !c.confirmed && c.is_up())
+        else {
             return;
         };
         child.confirmed = true;
@@ -169,8 +180,9 @@ impl Engine {
         self.resolve(&peer, false, now);
     }
 
-    /// The peer has used the IKE SA: it has our answers to all its earlier requests.
-    pub(crate) fn confirm_ike(&mut self, id: IkeId, now: Now) {
+    /// The peer has used the IKE SA: it has our answers to all its earlier requests, and so the
+    /// children `made` by them. A message that deletes one of these does not use it.
+    pub(crate) fn confirm_ike(&mut self, id: IkeId, made: Vec<ChildId>, now: Now) {
         let Some(sa) = self.sas.get_mut(&id) else {
             return;
         };
@@ -178,11 +190,12 @@ impl Engine {
         let Some(est) = sa.established_mut() else {
             return;
         };
-        if est.confirmed && est.unconfirmed.is_empty() {
+        if est.confirmed && made.is_empty() {
             return;
         }
         est.confirmed = true;
-        for child in std::mem::take(&mut est.unconfirmed) {
+        est.unconfirmed.retain(|c| !made.contains(c));
+        for child in made {
             self.confirm_child(child, now);
         }
         self.resolve(&peer, false, now);
@@ -225,7 +238,8 @@ impl Engine {
             let Some(other) = self.lineage(id) else {
                 continue;
             };
-            if !line_supersedes(&line, other) && !other.initiated {
+            let ours = line.initiated && line_supersedes(&line, other);
+            if !ours && !other.initiated {
                 // The peer's to delete, once it knows that we hold the winner.
                 if std::mem::take(&mut announce) {
                     self.announce(best, now);

@@ -1,7 +1,7 @@
 //! Requests and answers on established IKE SAs: the window, retransmission, the queue of tasks.
 
 use testudo_model::Now;
-use testudo_wire::ike::{ExchangeType, Header, Message, Payload};
+use testudo_wire::ike::{Delete, ExchangeType, Header, Message, Payload};
 
 use crate::engine::{Dropped, Engine, Path};
 use crate::error::Fault;
@@ -79,15 +79,22 @@ impl Engine {
         if header.exchange == ExchangeType::IKE_AUTH || est.phase == Phase::Gone {
             return Err("unexpected_exchange");
         }
+        let made = est.unconfirmed.clone();
         self.heard(now, id, from);
-        self.confirm_ike(id, now);
         let outcome = plain.payloads().and_then(|payloads| {
+            // All but its deletion says that the peer has settled on this SA.
+            if !payloads.deletes.contains(&Delete::Ike) {
+                self.peer_uses(id, now);
+            }
             if header.exchange == ExchangeType::CREATE_CHILD_SA {
                 self.create_request(now, id, payloads)
             } else {
                 self.informational_request(now, id, payloads)
             }
         });
+        if !matches!(outcome, Ok(Reply { gone: Some(_), .. })) {
+            self.confirm_ike(id, made, now);
+        }
         self.reply(now, id, from, header, outcome)
     }
 
@@ -168,7 +175,7 @@ impl Engine {
             return Err("unexpected_answer");
         }
         let plain = message::unprotect(&est.keys, bytes, &parsed).ok_or("decrypt_failed")?;
-        let unsure = !est.confirmed;
+        let unsure = (!est.confirmed).then(|| est.unconfirmed.clone());
         self.heard(now, id, from);
         self.timers.cancel(&Deadline::Retransmit(id));
         let taken = self
@@ -179,10 +186,10 @@ impl Engine {
         let Some((_, pending)) = taken else {
             return Err("unexpected_answer");
         };
-        if unsure {
+        if let Some(made) = unsure {
             // It was the responder of IKE_AUTH and had not heard since: the initiator answers
             // only when it has established the SA, with the child.
-            self.confirm_ike(id, now);
+            self.confirm_ike(id, made, now);
         }
         match plain.payloads() {
             Ok(payloads) => self.answered(now, id, from, pending, payloads),
@@ -338,7 +345,9 @@ impl Engine {
                 Phase::Leaving(reason) => self.remove_sa(id, reason, now),
                 Phase::Shut | Phase::Gone => self.remove_sa(id, DownReason::Dead, now),
                 Phase::Rekeyed => self.remove_rekeyed(id, now),
-                Phase::Open => {
+                Phase::Open | Phase::Waiting => {
+                    // A successor that the peer made may live on without this one.
+                    self.settle_deleted(id, now);
                     self.fail(peer, path, None, silent, true);
                     self.remove_sa(id, DownReason::Dead, now);
                 }

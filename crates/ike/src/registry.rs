@@ -362,8 +362,7 @@ impl Engine {
         };
         if self.best_ike(peer_id).is_some() {
             let soon = now.monotonic + Duration::from_millis(1);
-            self.timers
-                .set_once(Deadline::Children(peer_id.clone()), soon);
+            self.timers.set(Deadline::Children(peer_id.clone()), soon);
             return;
         }
         if !peer.config.initiate || peer.attempt.is_some() {

@@ -25,7 +25,10 @@ impl Engine {
             Deadline::ExpireChild(id) => self.child_hard_end(id, now),
             Deadline::Linger(id) => self.finish_child(id),
             Deadline::Start(peer) => self.start(&peer, now),
-            Deadline::Children(peer) => self.ensure_children(&peer, now),
+            Deadline::Children(peer) => {
+                self.resolve(&peer, false, now);
+                self.ensure_children(&peer, now);
+            }
             Deadline::Handover(peer) => self.resolve(&peer, true, now),
         }
     }

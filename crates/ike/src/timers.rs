@@ -31,7 +31,7 @@ pub(crate) enum Deadline {
     Linger(ChildId),
     /// The next attempt to reach a peer.
     Start(PeerId),
-    /// The next attempt to make a peer's missing children.
+    /// The next look at a peer's missing and superfluous children and SAs.
     Children(PeerId),
     /// Duplicates are closed now, whether all children moved or not.
     Handover(PeerId),

@@ -13,7 +13,7 @@ use crate::exchange::Reply;
 use crate::message::Payloads;
 use crate::sa::child::NewChild;
 use crate::sa::init::NONCE_LEN;
-use crate::sa::{ChildOffer, ChildRequest, IkeSa, Pending, Phase, Task};
+use crate::sa::{ChildOffer, ChildRequest, Established, IkeSa, Pending, Phase, Task};
 use crate::timers::Deadline;
 
 /// The first wait before a refused rekey is tried again; doubles up to `RETRY_LONGEST`.
@@ -233,6 +233,10 @@ impl Engine {
             .filter_map(|c| self.children.get(c))
             .find(|c| c.spi_out == spi);
         match old {
+            // It may be the one that our own request makes, whose answer is still on its way.
+            None if est.is_some_and(Established::awaits_child) => {
+                Err(Fault::Incompatible(Refusal::TemporaryFailure))
+            }
             None => Err(Fault::Incompatible(Refusal::ChildNotFound(spi))),
             // We are deleting it (RFC 7296, 2.25.1).
             Some(old) if !old.is_up() => Err(Fault::Incompatible(Refusal::TemporaryFailure)),
@@ -351,7 +355,15 @@ impl Engine {
                 return;
             }
             NotifyType::CHILD_SA_NOT_FOUND => {
+                let unsure = rekeys
+                    .and_then(|old| self.children.get(&old))
+                    .is_some_and(|old| !old.confirmed);
                 if let Some(old) = rekeys {
+                    if unsure {
+                        // The peer has not seen our answer that made it.
+                        self.rekey_later(old, now);
+                        return;
+                    }
                     self.retire_child(old, DownReason::PeerDeleted, now);
                 }
                 self.ensure_children_later(peer, now);

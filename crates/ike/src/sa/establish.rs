@@ -101,8 +101,9 @@ impl Engine {
             self.drop_early_attempt(peer_id, now);
             self.limit_sas(id, peer_id, now);
         }
-        self.ensure_children(peer_id, now);
+        // A loser must not be used before it goes: the peer would take that for its victory.
         self.resolve(peer_id, false, now);
+        self.ensure_children(peer_id, now);
         self.pump(id, now);
     }
 
@@ -222,8 +223,9 @@ impl Engine {
         let new = Established {
             keys: birth.keys,
             lineage: est.lineage.clone(),
-            phase: Phase::Open,
-            confirmed: birth.initiator,
+            phase: Phase::Waiting,
+            // Whether the peer holds the line established; this SA is but its newest link.
+            confirmed: est.confirmed || birth.initiator,
             announced: est.announced,
             identity: est.identity.clone(),
             certificate: est.certificate.clone(),

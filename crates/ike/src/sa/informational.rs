@@ -95,8 +95,7 @@ impl Engine {
             .find(|c| c.spi_out == spi)
             .map(|c| (c.id, c.spi_in, c.peer.clone()));
         let Some((child, spi_in, peer)) = found else {
-            let creating = matches!(est.outstanding, Some((_, Pending::CreateChild(_))));
-            if creating && est.deleted_spis.len() < EARLY_DELETES {
+            if est.awaits_child() && est.deleted_spis.len() < EARLY_DELETES {
                 est.deleted_spis.push(spi);
             }
             return None;

@@ -151,6 +151,9 @@ pub(crate) struct Lineage {
 /// How far an established IKE SA is on its way out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Phase {
+    /// A successor that the peer made while our own request for one is under way: which of the
+    /// two is used is not known yet.
+    Waiting,
     /// In use.
     Open,
     /// Rekeyed by one end or both, not settled yet or waiting for its deletion.
@@ -298,6 +301,7 @@ impl State {
             Self::Refusing(_) => "refusing",
             Self::Gap => "gap",
             Self::Established(est) => match est.phase {
+                Phase::Waiting => "waiting",
                 Phase::Open => "established",
                 Phase::Rekeyed => "rekeyed",
                 Phase::Leaving(_) => "leaving",
@@ -379,6 +383,11 @@ impl Established {
             _ => false,
         };
         under_way || self.tasks.contains(task)
+    }
+
+    /// Whether a request of ours for a child waits for its answer.
+    pub(crate) fn awaits_child(&self) -> bool {
+        matches!(self.outstanding, Some((_, Pending::CreateChild(_))))
     }
 
     /// Whether children are being made on it.

@@ -235,32 +235,54 @@ impl Engine {
         let Some(new) = self.establish_successor(old, birth, now) else {
             return;
         };
-        if let Some(est) = self.sas.get_mut(&old).and_then(IkeSa::established_mut) {
-            est.successors.push(Successor {
-                ike: new,
-                ours,
-                tie,
-            });
+        let Some(est) = self.sas.get_mut(&old).and_then(IkeSa::established_mut) else {
+            return;
+        };
+        if est.phase != Phase::Open {
+            // The peer has settled on its own already.
+            self.retire_ike(new, ours, now);
+            return;
         }
+        est.successors.push(Successor {
+            ike: new,
+            ours,
+            tie,
+        });
         self.settle(old, now);
     }
 
     /// Once it is known which successors there are, the one with the greater smallest nonce
-    /// takes the children and the tasks; the loser goes by the end that began it, the old IKE
-    /// SA by the end that began the winner.
+    /// wins.
     fn settle(&mut self, old: IkeId, now: Now) {
-        let Some(est) = self.sas.get_mut(&old).and_then(IkeSa::established_mut) else {
+        let Some(est) = self.sas.get(&old).and_then(IkeSa::established) else {
             return;
         };
         if matches!(est.outstanding, Some((_, Pending::RekeyIke(_)))) {
             return;
         }
-        let Some(best) = est
+        // One that was deleted meanwhile has lost.
+        let best = est
             .successors
             .iter()
+            .filter(|s| self.is_waiting(s.ike))
             .max_by(|a, b| a.tie.cmp(&b.tie))
-            .cloned()
-        else {
+            .cloned();
+        if let Some(best) = best {
+            self.settle_on(old, &best, now);
+        }
+    }
+
+    fn is_waiting(&self, id: IkeId) -> bool {
+        self.sas
+            .get(&id)
+            .and_then(IkeSa::established)
+            .is_some_and(|e| e.phase == Phase::Waiting)
+    }
+
+    /// The winner takes the children and the tasks; the losers go by the end that began each,
+    /// the old IKE SA by the end that began the winner.
+    fn settle_on(&mut self, old: IkeId, best: &Successor, now: Now) {
+        let Some(est) = self.sas.get_mut(&old).and_then(IkeSa::established_mut) else {
             return;
         };
         let losers: Vec<_> = est
@@ -283,6 +305,7 @@ impl Engine {
             }
         }
         if let Some(new) = self.sas.get_mut(&best.ike).and_then(IkeSa::established_mut) {
+            new.phase = Phase::Open;
             new.children.extend(children);
             new.unconfirmed.extend(unconfirmed);
         }
@@ -291,7 +314,12 @@ impl Engine {
         for task in tasks {
             self.push_task(best.ike, task, now);
         }
-        for loser in losers {
+        for loser in losers
+            .iter()
+            .filter(|s| self.is_waiting(s.ike))
+            .cloned()
+            .collect::<Vec<_>>()
+        {
             self.retire_ike(loser.ike, loser.ours, now);
         }
         self.retire_ike(old, best.ours, now);
@@ -300,6 +328,29 @@ impl Engine {
         if let Some(peer) = peer {
             self.ensure_children(&peer, now);
             self.resolve(&peer, false, now);
+        }
+    }
+
+    /// The peer uses its successor: it has settled on it, whatever our own request comes to.
+    pub(crate) fn peer_uses(&mut self, new: IkeId, now: Now) {
+        if !self.is_waiting(new) {
+            return;
+        }
+        let Some(peer) = self.sas.get(&new).and_then(|sa| sa.peer.as_ref()) else {
+            return;
+        };
+        let found = self
+            .peers
+            .get(peer)
+            .into_iter()
+            .flat_map(|p| p.sas.iter())
+            .filter_map(|id| Some((*id, self.sas.get(id)?.established()?)))
+            .find_map(|(id, est)| {
+                let best = est.successors.iter().find(|s| s.ike == new)?;
+                Some((id, best.clone()))
+            });
+        if let Some((old, best)) = found {
+            self.settle_on(old, &best, now);
         }
     }
 

@@ -362,7 +362,10 @@ impl Net {
                 twin.ikes.insert(up.ike);
                 let keys = up.danger_keys.map(|k| (k.sk_ei, k.sk_er));
                 node.exported.extend(keys);
-                format!("ike {} up with {}", up.ike.0, up.peer)
+                format!(
+                    "ike {} up, replaces {:?}, ours {}",
+                    up.ike.0, up.replaces, up.initiator
+                )
             }
             Event::IkeDown(down) => {
                 assert!(twin.ikes.remove(&down.ike), "down without up");
@@ -386,7 +389,10 @@ impl Net {
                     twin.sending
                         .insert((up.peer.clone(), up.name.clone()), up.child);
                 }
-                format!("child {} up {:?}", up.child.0, up.use_outbound)
+                format!(
+                    "child {} ({}) up {:?}, replaces {:?}, ours {}",
+                    up.child.0, up.name, up.use_outbound, up.replaces, up.initiator
+                )
             }
             Event::OutboundReady { child, peer, name } => {
                 assert!(
@@ -558,6 +564,18 @@ impl Net {
                 out += &format!("  node {n}: {line}\n");
             }
             out += &format!("  node {n}: {:?}\n", node.engine.counters());
+            for sa in node.engine.sas.values() {
+                let est = sa.established();
+                out += &format!(
+                    "  node {n}: {:?} {} {:?}\n",
+                    sa.id,
+                    sa.state.name(),
+                    est.map(|e| (&e.children, &e.tasks, &e.lineage)),
+                );
+            }
+            for c in node.engine.children.values() {
+                out += &format!("  node {n}: {:?} {:?} on {:?}\n", c.id, c.state, c.ike);
+            }
         }
         out
     }
