@@ -1,6 +1,8 @@
 //! A controller and agents in one process: real store, real IKE over the loopback, datapaths in
 //! memory.
 
+mod rogue;
+
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, UdpSocket};
 use std::path::{Path, PathBuf};
