@@ -71,12 +71,6 @@ pub(crate) fn run(scope: Scope) -> anyhow::Result<u8> {
         &["--package", "testudo", "--bins"],
         &[],
     )?;
-    tests(
-        &mut tally,
-        "datapath",
-        &["--package", "testudo-datapath-user"],
-        &alone,
-    )?;
     if scope == Scope::All {
         labs(&mut tally, &alone)?;
     }
@@ -103,12 +97,12 @@ pub(crate) fn run(scope: Scope) -> anyhow::Result<u8> {
     Ok(u8::from(tally.failed > 0))
 }
 
-/// The tests that build a whole cluster, one binary after the other.
+/// The tests that make namespaces, up to whole clusters, one package or binary after the other.
 fn labs(tally: &mut Tally, arguments: &[&str]) -> anyhow::Result<()> {
-    let mut targets = vec![(
-        "lab".to_owned(),
-        vec!["--package".to_owned(), "testudo-lab".to_owned()],
-    )];
+    let package = |name: &str| vec!["--package".to_owned(), format!("testudo-{name}")];
+    let mut targets: Vec<(String, Vec<String>)> = ["datapath-user", "lab"]
+        .map(|name| (name.to_owned(), package(name)))
+        .to_vec();
     let folder = run::root().join("crates/testudo/tests");
     let mut names: Vec<String> = std::fs::read_dir(&folder)
         .with_context(|| folder.display().to_string())?
