@@ -199,8 +199,10 @@ fn run_length(packets: &[Opened], bytes: &[u8]) -> usize {
 
 /// The length of the TCP header, where the segment is plain data: ACK, perhaps PSH, no more.
 fn tcp_head(body: &[u8]) -> Option<usize> {
-    let head = usize::from(*body.get(12)? >> 4) * 4;
-    let plain = body[13] & !0x08 == 0x10;
+    // The peer's bytes: they may end between the two.
+    let (offset, flags) = (*body.get(12)?, *body.get(13)?);
+    let head = usize::from(offset >> 4) * 4;
+    let plain = flags & !0x08 == 0x10;
     (plain && (20..=body.len()).contains(&head)).then_some(head)
 }
 
@@ -308,4 +310,47 @@ fn set_lengths(front: &mut [u8], ip_len: usize, payload: usize, v4: bool) {
     sum.add(&front[..ip_len]);
     let sum = sum.finish();
     front[10..12].copy_from_slice(&sum.to_be_bytes());
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use testudo_wire::ip::OuterHeader;
+
+    fn ip(text: &str) -> IpAddr {
+        text.parse().unwrap()
+    }
+
+    /// A tunnelled packet whose transport part is `len` bytes of `fill`.
+    fn packet(v4: bool, protocol: u8, len: usize, fill: u8) -> Vec<u8> {
+        let (source, destination) = match v4 {
+            true => (ip("10.0.0.1"), ip("10.0.0.2")),
+            false => (ip("fd00::1"), ip("fd00::2")),
+        };
+        let outer = OuterHeader::new(source, destination, protocol);
+        let mut bytes = vec![0; outer.len()];
+        outer.write(&mut bytes, len).unwrap();
+        bytes.resize(bytes.len() + len, fill);
+        bytes
+    }
+
+    // A pod may send any bytes under TCP's and UDP's numbers, and our peer seals them.
+    #[test]
+    fn transport_headers_of_any_length_are_looked_at_without_a_panic() {
+        for v4 in [true, false] {
+            for protocol in [protocol::TCP, protocol::UDP, 0, 255] {
+                for len in 0..80 {
+                    for fill in [0x00, 0x10, 0x50, 0x5f, 0xff] {
+                        let one = packet(v4, protocol, len, fill);
+                        let Ok(header) = IpHeader::parse(&one) else {
+                            continue;
+                        };
+                        let bytes = [&one[..], &one[..]].concat();
+                        let both = [0, one.len()].map(|at| Opened::whole(at, &header));
+                        assert!((1..=2).contains(&run_length(&both, &bytes)));
+                    }
+                }
+            }
+        }
+    }
 }
