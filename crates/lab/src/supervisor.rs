@@ -6,6 +6,7 @@ use std::fs;
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -201,6 +202,7 @@ impl Keeper {
             .stdin(Stdio::null())
             .stdout(log.try_clone().context("open the log twice")?)
             .stderr(log);
+        unblock_on_spawn(&mut command);
         command
             .spawn()
             .with_context(|| format!("run {}", self.lab.spec().binary.display()))
@@ -269,6 +271,22 @@ fn stop(daemons: &mut [Keeper]) {
     {
         let _ = child.kill();
         let _ = child.wait();
+    }
+}
+
+/// A blocked signal stays blocked over fork and exec: the daemon would never hear SIGTERM.
+fn unblock_on_spawn(command: &mut Command) {
+    // SAFETY: sigemptyset initialises the set before it is read, and both calls are allowed
+    // between fork and exec.
+    unsafe {
+        command.pre_exec(|| {
+            let mut none = std::mem::MaybeUninit::<libc::sigset_t>::uninit();
+            libc::sigemptyset(none.as_mut_ptr());
+            match libc::pthread_sigmask(libc::SIG_SETMASK, none.as_ptr(), std::ptr::null_mut()) {
+                0 => Ok(()),
+                error => Err(io::Error::from_raw_os_error(error)),
+            }
+        });
     }
 }
 
