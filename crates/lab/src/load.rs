@@ -134,6 +134,8 @@ impl Shared {
 struct Book {
     flows: Vec<Account>,
     intervals: Vec<Interval>,
+    /// When the last packet was sent.
+    ended: Option<Instant>,
 }
 
 #[derive(Default)]
@@ -192,6 +194,7 @@ impl Load {
                     first: vec![0; names.len()],
                     longest_gap: Duration::ZERO,
                 }],
+                ended: None,
             }),
         });
         let receivers: Vec<_> = receivers.into_values().collect();
@@ -242,6 +245,7 @@ impl Load {
         self.shared.stop_sending.store(true, Ordering::Relaxed);
         if let Some(thread) = self.sender.take() {
             let _ = thread.join();
+            self.shared.book().ended = Some(Instant::now());
             std::thread::sleep(STRAGGLERS);
         }
         self.shared.stop_receiving.store(true, Ordering::Relaxed);
@@ -480,7 +484,7 @@ fn report(book: &Book, names: &[(String, String)]) -> LoadReport {
         });
     let intervals = book.intervals.iter().enumerate().map(|(index, interval)| {
         let next = book.intervals.get(index + 1);
-        let end = next.map_or_else(Instant::now, |next| next.begin);
+        let end = next.map(|next| next.begin).or(book.ended);
         let (mut sent, mut lost) = (0, 0);
         for (flow, account) in book.flows.iter().enumerate() {
             let last = next.map_or(account.sent, |next| next.first[flow]);
@@ -489,7 +493,7 @@ fn report(book: &Book, names: &[(String, String)]) -> LoadReport {
         }
         IntervalReport {
             name: interval.name.clone(),
-            milliseconds: milliseconds(end - interval.begin),
+            milliseconds: milliseconds(end.unwrap_or_else(Instant::now) - interval.begin),
             sent,
             lost,
             longest_gap_ms: milliseconds(interval.longest_gap),
@@ -514,6 +518,7 @@ mod tests {
                 first: vec![0],
                 longest_gap: Duration::ZERO,
             }],
+            ended: None,
         }
     }
 

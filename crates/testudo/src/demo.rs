@@ -14,7 +14,7 @@ use testudo_lab::{Lab, LabSpec, Links, Load, LoadOptions, LoadReport, Place, Tap
 use crate::exit::{CheckFailed, Outcome, Usage};
 
 /// Packets a second on each of the six flows.
-const RATE: u32 = 2500;
+const RATE: u32 = 3000;
 /// What a pod tells another, and nobody else should read.
 const SECRET: &str = "the legions cross the river at dawn";
 /// How long any one step may take.
