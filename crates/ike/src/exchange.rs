@@ -202,6 +202,8 @@ impl Engine {
     fn answered(&mut self, now: Now, id: IkeId, from: Path, pending: Pending, payloads: Payloads) {
         match pending {
             Pending::Probe => {}
+            // The SA was closed while we waited: what the peer made goes with it.
+            Pending::CreateChild(_) if self.is_shut(id) => {}
             Pending::CreateChild(request) => {
                 self.create_answer(now, id, from, *request, payloads);
                 if let Some(est) = self.sas.get_mut(&id).and_then(IkeSa::established_mut) {

@@ -218,6 +218,14 @@ impl Engine {
         }
     }
 
+    /// Whether we have closed an SA and only wait for the answer to our DELETE.
+    pub(crate) fn is_shut(&self, id: IkeId) -> bool {
+        self.sas
+            .get(&id)
+            .and_then(IkeSa::established)
+            .is_some_and(|est| est.phase == Phase::Shut)
+    }
+
     /// The peer deleted the SA: gone for the agent; repeats its answer for a while.
     pub(crate) fn gone(&mut self, id: IkeId, reason: DownReason, now: Now) {
         self.bury(id, reason, now);

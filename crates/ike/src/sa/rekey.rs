@@ -238,6 +238,11 @@ impl Engine {
         let Some(est) = self.sas.get_mut(&old).and_then(IkeSa::established_mut) else {
             return;
         };
+        if est.phase == Phase::Shut {
+            // Closed while we waited for the answer: so is what it made.
+            self.shut(new, DownReason::Closed, now);
+            return;
+        }
         if est.phase != Phase::Open {
             // The peer has settled on its own already.
             self.retire_ike(new, ours, now);

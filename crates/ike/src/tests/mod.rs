@@ -1,5 +1,6 @@
 //! Engines against each other on virtual time.
 
+mod closing;
 mod handshake;
 mod hostile;
 mod life;

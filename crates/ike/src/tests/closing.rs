@@ -1,0 +1,75 @@
+//! SAs that are closed while something is still being made on them.
+
+use std::time::Duration;
+
+use super::net::*;
+
+fn pair(seed: u64) -> Net {
+    let mut net = Net::new(seed, 2);
+    net.connect(0, 1, false);
+    net.run_ms(2_000);
+    net.assert_connected(0, 1, 1);
+    net
+}
+
+fn rekey_child(net: &mut Net) {
+    let child = net.ikes(0, 1)[0].children[0].child;
+    net.act(0, |e, now| e.rekey_child(child, now)).unwrap();
+}
+
+fn rekey_ike(net: &mut Net) {
+    net.act(0, |e, now| e.rekey_ike(&peer_id(1), now)).unwrap();
+}
+
+/// All that was there is gone at both ends, and nothing was installed for it afterwards.
+fn assert_gone(net: &Net) {
+    for n in 0..2 {
+        net.assert_tidy(n, 0);
+        let node = &net.nodes[n];
+        assert!(node.engine.sas.is_empty(), "{}", net.story());
+        assert!(node.twin.ikes.is_empty(), "{}", net.story());
+    }
+}
+
+// The answer to a CREATE_CHILD_SA comes on an SA that was closed in between: what it brings must
+// not outlive the SA.
+#[test]
+fn nothing_made_while_an_sa_is_closed_outlives_it() {
+    for begin in [rekey_child, rekey_ike] {
+        let mut net = pair(1);
+        begin(&mut net);
+        net.act(0, |e, now| e.remove_peer(&peer_id(1), now));
+        net.run(Duration::from_secs(100));
+        assert_gone(&net);
+    }
+}
+
+#[test]
+fn a_peer_that_lost_trust_during_a_rekey_stays_closed() {
+    for begin in [rekey_child, rekey_ike] {
+        let mut net = pair(2);
+        begin(&mut net);
+        net.nodes[0].verifier.trusted.lock().unwrap().clear();
+        net.act(0, |e, now| e.recheck_peers(now));
+        net.run_ms(200);
+        net.assert_tidy(0, 0);
+        assert!(net.ikes(0, 1).is_empty(), "{}", net.story());
+    }
+}
+
+#[test]
+fn a_peer_closed_during_a_rekey_comes_back_whole() {
+    for begin in [rekey_child, rekey_ike] {
+        for seed in 0..8 {
+            let mut net = pair(10 + seed);
+            begin(&mut net);
+            net.act(0, |e, now| e.close(&peer_id(1), now)).unwrap();
+            net.run_ms(10_000);
+            net.esp = true;
+            net.run_ms(200);
+            net.assert_connected(0, 1, 1);
+            net.assert_tidy(0, 1);
+            net.assert_no_esp_lost();
+        }
+    }
+}
