@@ -87,6 +87,8 @@ impl Engine {
                 self.peer_uses(id, now);
             }
             if header.exchange == ExchangeType::CREATE_CHILD_SA {
+                // Before a new child is made: none may be sent on while an older one is sure.
+                self.confirm_ike(id, made.clone(), now);
                 self.create_request(now, id, payloads)
             } else {
                 self.informational_request(now, id, payloads)

@@ -73,3 +73,16 @@ fn a_peer_closed_during_a_rekey_comes_back_whole() {
         }
     }
 }
+
+// The child of IKE_AUTH, on which nothing has come in, is sure as soon as the peer rekeys it; its
+// successor is not, and no packet may go out on that before the peer has our answer.
+#[test]
+fn a_child_never_used_is_sent_on_until_its_successor_stands() {
+    let mut net = pair(3);
+    rekey_child(&mut net);
+    net.run_ms(1_000);
+    net.assert_connected(0, 1, 1);
+    let log = &net.nodes[1].log;
+    let made = log.iter().filter(|line| line.contains("(child0) up Now"));
+    assert_eq!(made.count(), 1, "{}", net.story());
+}
