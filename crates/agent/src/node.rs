@@ -618,7 +618,7 @@ impl Node {
     /// Keeps a problem for status, and says it once.
     pub(crate) fn complain(&mut self, part: &'static str, text: String) {
         if self.problems.get(part) != Some(&text) {
-            tracing::error!("{text}; the node stays closed and the agent tries on");
+            tracing::error!("{text}; nothing is opened meanwhile, and the agent tries on");
             self.problems.insert(part, text);
         }
     }

@@ -9,12 +9,12 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use testudo_datapath::{Call, Datapath, DatapathError, Operation, Twin, Verdict};
+use testudo_datapath::{Call, Datapath, DatapathError, Event, Operation, Twin, Verdict};
 use testudo_model::node::NodeEncryptionKind;
 use testudo_model::policy::{CLUSTER, EncryptionPolicyKind, Mode, OverlayType};
 use testudo_model::{
     ClearTraffic, ConditionStatus, EncryptionPolicy, EncryptionPolicySpec, NodeEncryption,
-    NodeName, Outbound, PeerId, Phase, TrafficPolicy,
+    NodeName, Outbound, PeerId, Phase, Spi, TrafficPolicy,
 };
 use testudo_store::{DirStore, Store, tokens};
 use tokio::sync::{Notify, oneshot};
@@ -399,6 +399,56 @@ fn sigterm_in_strict_leaves_the_host_closed_and_peers_told() {
         let told = cluster.hosts[&2].twin();
         wait("the DELETE", async || told.children().is_empty()).await;
         assert_eq!(told.send(&peer(1)), Verdict::Dropped);
+    });
+}
+
+/// The supervisor starts an agent again whose packet threads have ended; until then the host
+/// stays closed.
+#[test]
+fn an_agent_whose_datapath_has_ended_ends_with_an_error() {
+    on_one_thread(async {
+        let mut cluster = Cluster::new(16, 2);
+        cluster.init().await;
+        cluster.reach(Phase::Strict).await;
+        let host = cluster.hosts[&1].clone();
+        let told_before = host.closed().len();
+        host.twin().push_event(Event::Failed {
+            reason: "a thread has ended".into(),
+        });
+        let agent = cluster.agents.remove(&1).unwrap();
+        let error = agent.task.await.unwrap().unwrap_err();
+        assert!(error.to_string().contains("a thread has ended"), "{error}");
+        assert_eq!(host.closed().len(), told_before);
+        assert!(!host.twin().calls().contains(&Call::Clear));
+        cluster.start(1);
+        cluster.all_sealed().await;
+    });
+}
+
+/// A peer that was restarted while its DELETEs and ours were lost sends on SAs that we do not
+/// have: it is called, at most once a second.
+#[test]
+fn an_unknown_spi_makes_the_agent_call_the_peer() {
+    on_one_thread(async {
+        let cluster = Cluster::new(17, 2);
+        cluster.init().await;
+        cluster.reach(Phase::Strict).await;
+        let twin = cluster.hosts[&1].twin();
+        for _ in 0..3 {
+            twin.push_event(Event::UnknownSpi {
+                spi: Spi(0x1234_5678),
+                remote: Ipv4Addr::new(127, 17, 0, 2).into(),
+            });
+        }
+        let drops = Request::Get {
+            get: Gettable::Drops,
+        };
+        wait("the count", async || {
+            let drops = cluster.ask(1, drops.clone()).await.drops.unwrap();
+            drops.agent.get("unknown_spi_events") == Some(&3)
+        })
+        .await;
+        cluster.all_sealed().await;
     });
 }
 
