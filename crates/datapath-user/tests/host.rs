@@ -232,3 +232,26 @@ fn without_nft_the_error_says_so_and_the_node_stays_closed_outwards() {
     tap.clear();
     assert_eq!(tap.first.load(std::sync::atomic::Ordering::Relaxed), 0);
 }
+
+// Many hosts have IPv6 in the kernel and switched off by sysctl: no route into a device is taken
+// there. The node must close and work all the same.
+#[test]
+fn a_host_with_ipv6_switched_off_closes_and_opens() {
+    if !can_run("a_host_with_ipv6_switched_off_closes_and_opens") {
+        return;
+    }
+    let world = World::new(2);
+    let node = &world.nodes[0];
+    for which in ["all", "default"] {
+        node.sysctl(&format!("ipv6/conf/{which}/disable_ipv6"), "1");
+    }
+    let strict = policy(0, &[1], overlay_flows(), Step::Strict);
+    apply(node, &strict);
+    node.start(|_| {});
+    node.with(move |d| d.set_traffic(&strict).unwrap());
+    let (ok, routes) = node.command("ip -4 route show table 50050");
+    assert!(ok && routes.contains("testudo0"), "{routes}");
+    let (ok, rules) = node.command("nft list table inet testudo");
+    assert!(ok && rules.contains("clear_outbound"), "{rules}");
+    node.with(|d| d.clear().unwrap());
+}

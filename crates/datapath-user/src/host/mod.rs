@@ -176,6 +176,10 @@ impl HostRules {
                 netlink.replace_route(&hole).map_err(refused)?;
             }
             let Some(link) = device else { continue };
+            if family == Family::V6 && sysctl::ipv6_is_off(&self.options.device) {
+                // The kernel takes no way into the device then; the blackhole stands.
+                continue;
+            }
             let way = Route {
                 link: Some(link),
                 metric: Some(METRIC_DEVICE),

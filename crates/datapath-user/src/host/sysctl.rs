@@ -23,6 +23,14 @@ pub(super) fn has_ipv6() -> bool {
     Path::new("/proc/sys/net/ipv6/conf/all").exists()
 }
 
+/// Whether IPv6, which the kernel has, is switched off on a link.
+pub(super) fn ipv6_is_off(link: &str) -> bool {
+    let path = Path::new("/proc/sys/net/ipv6/conf")
+        .join(link)
+        .join("disable_ipv6");
+    fs::read_to_string(path).is_ok_and(|value| value.trim() == "1")
+}
+
 /// Loosens the filters of our device and of the links that have node addresses.
 pub(super) fn loosen(
     netlink: &mut Netlink,
