@@ -23,6 +23,9 @@ use crate::timers::Deadline;
 /// How long the peer has to delete an IKE SA that is its to delete.
 const REDUNDANT: Duration = Duration::from_secs(60);
 
+/// IKE SAs of a peer on their way out, for each one that it may hold open.
+const LEFT_BEHIND: usize = 8;
+
 impl Engine {
     /// Asks for a successor of the IKE SA.
     pub(crate) fn start_rekey_ike(&mut self, id: IkeId, now: Now) {
@@ -87,7 +90,8 @@ impl Engine {
                 Pending::CreateChild(_) | Pending::DeleteChild(_) | Pending::DeleteSpi
             ))
         );
-        if busy || est.phase != Phase::Open {
+        let again = est.successors.iter().any(|s| !s.ours);
+        if busy || again || est.phase != Phase::Open || self.too_many_sas(id) {
             return Err(Fault::Incompatible(Refusal::TemporaryFailure));
         }
         let (Some(offer), Some(ke), Some(nonce_i)) = (&payloads.sa, &payloads.ke, &payloads.nonce)
@@ -127,6 +131,15 @@ impl Engine {
         let tie = nonce_i.clone().min(nonce_r);
         self.add_successor(id, birth, tie, now);
         Ok(Reply::of(answer))
+    }
+
+    /// A peer that rekeys again and again leaves IKE SAs behind that stay for a while to repeat
+    /// their last answers: so many and no more.
+    fn too_many_sas(&self, id: IkeId) -> bool {
+        let most = self.config.limits.ike_sas_per_peer.max(2) * LEFT_BEHIND;
+        let peer = self.sas.get(&id).and_then(|sa| sa.peer.as_ref());
+        peer.and_then(|peer| self.peers.get(peer))
+            .is_some_and(|peer| peer.sas.len() >= most)
     }
 
     /// The answer to our request for a successor.

@@ -86,3 +86,22 @@ fn a_child_never_used_is_sent_on_until_its_successor_stands() {
     let made = log.iter().filter(|line| line.contains("(child0) up Now"));
     assert_eq!(made.count(), 1, "{}", net.story());
 }
+
+// Each rekeyed IKE SA stays for a while: one that rekeys without end must not fill our memory.
+#[test]
+fn ike_sas_left_behind_by_rekeys_are_bounded() {
+    let mut net = pair(4);
+    for _ in 0..300 {
+        let _ = net.act(0, |e, now| e.rekey_ike(&peer_id(1), now));
+        net.run_ms(30);
+    }
+    let held = net.nodes[1].engine.sas.len();
+    assert!(held <= 64, "{held} IKE SAs");
+    net.esp = true;
+    net.run(Duration::from_secs(90));
+    net.assert_connected(0, 1, 1);
+    net.assert_no_esp_lost();
+    rekey_ike(&mut net);
+    net.run_ms(200);
+    net.assert_connected(0, 1, 1);
+}
