@@ -160,6 +160,7 @@ pub fn plan(known: &Known<'_>) -> Decision {
     };
     let mut problems = Vec::new();
     let others = peers::others(known.own, known.nodes, &mut problems);
+    peers::strange_pods(&overlay, known.own, &others, &mut problems);
     let wanted = peers::wanted(&overlay, spec.full.encapsulation, known.own, &others);
     let standing = Standing {
         known,

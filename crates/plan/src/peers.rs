@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
+use ipnet::IpNet;
 use testudo_model::policy::{EncapsulationMode, Overlay};
 use testudo_model::{NodeEncryption, NodeName, PeerId, PortRange, SaMode, TrafficSelector};
 
@@ -68,13 +69,45 @@ pub(crate) fn id(node: &NodeEncryption) -> PeerId {
     PeerId::new(node.name()).expect("others() leaves out nodes whose name is none")
 }
 
+/// The prefixes of a node's pods. What it claims outside the cluster's own is not believed: it
+/// would draw foreign traffic, or the nodes' own, into its tunnel.
+pub(crate) fn pods(overlay: &Overlay, node: &NodeEncryption) -> Vec<IpNet> {
+    let cluster = &overlay.pod_cidrs;
+    let within = |cidr: &&IpNet| cluster.is_empty() || cluster.iter().any(|c| c.contains(*cidr));
+    node.spec.pod_cidrs.iter().filter(within).copied().collect()
+}
+
+/// Says of which nodes' prefixes that is so.
+pub(crate) fn strange_pods(
+    overlay: &Overlay,
+    own: &NodeEncryption,
+    others: &[&NodeEncryption],
+    problems: &mut Vec<String>,
+) {
+    if overlay.udp_port().is_some() {
+        return;
+    }
+    for node in std::iter::once(own).chain(others.iter().copied()) {
+        let believed = pods(overlay, node);
+        let strange = node.spec.pod_cidrs.iter().filter(|c| !believed.contains(c));
+        for cidr in strange {
+            problems.push(format!(
+                "{}'s pod CIDR {cidr} lies outside spec.overlay.podCIDRs and is left alone; \
+                 correct one of the two",
+                node.name()
+            ));
+        }
+    }
+}
+
 /// Whether there is no traffic to protect between two nodes: routed, and neither has pods.
 pub(crate) fn nothing_to_protect(
     overlay: &Overlay,
     own: &NodeEncryption,
     node: &NodeEncryption,
 ) -> bool {
-    overlay.udp_port().is_none() && own.spec.pod_cidrs.is_empty() && node.spec.pod_cidrs.is_empty()
+    let none = |node| pods(overlay, node).is_empty();
+    overlay.udp_port().is_none() && none(own) && none(node)
 }
 
 /// The peers wanted. A node without a common family of addresses is none.
@@ -100,7 +133,7 @@ fn peer(
     let children = match overlay.udp_port() {
         Some(_) => overlay_children(&addresses),
         None if nothing_to_protect(overlay, own, node) => Vec::new(),
-        None => routed_children(own, node),
+        None => routed_children(overlay, own, node),
     };
     if addresses.is_empty() || children.is_empty() {
         return None;
@@ -162,21 +195,21 @@ fn overlay_children(addresses: &[AddressPair]) -> Vec<ChildWanted> {
 }
 
 /// One tunnel for all pods of the two nodes, and for what a host itself sends to the other's pods.
-fn routed_children(own: &NodeEncryption, node: &NodeEncryption) -> Vec<ChildWanted> {
+fn routed_children(
+    overlay: &Overlay,
+    own: &NodeEncryption,
+    node: &NodeEncryption,
+) -> Vec<ChildWanted> {
     vec![ChildWanted {
         name: "pods".to_owned(),
         mode: SaMode::Tunnel,
-        local: everything(own),
-        remote: everything(node),
+        local: everything(overlay, own),
+        remote: everything(overlay, node),
     }]
 }
 
-fn everything(node: &NodeEncryption) -> Vec<TrafficSelector> {
-    let pods = node
-        .spec
-        .pod_cidrs
-        .iter()
-        .map(|cidr| TrafficSelector::prefix(*cidr));
+fn everything(overlay: &Overlay, node: &NodeEncryption) -> Vec<TrafficSelector> {
+    let pods = pods(overlay, node).into_iter().map(TrafficSelector::prefix);
     let hosts = node
         .spec
         .addresses

@@ -30,7 +30,7 @@ pub(crate) fn decide(standing: &Standing<'_>) -> TrafficPolicy {
             .map(|(node, outbound)| PeerTraffic {
                 peer: peers::id(node),
                 addresses: node.spec.addresses.clone(),
-                pod_cidrs: node.spec.pod_cidrs.clone(),
+                pod_cidrs: peers::pods(standing.overlay, node),
                 outbound,
             })
             .collect(),
@@ -45,7 +45,7 @@ fn flows(standing: &Standing<'_>) -> ProtectedFlows {
     match standing.overlay.udp_port() {
         Some(port) => ProtectedFlows::Overlay { port },
         None => ProtectedFlows::Routed {
-            local: standing.known.own.spec.pod_cidrs.clone(),
+            local: peers::pods(standing.overlay, standing.known.own),
             cluster: standing.overlay.pod_cidrs.clone(),
         },
     }

@@ -460,3 +460,31 @@ fn what_two_nodes_claim_at_once_is_told() {
         );
     }
 }
+
+// A node may claim any prefix in its own object: what is not the cluster's must not be drawn into
+// its tunnel, least of all the nodes' own addresses.
+#[test]
+fn prefixes_outside_the_clusters_are_left_alone_and_named() {
+    let mut greedy = node(2, None);
+    let wide = ["0.0.0.0/0", "10.0.0.0/24", "10.244.0.0/15"];
+    greedy
+        .spec
+        .pod_cidrs
+        .extend(wide.map(|c| c.parse::<ipnet::IpNet>().unwrap()));
+    for phase in [Phase::Permissive, Phase::Strict] {
+        let done = doit(&Known {
+            policy: &routed(phase),
+            own: &node(1, None),
+            nodes: &[greedy.clone()],
+            facts: &Facts::new(),
+            previous: None,
+        });
+        let own: Vec<ipnet::IpNet> = vec!["10.244.2.0/24".parse().unwrap()];
+        assert_eq!(done.traffic.unwrap().peers[0].pod_cidrs, own);
+        assert_eq!(done.peers[0].children[0].remote.len(), 2);
+        for claimed in wide {
+            let named = |p: &String| p.contains("n2") && p.contains(claimed);
+            assert!(done.problems.iter().any(named), "{:?}", done.problems);
+        }
+    }
+}
