@@ -58,6 +58,13 @@ pub fn refusals(spec: &EncryptionPolicySpec) -> Vec<String> {
              or give spec.overlay.port",
         );
     }
+    let strict = spec.enforcement == Enforcement::Strict;
+    if spec.overlay.kind == OverlayType::Routed && spec.overlay.pod_cidrs.is_empty() && strict {
+        refuse(
+            "spec.overlay.podCIDRs: Strict cannot close what it does not know; write the prefixes \
+             that hold all pods of all nodes",
+        );
+    }
     if spec.host_traffic {
         refuse("spec.hostTraffic: traffic between hosts is not built yet; write false");
     }
@@ -79,6 +86,10 @@ mod tests {
         };
         assert!(refusals(&spec)[0].contains("spec.overlay.type"));
         spec.overlay.port = Some(6081);
+        assert!(refusals(&spec).is_empty());
+        spec.overlay.kind = OverlayType::Routed;
+        assert!(refusals(&spec)[0].contains("spec.overlay.podCIDRs"));
+        spec.overlay.pod_cidrs = vec!["10.0.0.0/8".parse().unwrap()];
         assert!(refusals(&spec).is_empty());
         spec.keying = Keying::PreSharedKey;
         spec.host_traffic = true;
