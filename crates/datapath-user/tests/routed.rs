@@ -170,8 +170,14 @@ fn what_the_selectors_do_not_cover_is_dropped() {
         d.use_outbound(testudo_model::ChildId(9)).unwrap();
     });
     world.nodes[1].with(move |d| d.install_inbound(wide.inbound(1)).unwrap());
-    assert!(!world.nodes[0].ping("10.2.0.2"));
-    assert!(world.nodes[1].drops("wrong_inner") > 0);
+    // A pod with an address outside its node's prefix.
+    let mut own = pods[0].netlink();
+    let eth0 = own.link_index("eth0").unwrap();
+    own.add_address(eth0, "10.9.0.9/32".parse().unwrap())
+        .unwrap();
+    let (answered, text) = pods[0].command("ping -c 3 -i 0.05 -W 1 -I 10.9.0.9 10.2.0.2");
+    assert!(!answered, "{text}");
+    assert!(world.nodes[1].drops("wrong_inner") >= 3);
     assert!(pods[0].ping("10.2.0.2"));
     assert_eq!(tap.clear(), 0);
 }
