@@ -31,6 +31,15 @@ const GSO_BYTES: usize = 65_000;
 /// A kernel that refuses segments this small does not do GSO.
 const GSO_SURELY_FITS: u32 = 600;
 
+/// Up to here a packet is read into the arena: there is room for the largest, and behind it for
+/// the largest segment of it.
+const LAST_READ: usize = ARENA - (GAP + VNET_LEN + LARGEST_PACKET + 15) - SEGMENT_ROOM;
+const SEGMENT_ROOM: usize = GAP + LARGEST_PACKET + TAIL_ROOM;
+const _: () = {
+    let end = LAST_READ + GAP + VNET_LEN + LARGEST_PACKET;
+    assert!(end.next_multiple_of(16) + SEGMENT_ROOM <= ARENA);
+};
+
 /// A sealed packet in the arena.
 #[derive(Clone, Copy)]
 struct Pending {
@@ -116,9 +125,7 @@ impl Sealer {
                     }
                 }
             }
-            let full = self.pending.len() >= PENDING
-                || self.at + GAP + VNET_LEN + LARGEST_PACKET + TAIL_ROOM > ARENA;
-            if full {
+            if self.pending.len() >= PENDING || self.at > LAST_READ {
                 self.flush();
             }
         }
