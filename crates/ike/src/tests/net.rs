@@ -224,6 +224,8 @@ impl Net {
     }
 
     pub(crate) fn with(seed: u64, nodes: usize, config: EngineConfig) -> Self {
+        // Shown when the test fails.
+        println!("seed {seed}");
         let mut net = Self {
             seed,
             now: Duration::from_secs(1),
