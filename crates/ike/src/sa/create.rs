@@ -11,7 +11,7 @@ use crate::error::{Fault, Refusal, check_of};
 use crate::event::{DownReason, IkeId};
 use crate::exchange::Reply;
 use crate::message::Payloads;
-use crate::sa::child::NewChild;
+use crate::sa::child::{NewChild, UNMATCHED};
 use crate::sa::init::NONCE_LEN;
 use crate::sa::{ChildOffer, ChildRequest, Established, IkeSa, Pending, Phase, Task};
 use crate::timers::Deadline;
@@ -163,7 +163,7 @@ impl Engine {
                 let what = (fault.check(), fault.text());
                 let steered = matches!(fault, Fault::Incompatible(Refusal::InvalidKe(_)));
                 if !steered {
-                    self.fail(Some(peer), path, Some(String::new()), what, true);
+                    self.fail(Some(peer), path, Some(UNMATCHED.into()), what, true);
                 }
                 return Err(fault);
             }

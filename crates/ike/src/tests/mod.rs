@@ -6,3 +6,4 @@ mod hostile;
 mod life;
 mod net;
 mod rekey;
+mod table;

@@ -370,7 +370,8 @@ impl Net {
                 )
             }
             Event::IkeDown(down) => {
-                assert!(twin.ikes.remove(&down.ike), "down without up");
+                let known = twin.ikes.remove(&down.ike);
+                assert!(known, "{down:?} without up: {:#?}", node.log);
                 format!("ike {} down: {:?}", down.ike.0, down.reason)
             }
             Event::ChildUp(up) => {
