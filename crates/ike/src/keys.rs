@@ -26,10 +26,13 @@ impl Suite {
             Prf::HmacSha512 => "PRF_HMAC_SHA2_512",
         };
         let ke = match self.ke {
+            KeMethod::Modp2048 => "MODP_2048",
             KeMethod::P256 => "ECP_256",
             KeMethod::P384 => "ECP_384",
             KeMethod::P521 => "ECP_521",
             KeMethod::X25519 => "CURVE_25519",
+            KeMethod::MlKem768 => "ML_KEM_768",
+            KeMethod::MlKem1024 => "ML_KEM_1024",
         };
         format!("{aead}/{prf}/{ke}")
     }
