@@ -7,3 +7,4 @@ mod life;
 mod net;
 mod rekey;
 mod table;
+mod unproven;
