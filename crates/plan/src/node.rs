@@ -140,6 +140,14 @@ pub fn plan(known: &Known<'_>) -> Decision {
         phase: status.phase,
         rollout: status.rollout,
     };
+    let given = known.own.status.acknowledged.map_or(0, |word| word.rollout);
+    if status.rollout == 0 && given > 0 {
+        // Without this, a policy written anew without its status would open every node at once.
+        return Decision::Refused(vec![format!(
+            "the policy has lost its status, and this node has acknowledged step {given}: \
+             it stays as it is until the controller has set the status again"
+        )]);
+    }
     if status.phase == Phase::Disabled {
         return Decision::Do(NodePlan {
             peers: Vec::new(),

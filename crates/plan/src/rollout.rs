@@ -22,7 +22,7 @@ pub fn next(
 ) -> EncryptionPolicyStatus {
     let refusals = crate::refusals(&policy.spec);
     let mut status = policy.status.clone();
-    if refusals.is_empty() {
+    if refusals.is_empty() && !recover(policy, nodes, &mut status) {
         step(policy, nodes, unreadable, &mut status);
     }
     count(nodes, unreadable, &mut status);
@@ -38,6 +38,35 @@ pub fn acknowledged(node: &NodeEncryption, status: &EncryptionPolicyStatus) -> b
             phase: status.phase,
             rollout: status.rollout,
         })
+}
+
+/// A policy whose status was lost (its file was written anew without one, or the object was made
+/// anew) while nodes have given their word to earlier steps: the roll-out goes on from the highest
+/// phase of them, which was set only after all had acknowledged the one before. The agents stay
+/// as they are meanwhile ([`crate::node::plan`]).
+fn recover(
+    policy: &EncryptionPolicy,
+    nodes: &[NodeEncryption],
+    status: &mut EncryptionPolicyStatus,
+) -> bool {
+    if status.rollout != 0 {
+        return false;
+    }
+    let words = || {
+        nodes
+            .iter()
+            .filter_map(|node| node.status.acknowledged)
+            .filter(|word| word.rollout > 0)
+    };
+    let Some(rollout) = words().map(|word| word.rollout).max() else {
+        return false;
+    };
+    status.phase = words().map(|word| word.phase).max().unwrap_or_default();
+    status.target = crate::target(&policy.spec);
+    // A step of its own, so that no word of before answers it.
+    status.rollout = rollout.saturating_add(1);
+    status.since = status.rollout;
+    true
 }
 
 fn step(

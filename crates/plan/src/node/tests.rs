@@ -466,8 +466,6 @@ fn what_two_nodes_claim_at_once_is_told() {
 #[test]
 fn prefixes_outside_the_clusters_are_left_alone_and_named() {
     let mut greedy = node(2, None);
-    let v6 = "fd00:2::/64".parse().unwrap();
-    greedy.spec.pod_cidrs.push(v6);
     let wide = ["0.0.0.0/0", "10.0.0.0/24", "10.244.0.0/15"];
     greedy
         .spec
@@ -481,17 +479,34 @@ fn prefixes_outside_the_clusters_are_left_alone_and_named() {
             facts: &Facts::new(),
             previous: None,
         });
-        let shown: Vec<String> = done.traffic.unwrap().peers[0]
-            .pod_cidrs
-            .iter()
-            .map(ToString::to_string)
-            .collect();
-        // The policy names no IPv6 prefixes: the node's own are protected all the same.
-        assert_eq!(shown, ["10.244.2.0/24", "fd00:2::/64"]);
-        assert_eq!(done.peers[0].children[0].remote.len(), 3);
+        let own: Vec<ipnet::IpNet> = vec!["10.244.2.0/24".parse().unwrap()];
+        assert_eq!(done.traffic.unwrap().peers[0].pod_cidrs, own);
+        assert_eq!(done.peers[0].children[0].remote.len(), 2);
         for claimed in wide {
             let named = |p: &String| p.contains("n2") && p.contains(claimed);
             assert!(done.problems.iter().any(named), "{:?}", done.problems);
         }
     }
+}
+
+/// A policy written anew without its status would say Disabled, step 0: a node that has come
+/// further stays as it is.
+#[test]
+fn a_lost_status_opens_no_node() {
+    let mut policy = policy(Phase::Strict, Phase::Strict);
+    policy.status = Default::default();
+    let mut known = Known {
+        policy: &policy,
+        own: &node(1, Some((Phase::Strict, 3))),
+        nodes: &[],
+        facts: &Facts::new(),
+        previous: None,
+    };
+    let Decision::Refused(reasons) = plan(&known) else {
+        panic!("it opens");
+    };
+    assert!(reasons[0].contains("step 3"), "{reasons:?}");
+    let fresh = node(1, Some((Phase::Disabled, 0)));
+    known.own = &fresh;
+    assert_eq!(doit(&known).traffic, None);
 }

@@ -249,3 +249,38 @@ fn long_lists_are_cut_in_messages() {
             .ends_with("n07 and 12 more")
     );
 }
+
+/// A policy that was written anew without its status, in a cluster that has come some way: the
+/// roll-out goes on from where it was, on a step of its own, and never starts over in clear.
+#[test]
+fn a_lost_status_is_found_again_in_the_nodes_words() {
+    let nodes = [
+        node("n1", Some((Phase::Strict, 3))),
+        node("n2", Some((Phase::Permissive, 2))),
+        node("n3", None),
+    ];
+    let mut policy = policy(Phase::Strict);
+    policy.status = EncryptionPolicyStatus::default();
+    let found = next(&policy, &nodes, &[], NOW);
+    assert_eq!((found.phase, found.rollout), (Phase::Strict, 4));
+    assert_eq!((found.target, found.since), (Phase::Strict, 4));
+    assert_eq!(found.waiting_on, ["n1", "n2", "n3"]);
+    policy.status = found.clone();
+    assert_eq!(next(&policy, &nodes, &[], NOW).phase, Phase::Strict);
+
+    // It is Disabled that is wanted now: down the usual way.
+    let mut off = self::policy(Phase::Disabled);
+    off.status = EncryptionPolicyStatus::default();
+    let found = next(&off, &nodes, &[], NOW);
+    assert_eq!(
+        (found.phase, found.target),
+        (Phase::Strict, Phase::Disabled)
+    );
+    off.status = found;
+    assert_eq!(next(&off, &nodes, &[], NOW).phase, Phase::Permissive);
+
+    // A cluster that was never anything but Disabled begins at the beginning.
+    let fresh = [node("n1", Some((Phase::Disabled, 0)))];
+    policy.status = EncryptionPolicyStatus::default();
+    assert_eq!(next(&policy, &fresh, &[], NOW).phase, Phase::Prepared);
+}
