@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use serde::Serialize;
 use testudo_model::Phase;
+use testudo_model::policy::OverlayType;
 
 use crate::cluster::Cluster;
 use crate::lab::Lab;
@@ -255,7 +256,8 @@ fn flows(ends: &[Endpoint], cluster: &Cluster) -> Vec<Planned> {
             }
             let same_node = source.node == destination.node;
             let kind = kind(source.is_pod, destination.is_pod, same_node);
-            let expected = expected(destination.is_pod, same_node, cluster);
+            let pods = (source.is_pod, destination.is_pod);
+            let expected = expected(pods, same_node, cluster);
             plan.push(Planned {
                 from,
                 to,
@@ -280,11 +282,14 @@ fn kind(from_pod: bool, to_pod: bool, same_node: bool) -> &'static str {
 }
 
 /// What goes to a pod crosses the overlay or is routed to a pod CIDR: it is protected. What goes
-/// to a host is not, unless the policy says so.
-fn expected(to_pod: bool, same_node: bool, cluster: &Cluster) -> Fate {
+/// to a host is not, unless the policy says so, or pods are routed: there a pod's packet to a host
+/// may be the answer of a protected flow, and no router can tell.
+fn expected((from_pod, to_pod): (bool, bool), same_node: bool, cluster: &Cluster) -> Fate {
+    let routed = cluster.policy.overlay.kind == OverlayType::Routed;
+    let protected = to_pod || (from_pod && routed) || cluster.policy.host_traffic;
     if same_node {
         Fate::Local
-    } else if cluster.phase >= Phase::Permissive && (to_pod || cluster.policy.host_traffic) {
+    } else if cluster.phase >= Phase::Permissive && protected {
         Fate::Encrypted
     } else {
         Fate::Clear
@@ -471,10 +476,16 @@ mod tests {
             } else {
                 Fate::Clear
             };
-            assert_eq!(expected(true, true, &at(phase, true)), Fate::Local);
-            assert_eq!(expected(true, false, &at(phase, false)), protected);
-            assert_eq!(expected(false, false, &at(phase, false)), Fate::Clear);
-            assert_eq!(expected(false, false, &at(phase, true)), protected);
+            let (hosts, to_pod, to_host) = ((false, false), (false, true), (true, false));
+            assert_eq!(expected(to_pod, true, &at(phase, true)), Fate::Local);
+            assert_eq!(expected(to_pod, false, &at(phase, false)), protected);
+            assert_eq!(expected(to_host, false, &at(phase, false)), Fate::Clear);
+            assert_eq!(expected(hosts, false, &at(phase, false)), Fate::Clear);
+            assert_eq!(expected(hosts, false, &at(phase, true)), protected);
+            let mut routed = at(phase, false);
+            routed.policy.overlay.kind = OverlayType::Routed;
+            assert_eq!(expected(to_host, false, &routed), protected);
+            assert_eq!(expected(hosts, false, &routed), Fate::Clear);
         }
     }
 

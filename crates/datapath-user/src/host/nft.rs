@@ -134,10 +134,12 @@ fn routed(
         .chain(peers.clone().flat_map(|p| &p.pod_cidrs))
         .copied()
         .collect();
-    let nodes = peers
+    let nodes: Vec<IpNet> = peers
         .flat_map(|p| &p.addresses)
-        .map(|address| IpNet::from(*address));
-    let sources: Vec<IpNet> = pods.iter().copied().chain(nodes).collect();
+        .map(|address| IpNet::from(*address))
+        .collect();
+    let own: Vec<IpNet> = policy.addresses.iter().map(|a| IpNet::from(*a)).collect();
+    let sources: Vec<IpNet> = pods.iter().chain(&nodes).copied().collect();
     let (mut rules_in, mut rules_out) = (String::new(), String::new());
     for (word, v4) in [("ip", true), ("ip6", false)] {
         let here = set(local, v4);
@@ -146,6 +148,25 @@ fn routed(
                 rules_in,
                 "add rule {TABLE} prerouting iifname != \"{device}\" {word} saddr {from} \
                  {word} saddr != {to} {word} daddr {to} counter name clear_inbound drop"
+            );
+        }
+        // What pods elsewhere send to this host under their own addresses.
+        if let (Some(from), Some(to)) = (set(&pods, v4), set(&own, v4)) {
+            let except = here
+                .as_ref()
+                .map(|here| format!("{word} saddr != {here} "))
+                .unwrap_or_default();
+            let _ = writeln!(
+                rules_in,
+                "add rule {TABLE} prerouting iifname != \"{device}\" {word} saddr {from} {except}\
+                 {word} daddr {to} counter name clear_inbound drop"
+            );
+        }
+        if let (Some(from), Some(to)) = (&here, set(&nodes, v4)) {
+            let _ = writeln!(
+                rules_out,
+                "add rule {TABLE} output oifname != \"{device}\" {word} saddr {from} \
+                 {word} daddr {to} counter name clear_outbound drop"
             );
         }
         if let Some(to) = set(&pods, v4) {

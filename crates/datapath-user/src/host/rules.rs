@@ -19,7 +19,7 @@ pub(super) fn steering(policy: &TrafficPolicy) -> Vec<Rule> {
     };
     rules.retain(|rule| present.contains(&rule.family));
     let mut unique: Vec<Rule> = Vec::with_capacity(rules.len());
-    rules.sort_by_key(|rule| (rule.priority, rule.family, rule.to));
+    rules.sort_by_key(|rule| (rule.priority, rule.family, rule.to, rule.from));
     for rule in rules {
         if unique.last() != Some(&rule) {
             unique.push(rule);
@@ -74,6 +74,15 @@ fn routed(policy: &TrafficPolicy, local: &[IpNet], cluster: &[IpNet]) -> Vec<Rul
                     .iter()
                     .map(|net| rule(net, PRIORITY_PEER, TABLE)),
             );
+            // What pods answer to a host's own packets belongs to the same flow.
+            rules.extend(peer.addresses.iter().flat_map(|address| {
+                let to = IpNet::from(*address);
+                let same = |net: &&IpNet| Family::of(&net.addr()) == Family::of(address);
+                local.iter().filter(same).map(move |net| Rule {
+                    from: Some(net.trunc()),
+                    ..rule(&to, PRIORITY_PEER, TABLE)
+                })
+            }));
         }
         if policy.clear_outbound == ClearTraffic::Drop {
             rules.extend(
@@ -90,4 +99,39 @@ fn routed(policy: &TrafficPolicy, local: &[IpNet], cluster: &[IpNet]) -> Vec<Rul
         rules.extend(local.iter().map(|net| rule(net, PRIORITY_EXEMPT, MAIN)));
     }
     rules
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use testudo_model::{PeerId, PeerTraffic};
+
+    #[test]
+    fn routed_pods_answers_to_hosts_are_steered_too() {
+        let net = |text: &str| text.parse::<IpNet>().unwrap();
+        let mut policy = TrafficPolicy {
+            addresses: vec!["10.0.0.1".parse().unwrap()],
+            flows: ProtectedFlows::Routed {
+                local: vec![net("10.244.1.0/24"), net("fd00::/64")],
+                cluster: vec![net("10.244.0.0/16")],
+            },
+            clear_inbound: ClearTraffic::Pass,
+            clear_outbound: ClearTraffic::Pass,
+            peers: vec![PeerTraffic {
+                peer: PeerId::new("n2").unwrap(),
+                addresses: vec!["10.0.0.2".parse().unwrap()],
+                pod_cidrs: vec![net("10.244.2.0/24")],
+                outbound: Outbound::Encrypt,
+            }],
+        };
+        let to_host = |policy: &TrafficPolicy| -> Vec<Rule> {
+            let to_host = |rule: &Rule| rule.to == Some(net("10.0.0.2/32"));
+            steering(policy).into_iter().filter(to_host).collect()
+        };
+        let rules = to_host(&policy);
+        assert_eq!(rules.len(), 1, "{rules:?}");
+        assert_eq!(rules[0].from, Some(net("10.244.1.0/24")));
+        policy.peers[0].outbound = Outbound::Clear;
+        assert!(to_host(&policy).is_empty());
+    }
 }
