@@ -2,6 +2,7 @@
 
 use std::fs::{File, TryLockError};
 use std::future::Future;
+use std::os::unix::fs::OpenOptionsExt;
 use std::time::{Duration, SystemTime};
 
 use anyhow::Context;
@@ -68,7 +69,11 @@ pub async fn run(options: Options, shutdown: impl Future<Output = ()>) -> anyhow
 fn only_one(store: &DirStore) -> anyhow::Result<File> {
     let path = store.secrets().join("controller.lock");
     let shown = path.display();
-    let opened = File::options().create(true).append(true).open(&path);
+    let opened = File::options()
+        .create(true)
+        .append(true)
+        .mode(0o600)
+        .open(&path);
     let file = opened.with_context(|| format!("{shown} cannot be opened"))?;
     match file.try_lock() {
         Ok(()) => Ok(file),
