@@ -98,7 +98,7 @@ impl Engine {
         }
     }
 
-    pub(crate) fn auth_payloads(
+    fn auth_payloads(
         &mut self,
         peer_id: &PeerId,
         keys: &IkeKeys,

@@ -48,7 +48,6 @@ impl Engine {
             born: sa.born,
             established,
             tie: birth.tie,
-            superseded: false,
         };
         sa.peer = Some(proven.peer.clone());
         let est = Established {
@@ -86,7 +85,6 @@ impl Engine {
                 peer.reauth = false;
             }
         }
-        self.mark_superseded(&proven.peer);
         self.tell_up(id, None);
     }
 

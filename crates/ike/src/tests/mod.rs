@@ -6,5 +6,3 @@ mod hostile;
 mod life;
 mod net;
 mod rekey;
-mod table;
-mod unproven;

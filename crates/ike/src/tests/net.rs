@@ -224,8 +224,6 @@ impl Net {
     }
 
     pub(crate) fn with(seed: u64, nodes: usize, config: EngineConfig) -> Self {
-        // Shown when the test fails.
-        println!("seed {seed}");
         let mut net = Self {
             seed,
             now: Duration::from_secs(1),
@@ -370,8 +368,7 @@ impl Net {
                 )
             }
             Event::IkeDown(down) => {
-                let known = twin.ikes.remove(&down.ike);
-                assert!(known, "{down:?} without up: {:#?}", node.log);
+                assert!(twin.ikes.remove(&down.ike), "down without up");
                 format!("ike {} down: {:?}", down.ike.0, down.reason)
             }
             Event::ChildUp(up) => {
