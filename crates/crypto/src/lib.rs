@@ -16,7 +16,7 @@ mod signature;
 
 pub use aead::{Aead, AeadKey, ICV_LEN, IV_LEN, KeyLengthError, OpenError, SALT_LEN};
 pub use digest::{HashAlgorithm, constant_time_eq, hmac_sha256, sha1, sha256};
-pub use ke::{KeError, KeMethod, KePrivate};
+pub use ke::{KeError, KeMethod, KePrivate, KeResponse};
 pub use prf::Prf;
 pub use random::{DangerousSeededRandom, Random, SystemRandom};
 pub use secret::SecretBytes;

@@ -26,7 +26,9 @@ const HANDOVER: std::time::Duration = std::time::Duration::from_secs(30);
 
 /// `a` takes the place of `b`, as far as this end knows.
 fn line_supersedes(a: &Lineage, b: &Lineage) -> bool {
-    if a.initiated == b.initiated {
+    if a.superseded != b.superseded {
+        b.superseded
+    } else if a.initiated == b.initiated {
         b.born < a.born
     } else {
         a.initiated && b.established < a.born
@@ -66,6 +68,31 @@ impl Engine {
             .get(&ike)
             .and_then(IkeSa::established)
             .map(|e| &e.lineage)
+    }
+
+    /// Remembers what a new IKE SA of the peer takes the place of. Without that memory an SA
+    /// could win against a third once the one that superseded it has lost to the same third:
+    /// the two ends would close everything.
+    pub(crate) fn mark_superseded(&mut self, peer: &PeerId) {
+        let Some(peer) = self.peers.get(peer) else {
+            return;
+        };
+        let lines: Vec<_> = peer
+            .sas
+            .iter()
+            .filter_map(|id| Some((*id, self.lineage(*id)?.clone())))
+            .collect();
+        for (id, line) in &lines {
+            let over = lines
+                .iter()
+                .any(|(_, other)| other.number != line.number && line_supersedes(other, line));
+            if !over {
+                continue;
+            }
+            if let Some(est) = self.sas.get_mut(id).and_then(IkeSa::established_mut) {
+                est.lineage.superseded = true;
+            }
+        }
     }
 
     fn child_supersedes(&self, a: &Child, b: &Child) -> bool {
@@ -238,7 +265,7 @@ impl Engine {
             let Some(other) = self.lineage(id) else {
                 continue;
             };
-            let ours = line.initiated && line_supersedes(&line, other);
+            let ours = line.initiated && other.established < line.born;
             if !ours && !other.initiated {
                 // The peer's to delete, once it knows that we hold the winner.
                 if std::mem::take(&mut announce) {

@@ -203,7 +203,8 @@ pub struct Failure {
     pub peer: Option<PeerId>,
     /// Where the other side's messages come from.
     pub remote: SocketAddr,
-    /// The child that failed; `None` when the IKE SA did.
+    /// The child that failed, `unmatched` when the peer asked for one that none of ours matches;
+    /// `None` when the IKE SA failed.
     pub child: Option<String>,
     /// The check that failed.
     pub check: FailedCheck,

@@ -26,10 +26,13 @@ impl Suite {
             Prf::HmacSha512 => "PRF_HMAC_SHA2_512",
         };
         let ke = match self.ke {
+            KeMethod::Modp2048 => "MODP_2048",
             KeMethod::P256 => "ECP_256",
             KeMethod::P384 => "ECP_384",
             KeMethod::P521 => "ECP_521",
             KeMethod::X25519 => "CURVE_25519",
+            KeMethod::MlKem768 => "ML_KEM_768",
+            KeMethod::MlKem1024 => "ML_KEM_1024",
         };
         format!("{aead}/{prf}/{ke}")
     }
@@ -168,5 +171,91 @@ impl IkeKeys {
     /// prf with the SA's PRF.
     pub(crate) fn prf(&self, key: &[u8], parts: &[&[u8]]) -> SecretBytes {
         self.suite.prf.compute(key, parts)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use testudo_crypto::Prf;
+
+    use super::*;
+
+    fn seeds() -> Seeds<'static> {
+        Seeds {
+            nonce_i: &[1; 32],
+            nonce_r: &[2; 32],
+            spi_i: 3,
+            spi_r: 4,
+        }
+    }
+
+    fn suite() -> Suite {
+        Suite {
+            aead: Aead::Aes256Gcm16,
+            prf: Prf::HmacSha256,
+            ke: KeMethod::X25519,
+        }
+    }
+
+    /// prf+ written out as RFC 7296, 2.13 has it, to check the order of what is cut from it.
+    fn stream(key: &[u8], seed: &[u8], len: usize) -> Vec<u8> {
+        let mut out = Vec::new();
+        let mut last = Vec::new();
+        for n in 1.. {
+            let t = testudo_crypto::hmac_sha256(key, &[&last, seed, &[n]]);
+            last = t.to_vec();
+            out.extend(t);
+            if out.len() >= len {
+                break;
+            }
+        }
+        out.truncate(len);
+        out
+    }
+
+    #[test]
+    fn the_schedule_is_that_of_the_rfc() {
+        let shared = SecretBytes::new(vec![5; 32]);
+        let seed = skeyseed(Prf::HmacSha256, &seeds(), &shared);
+        let nonces = [[1u8; 32], [2; 32]].concat();
+        let by_hand = testudo_crypto::hmac_sha256(&nonces, &[&[5; 32]]);
+        assert_eq!(seed.as_bytes(), by_hand);
+        let keys = IkeKeys::derive(suite(), &seed, &seeds(), true, true)
+            .ok()
+            .unwrap();
+        let spis = [3u64.to_be_bytes(), 4u64.to_be_bytes()].concat();
+        let all = stream(&by_hand, &[nonces, spis].concat(), 3 * 32 + 2 * 36);
+        assert_eq!(keys.sk_d.as_bytes(), &all[..32]);
+        let export = keys.danger_export().unwrap();
+        assert_eq!(export.sk_ei.as_bytes(), &all[32..68]);
+        assert_eq!(export.sk_er.as_bytes(), &all[68..104]);
+        assert_eq!(keys.sk_p.0.as_bytes(), &all[104..136]);
+        assert_eq!(keys.sk_p.1.as_bytes(), &all[136..168]);
+        let (out, back) = keys.child_keymat(Aead::Aes256Gcm16, Some(&shared), &[1; 32], &[2; 32]);
+        let child = [vec![5u8; 32], vec![1; 32], vec![2; 32]].concat();
+        let all = stream(keys.sk_d.as_bytes(), &child, 72);
+        assert_eq!([out.as_bytes(), back.as_bytes()].concat(), all);
+    }
+
+    // Lesson L23: no IV twice with a key.
+    #[test]
+    fn each_message_has_an_iv_of_its_own_and_the_other_end_reads_it() {
+        let shared = SecretBytes::new(vec![5; 32]);
+        let seed = skeyseed(Prf::HmacSha256, &seeds(), &shared);
+        let end = |initiator| {
+            IkeKeys::derive(suite(), &seed, &seeds(), initiator, false)
+                .ok()
+                .unwrap()
+        };
+        let (mut i, r) = (end(true), end(false));
+        let mut ivs = std::collections::BTreeSet::new();
+        for _ in 0..100 {
+            let mut text = *b"text";
+            let (iv, icv) = i.seal(b"aad", &mut text).ok().unwrap();
+            assert!(ivs.insert(iv));
+            assert!(!i.open(iv, b"aad", &mut text.clone(), &icv), "reflected");
+            assert!(r.open(iv, b"aad", &mut text, &icv));
+            assert_eq!(&text, b"text");
+        }
     }
 }

@@ -70,11 +70,17 @@ pub(crate) fn id(node: &NodeEncryption) -> PeerId {
 }
 
 /// The prefixes of a node's pods. What it claims outside the cluster's own is not believed: it
-/// would draw foreign traffic, or the nodes' own, into its tunnel.
+/// would draw foreign traffic, or the nodes' own, into its tunnel. Of a family of which the
+/// cluster names no prefix, the nodes' word is all there is, and better than clear.
 pub(crate) fn pods(overlay: &Overlay, node: &NodeEncryption) -> Vec<IpNet> {
-    let cluster = &overlay.pod_cidrs;
-    let within = |cidr: &&IpNet| cluster.is_empty() || cluster.iter().any(|c| c.contains(*cidr));
-    node.spec.pod_cidrs.iter().filter(within).copied().collect()
+    let believed = |cidr: &&IpNet| {
+        let v4 = cidr.addr().is_ipv4();
+        let mut cluster = overlay.pod_cidrs.iter();
+        let mut family = cluster.clone().filter(|c| c.addr().is_ipv4() == v4);
+        family.next().is_none() || cluster.any(|c| c.contains(*cidr))
+    };
+    let own = node.spec.pod_cidrs.iter();
+    own.filter(believed).copied().collect()
 }
 
 /// Says of which nodes' prefixes that is so.

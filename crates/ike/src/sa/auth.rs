@@ -98,7 +98,7 @@ impl Engine {
         }
     }
 
-    fn auth_payloads(
+    pub(crate) fn auth_payloads(
         &mut self,
         peer_id: &PeerId,
         keys: &IkeKeys,

@@ -2,7 +2,8 @@
 
 use testudo_crypto::{KeMethod, SecretBytes};
 use testudo_model::{
-    ChildId, InboundSaSpec, Now, OutboundSaSpec, PeerId, SaMode, Spi, TrafficSelector,
+    ChildId, Encapsulation, InboundSaSpec, Now, OutboundSaSpec, PeerId, SaMode, Spi,
+    TrafficSelector,
 };
 use testudo_wire::ike::{Notify, NotifyType, Payload};
 
@@ -15,6 +16,9 @@ use crate::sa::{Child, ChildOffer, ChildState, IkeSa, Task};
 use crate::timers::Deadline;
 use crate::ts;
 use crate::verify::FailedCheck;
+
+/// Stands for the name of a child that the peer asked for and that none of ours matches.
+pub(crate) const UNMATCHED: &str = "unmatched";
 
 /// What a responder agreed to.
 pub(crate) struct Agreement {
@@ -175,7 +179,7 @@ impl Engine {
                 self.fault(
                     Some(peer_id.clone()),
                     from,
-                    Some(String::new()),
+                    Some(UNMATCHED.into()),
                     &fault,
                     true,
                 );
@@ -353,7 +357,7 @@ impl Engine {
                 replaces: new.replaces,
                 born: new.born,
                 installed,
-                tie: new.tie,
+                tie: new.tie.clone(),
                 since: now.wall,
                 rekeys,
                 failures: 0,
@@ -370,53 +374,68 @@ impl Engine {
         if new.replaces.is_some() {
             self.counters.child_rekeys += 1;
         }
+        let sending = self.choose_sending(&peer_id, &new.name, Some(id));
+        let use_outbound = if sending == Some(id) {
+            UseOutbound::Now
+        } else {
+            UseOutbound::Wait
+        };
+        let up = self.child_up(id, peer_id, new, encapsulation, use_outbound);
+        self.events.push_back(Event::ChildUp(Box::new(up)));
+    }
+
+    /// What the agent is told of a new child.
+    fn child_up(
+        &self,
+        id: ChildId,
+        peer: PeerId,
+        new: NewChild,
+        encapsulation: Encapsulation,
+        use_outbound: UseOutbound,
+    ) -> ChildUp {
         let (to_responder, to_initiator) = new.keys;
         let (key_out, key_in) = if new.initiator {
             (to_responder, to_initiator)
         } else {
             (to_initiator, to_responder)
         };
-        let sending = self.choose_sending(&peer_id, &new.name, Some(id));
-        let up = ChildUp {
+        let inbound = InboundSaSpec {
+            child: id,
+            peer: peer.clone(),
+            spi: Spi(new.spi_in),
+            aead: new.suite.aead,
+            keymat: key_in,
+            esn: new.suite.esn,
+            replay_window: self.config.replay_window,
+            mode: new.mode,
+            encapsulation,
+            local: new.local_ts.clone(),
+            remote: new.remote_ts.clone(),
+        };
+        let outbound = OutboundSaSpec {
+            child: id,
+            peer: peer.clone(),
+            spi: Spi(new.spi_out),
+            aead: new.suite.aead,
+            keymat: key_out,
+            esn: new.suite.esn,
+            mode: new.mode,
+            encapsulation,
+            local: new.local_ts,
+            remote: new.remote_ts,
+            limits: self.config.soft_limits,
+        };
+        ChildUp {
             child: id,
             ike: new.ike,
-            peer: peer_id.clone(),
+            peer,
             name: new.name,
-            inbound: InboundSaSpec {
-                child: id,
-                peer: peer_id.clone(),
-                spi: Spi(new.spi_in),
-                aead: new.suite.aead,
-                keymat: key_in,
-                esn: new.suite.esn,
-                replay_window: self.config.replay_window,
-                mode: new.mode,
-                encapsulation,
-                local: new.local_ts.clone(),
-                remote: new.remote_ts.clone(),
-            },
-            outbound: OutboundSaSpec {
-                child: id,
-                peer: peer_id,
-                spi: Spi(new.spi_out),
-                aead: new.suite.aead,
-                keymat: key_out,
-                esn: new.suite.esn,
-                mode: new.mode,
-                encapsulation,
-                local: new.local_ts,
-                remote: new.remote_ts,
-                limits: self.config.soft_limits,
-            },
-            use_outbound: if sending == Some(id) {
-                UseOutbound::Now
-            } else {
-                UseOutbound::Wait
-            },
+            inbound,
+            outbound,
+            use_outbound,
             replaces: new.replaces,
             initiator: new.initiator,
-        };
-        self.events.push_back(Event::ChildUp(Box::new(up)));
+        }
     }
 
     /// Soft and hard lifetime. The end that asked rekeys first, so that the two seldom cross.

@@ -11,7 +11,7 @@ use crate::error::{Fault, Refusal, check_of};
 use crate::event::{DownReason, IkeId};
 use crate::exchange::Reply;
 use crate::message::Payloads;
-use crate::sa::child::NewChild;
+use crate::sa::child::{NewChild, UNMATCHED};
 use crate::sa::init::NONCE_LEN;
 use crate::sa::{ChildOffer, ChildRequest, Established, IkeSa, Pending, Phase, Task};
 use crate::timers::Deadline;
@@ -163,7 +163,7 @@ impl Engine {
                 let what = (fault.check(), fault.text());
                 let steered = matches!(fault, Fault::Incompatible(Refusal::InvalidKe(_)));
                 if !steered {
-                    self.fail(Some(peer), path, Some(String::new()), what, true);
+                    self.fail(Some(peer), path, Some(UNMATCHED.into()), what, true);
                 }
                 return Err(fault);
             }
@@ -255,13 +255,14 @@ impl Engine {
         if ke.data.len() != method.public_len() {
             return Err(bad);
         }
-        let private = KePrivate::generate(method, &mut *self.random);
+        let answer = method
+            .respond(&ke.data, &mut *self.random)
+            .map_err(|_| bad)?;
         let payload = Payload::KeyExchange(KeyExchange {
             method: method.id(),
-            data: private.public().to_vec(),
+            data: answer.public,
         });
-        let shared = private.agree(&ke.data).map_err(|_| bad)?;
-        Ok((payload, shared))
+        Ok((payload, answer.secret))
     }
 
     /// The answer to our request for a child.
@@ -415,7 +416,7 @@ pub(crate) fn finish_ke(
     let ke = payloads
         .ke
         .as_ref()
-        .filter(|ke| ke.method == method.id() && ke.data.len() == method.public_len())
+        .filter(|ke| ke.method == method.id() && ke.data.len() == method.response_len())
         .ok_or(bad.clone())?;
     let shared = private.agree(&ke.data).map_err(|_| bad)?;
     Ok((method, shared))

@@ -48,6 +48,7 @@ impl Engine {
             born: sa.born,
             established,
             tie: birth.tie,
+            superseded: false,
         };
         sa.peer = Some(proven.peer.clone());
         let est = Established {
@@ -85,6 +86,7 @@ impl Engine {
                 peer.reauth = false;
             }
         }
+        self.mark_superseded(&proven.peer);
         self.tell_up(id, None);
     }
 

@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use testudo_crypto::{KeMethod, KePrivate, sha256};
+use testudo_crypto::{KeMethod, KePrivate, KeResponse, sha256};
 use testudo_model::{Now, PeerId};
 use testudo_wire::ike::{
     CertEncoding, CertificateRequest, ExchangeType, Header, KeyExchange, Message, Notify,
@@ -234,7 +234,7 @@ impl Engine {
             return Err("missing_payload");
         };
         let method = init.ke.method();
-        if spi_r == 0 || ke.method != method.id() || ke.data.len() != method.public_len() {
+        if spi_r == 0 || ke.method != method.id() || ke.data.len() != method.response_len() {
             return Err("unexpected_answer");
         }
         let (suite, _) = proposal::read_ike_answer(answer, &self.config, method, false)
@@ -377,10 +377,8 @@ impl Engine {
         if ke.data.len() != method.public_len() {
             return Err(Fault::Misbehaved("bad_public_key").into());
         }
-        let private = KePrivate::generate(method, &mut *self.random);
-        let public = private.public().to_vec();
-        let shared = private
-            .agree(&ke.data)
+        let KeResponse { public, secret } = method
+            .respond(&ke.data, &mut *self.random)
             .map_err(|_| Fault::Misbehaved("bad_public_key"))?;
         let spi_ours = self.ike_spi();
         let nonce_r = self.random_bytes(NONCE_LEN);
@@ -390,7 +388,7 @@ impl Engine {
             spi_i: key.spi_i,
             spi_r: spi_ours,
         };
-        let seed = skeyseed(chosen.suite.prf, &seeds, &shared);
+        let seed = skeyseed(chosen.suite.prf, &seeds, &secret);
         let export = self.config.danger_export_keys;
         let keys = IkeKeys::derive(chosen.suite, &seed, &seeds, false, export)?;
         let response =

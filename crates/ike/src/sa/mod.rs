@@ -146,6 +146,8 @@ pub(crate) struct Lineage {
     pub(crate) established: u64,
     /// The smaller of its nonces.
     pub(crate) tie: Vec<u8>,
+    /// Another took its place, which may have gone since: this does not come back to life.
+    pub(crate) superseded: bool,
 }
 
 /// How far an established IKE SA is on its way out.

@@ -367,8 +367,29 @@ impl Engine {
                 let best = est.successors.iter().find(|s| s.ike == new)?;
                 Some((id, best.clone()))
             });
-        if let Some((old, best)) = found {
-            self.settle_on(old, &best, now);
+        let stands = |id: &IkeId| {
+            self.sas
+                .get(id)
+                .and_then(IkeSa::established)
+                .is_some_and(|e| !matches!(e.phase, Phase::Gone | Phase::Shut))
+        };
+        match found.filter(|(old, _)| stands(old)) {
+            Some((old, best)) => self.settle_on(old, &best, now),
+            None => self.open_orphan(new, now),
+        }
+    }
+
+    /// A successor of an IKE SA that is gone stands on its own.
+    fn open_orphan(&mut self, id: IkeId, now: Now) {
+        let Some(sa) = self.sas.get_mut(&id) else {
+            return;
+        };
+        let peer = sa.peer.clone();
+        if let Some(est) = sa.established_mut() {
+            est.phase = Phase::Open;
+        }
+        if let Some(peer) = peer {
+            self.resolve(&peer, false, now);
         }
     }
 
@@ -394,7 +415,8 @@ impl Engine {
         let Some(est) = self.sas.get_mut(&id).and_then(IkeSa::established_mut) else {
             return;
         };
-        if est.successors.is_empty() || est.phase != Phase::Open {
+        let stands = matches!(est.phase, Phase::Open | Phase::Leaving(_));
+        if est.successors.is_empty() || !stands {
             return;
         }
         if matches!(est.outstanding, Some((_, Pending::RekeyIke(_)))) {

@@ -345,3 +345,50 @@ fn without_an_identity_the_failure_says_so() {
     net.run(Duration::from_secs(20));
     net.assert_connected(0, 1, 1);
 }
+
+// Lesson L59: killed and started again at each step of each exchange.
+#[test]
+fn a_restart_at_any_step_ends_with_one_pair() {
+    for n in 0..2 {
+        for ms in 0..40 {
+            let mut net = Net::with(100 + ms, 2, watchful());
+            net.connect(0, 1, false);
+            net.run_ms(ms);
+            net.restart(n);
+            let now = net.at();
+            net.nodes[n]
+                .engine
+                .set_peer(peer_config(n, 1 - n, n == 0), now)
+                .unwrap();
+            net.act(n, |e, now| e.reauthenticate(&peer_id(1 - n), now))
+                .unwrap();
+            net.run(Duration::from_secs(3));
+            net.assert_connected(0, 1, 1);
+            net.run(Duration::from_secs(90));
+            net.assert_connected(0, 1, 1);
+            net.assert_tidy(0, 1);
+            net.assert_tidy(1, 1);
+        }
+    }
+}
+
+// Lesson L67: many children are queued, the first datagram is lost.
+#[test]
+fn many_children_are_made_one_after_the_other() {
+    let mut net = Net::new(17, 2);
+    let now = net.at();
+    for (n, peer) in [(1, 0), (0, 1)] {
+        let mut config = peer_config(n, peer, n == 0);
+        config.children = (0..200).map(|c| child(c, n, peer)).collect();
+        net.nodes[n].engine.set_peer(config, now).unwrap();
+        net.drain(n);
+    }
+    let mut seen = 0;
+    net.filter = Some(Box::new(move |_, _, _| {
+        seen += 1;
+        if seen == 5 { Fate::Drop } else { Fate::Pass }
+    }));
+    net.run(Duration::from_secs(10));
+    net.assert_connected(0, 1, 200);
+    net.assert_tidy(0, 200);
+}

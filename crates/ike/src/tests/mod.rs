@@ -6,3 +6,5 @@ mod hostile;
 mod life;
 mod net;
 mod rekey;
+mod table;
+mod unproven;

@@ -224,6 +224,8 @@ impl Net {
     }
 
     pub(crate) fn with(seed: u64, nodes: usize, config: EngineConfig) -> Self {
+        // Shown when the test fails.
+        println!("seed {seed}");
         let mut net = Self {
             seed,
             now: Duration::from_secs(1),
@@ -368,7 +370,8 @@ impl Net {
                 )
             }
             Event::IkeDown(down) => {
-                assert!(twin.ikes.remove(&down.ike), "down without up");
+                let known = twin.ikes.remove(&down.ike);
+                assert!(known, "{down:?} without up: {:#?}", node.log);
                 format!("ike {} down: {:?}", down.ike.0, down.reason)
             }
             Event::ChildUp(up) => {

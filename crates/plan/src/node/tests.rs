@@ -466,6 +466,8 @@ fn what_two_nodes_claim_at_once_is_told() {
 #[test]
 fn prefixes_outside_the_clusters_are_left_alone_and_named() {
     let mut greedy = node(2, None);
+    let v6 = "fd00:2::/64".parse().unwrap();
+    greedy.spec.pod_cidrs.push(v6);
     let wide = ["0.0.0.0/0", "10.0.0.0/24", "10.244.0.0/15"];
     greedy
         .spec
@@ -479,9 +481,14 @@ fn prefixes_outside_the_clusters_are_left_alone_and_named() {
             facts: &Facts::new(),
             previous: None,
         });
-        let own: Vec<ipnet::IpNet> = vec!["10.244.2.0/24".parse().unwrap()];
-        assert_eq!(done.traffic.unwrap().peers[0].pod_cidrs, own);
-        assert_eq!(done.peers[0].children[0].remote.len(), 2);
+        let shown: Vec<String> = done.traffic.unwrap().peers[0]
+            .pod_cidrs
+            .iter()
+            .map(ToString::to_string)
+            .collect();
+        // The policy names no IPv6 prefixes: the node's own are protected all the same.
+        assert_eq!(shown, ["10.244.2.0/24", "fd00:2::/64"]);
+        assert_eq!(done.peers[0].children[0].remote.len(), 3);
         for claimed in wide {
             let named = |p: &String| p.contains("n2") && p.contains(claimed);
             assert!(done.problems.iter().any(named), "{:?}", done.problems);
