@@ -41,6 +41,9 @@ const CALL_RETRY: (Duration, Duration) = (Duration::from_secs(2), Duration::from
 const ROUNDS: usize = 4;
 /// What changes without an event (path MTU, counters of drops) is looked at so often.
 const LOOK: Duration = Duration::from_secs(10);
+/// The host is told its policy again after so long, at the next update: another program may have
+/// taken our rules away (`nft flush ruleset`, a restarted firewall).
+const RETELL: Duration = Duration::from_secs(5);
 
 /// Something that is tried again, later each time.
 #[derive(Clone, Copy, Debug)]
@@ -70,6 +73,7 @@ pub(crate) struct Node {
     enforcement: Enforcement<PolicyFile>,
     /// The policy that was applied to the datapath, or to the host without one.
     in_force: Option<InForce>,
+    told: Monotonic,
     trust: Trust,
     has_identity: bool,
     peers: BTreeMap<PeerId, reconcile::Peer>,
@@ -135,6 +139,7 @@ impl Node {
             news,
             enforcement,
             in_force: None,
+            told: Monotonic::default(),
             trust: Trust::default(),
             has_identity: false,
             peers: BTreeMap::new(),
@@ -364,7 +369,7 @@ impl Node {
                 if open && self.has_identity {
                     self.add_peers(&plan.peers, now);
                 }
-                let applied = self.enforce(traffic);
+                let applied = self.enforce(traffic, now);
                 if open && applied {
                     self.remove_peers(&plan.peers, now);
                     self.call_peers(now);
@@ -460,12 +465,13 @@ impl Node {
         self.core.datapath.is_some() && self.core.sockets.is_some()
     }
 
-    fn enforce(&mut self, traffic: &TrafficPolicy) -> bool {
+    fn enforce(&mut self, traffic: &TrafficPolicy, now: Now) -> bool {
         let wanted = match self.core.datapath {
             Some(_) => InForce::Full(traffic.clone()),
             None => InForce::Closed(traffic.clone()),
         };
-        if self.in_force.as_ref() == Some(&wanted) {
+        let fresh = now.monotonic.since(self.told) < RETELL;
+        if fresh && self.in_force.as_ref() == Some(&wanted) {
             return true;
         }
         let host = &mut self.host;
@@ -479,6 +485,7 @@ impl Node {
         match applied {
             Ok(()) => {
                 self.in_force = Some(wanted);
+                self.told = now.monotonic;
                 self.problems.remove("traffic");
                 true
             }

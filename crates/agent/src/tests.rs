@@ -2,6 +2,7 @@
 //! memory.
 
 mod rogue;
+mod upkeep;
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, UdpSocket};

@@ -255,3 +255,28 @@ fn a_host_with_ipv6_switched_off_closes_and_opens() {
     assert!(ok && rules.contains("clear_outbound"), "{rules}");
     node.with(|d| d.clear().unwrap());
 }
+
+// A firewall that is restarted flushes all of nft, and a network manager routing rules: to tell
+// the same policy again puts ours back.
+#[test]
+fn what_others_flushed_comes_back_with_the_same_policy() {
+    if !can_run("what_others_flushed_comes_back_with_the_same_policy") {
+        return;
+    }
+    let world = World::new(2);
+    let node = &world.nodes[0];
+    let strict = policy(0, &[1], overlay_flows(), Step::Strict);
+    apply(node, &strict);
+    let whole = snapshot(node);
+    for command in [
+        "nft flush ruleset",
+        "ip -4 rule del priority 3901",
+        "ip -4 route flush table 50050",
+    ] {
+        let (ok, text) = node.command(command);
+        assert!(ok, "{command}: {text}");
+    }
+    assert_ne!(snapshot(node), whole);
+    apply(node, &strict);
+    assert_eq!(snapshot(node), whole);
+}
