@@ -2,9 +2,11 @@
 
 use aws_lc_rs::rand::SystemRandom;
 use aws_lc_rs::signature::{
-    ECDSA_P256_SHA256_ASN1, ECDSA_P256_SHA256_ASN1_SIGNING, ECDSA_P384_SHA384_ASN1,
-    ECDSA_P384_SHA384_ASN1_SIGNING, ECDSA_P521_SHA512_ASN1, ECDSA_P521_SHA512_ASN1_SIGNING,
-    ED25519, EcdsaKeyPair, EcdsaSigningAlgorithm, Ed25519KeyPair, KeyPair, ParsedPublicKey,
+    ECDSA_P256_SHA256_ASN1, ECDSA_P256_SHA256_ASN1_SIGNING, ECDSA_P256_SHA384_ASN1,
+    ECDSA_P256_SHA512_ASN1, ECDSA_P384_SHA256_ASN1, ECDSA_P384_SHA384_ASN1,
+    ECDSA_P384_SHA384_ASN1_SIGNING, ECDSA_P384_SHA512_ASN1, ECDSA_P521_SHA256_ASN1,
+    ECDSA_P521_SHA384_ASN1, ECDSA_P521_SHA512_ASN1, ECDSA_P521_SHA512_ASN1_SIGNING, ED25519,
+    EcdsaKeyPair, EcdsaSigningAlgorithm, Ed25519KeyPair, KeyPair, ParsedPublicKey,
     VerificationAlgorithm,
 };
 use thiserror::Error;
@@ -84,17 +86,28 @@ impl KeyType {
         }
     }
 
-    fn verification(self) -> &'static dyn VerificationAlgorithm {
-        match self {
-            Self::EcdsaP256 => &ECDSA_P256_SHA256_ASN1,
-            Self::EcdsaP384 => &ECDSA_P384_SHA384_ASN1,
-            Self::EcdsaP521 => &ECDSA_P521_SHA512_ASN1,
-            Self::Ed25519 => &ED25519,
-        }
+    /// How to check a signature with that hash. The AlgorithmIdentifiers of ECDSA name no curve,
+    /// and peers sign with any hash that we have announced: libreswan takes the longest.
+    fn verification(self, hash: HashAlgorithm) -> Option<&'static dyn VerificationAlgorithm> {
+        use HashAlgorithm::{Identity, Sha256, Sha384, Sha512};
+        Some(match (self, hash) {
+            (Self::EcdsaP256, Sha256) => &ECDSA_P256_SHA256_ASN1,
+            (Self::EcdsaP256, Sha384) => &ECDSA_P256_SHA384_ASN1,
+            (Self::EcdsaP256, Sha512) => &ECDSA_P256_SHA512_ASN1,
+            (Self::EcdsaP384, Sha256) => &ECDSA_P384_SHA256_ASN1,
+            (Self::EcdsaP384, Sha384) => &ECDSA_P384_SHA384_ASN1,
+            (Self::EcdsaP384, Sha512) => &ECDSA_P384_SHA512_ASN1,
+            (Self::EcdsaP521, Sha256) => &ECDSA_P521_SHA256_ASN1,
+            (Self::EcdsaP521, Sha384) => &ECDSA_P521_SHA384_ASN1,
+            (Self::EcdsaP521, Sha512) => &ECDSA_P521_SHA512_ASN1,
+            (Self::Ed25519, Identity) => &ED25519,
+            _ => return None,
+        })
     }
 }
 
-/// A signature scheme: key kind and hash.
+/// A signature scheme: a hash, and the kind of key that we sign with it. In a peer's ECDSA
+/// signature the hash alone counts; the curve is that of its key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum SignatureScheme {
     /// ECDSA over P-256 with SHA-256.
@@ -256,7 +269,7 @@ impl SigningKey {
 #[derive(Clone)]
 pub struct VerifyingKey {
     kind: KeyType,
-    key: ParsedPublicKey,
+    raw: Vec<u8>,
 }
 
 impl VerifyingKey {
@@ -270,9 +283,11 @@ impl VerifyingKey {
             if raw.len() != kind.raw_public_len() || (kind.ecdsa().is_some() && raw[0] != 4) {
                 break;
             }
-            let key = ParsedPublicKey::new(kind.verification(), raw)
-                .map_err(|_| SignatureError::PublicKey)?;
-            return Ok(Self { kind, key });
+            let own = kind.verification(kind.scheme().hash());
+            let own = own.ok_or(SignatureError::PublicKey)?;
+            ParsedPublicKey::new(own, raw).map_err(|_| SignatureError::PublicKey)?;
+            let raw = raw.to_vec();
+            return Ok(Self { kind, raw });
         }
         Err(SignatureError::PublicKey)
     }
@@ -284,7 +299,8 @@ impl VerifyingKey {
 
     /// The schemes this key can check.
     pub fn schemes(&self) -> Vec<SignatureScheme> {
-        vec![self.kind.scheme()]
+        let fits = |s: &SignatureScheme| self.kind.verification(s.hash()).is_some();
+        SignatureScheme::ALL.into_iter().filter(fits).collect()
     }
 
     /// Checks that `signature` is this key's over `message`.
@@ -294,11 +310,12 @@ impl VerifyingKey {
         message: &[u8],
         signature: &[u8],
     ) -> Result<(), SignatureError> {
-        if scheme != self.kind.scheme() {
-            return Err(SignatureError::SchemeMismatch(scheme));
-        }
-        self.key
-            .verify_sig(message, signature)
+        let algorithm = self
+            .kind
+            .verification(scheme.hash())
+            .ok_or(SignatureError::SchemeMismatch(scheme))?;
+        ParsedPublicKey::new(algorithm, &self.raw)
+            .and_then(|key| Ok(key.verify_sig(message, signature)?))
             .map_err(|_| SignatureError::Signature)
     }
 }
