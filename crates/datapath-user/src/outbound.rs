@@ -111,12 +111,19 @@ impl Sealer {
         loop {
             if self.pending.is_empty() {
                 self.at = 0;
-                self.view.refresh();
             }
             let start = self.at + GAP;
             let end = start + VNET_LEN + LARGEST_PACKET;
             match self.tun.read(&mut self.arena[start..end])? {
-                Some(len) => self.take(start, len),
+                Some(len) => {
+                    // After the packet came: an SA in use before it was sent is in the tables.
+                    // What is held was sealed with the old ones, and goes with them.
+                    if self.view.is_stale() {
+                        self.flush();
+                        self.view.refresh();
+                    }
+                    self.take(start, len);
+                }
                 None => {
                     // Nothing waits: what was gathered goes now.
                     self.flush();

@@ -250,6 +250,12 @@ impl View {
         }
     }
 
+    /// Whether the tables have changed since the last look.
+    #[inline]
+    pub(crate) fn is_stale(&self) -> bool {
+        self.shared.generation.load(Ordering::Acquire) != self.generation
+    }
+
     #[inline]
     pub(crate) fn refresh(&mut self) {
         let generation = self.shared.generation.load(Ordering::Acquire);
@@ -394,7 +400,9 @@ mod tests {
         let mut view = View::new(Arc::clone(&shared));
         shared.replace(Tables::new(Vec::new(), std::iter::empty(), Some(4789)));
         assert_eq!(view.tables.overlay_port, None);
+        assert!(view.is_stale());
         view.refresh();
+        assert!(!view.is_stale());
         assert_eq!(view.tables.overlay_port, Some(4789));
     }
 }
