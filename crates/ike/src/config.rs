@@ -126,7 +126,8 @@ pub struct EngineConfig {
     pub ike_aeads: Vec<Aead>,
     /// Ciphers for ESP, the preferred first.
     pub esp_aeads: Vec<Aead>,
-    /// Whether rekeys of children make a fresh key exchange (perfect forward secrecy).
+    /// Whether children made after the first, rekeys included, have a key exchange of their
+    /// own (perfect forward secrecy).
     pub pfs: bool,
     /// Soft lifetime of an IKE SA: after it, less jitter, it is rekeyed. It expires hard
     /// after it and a quarter more.

@@ -15,7 +15,8 @@ cargo xtask COMMAND
                     three nodes, clear text turning into ESP, rotations without a loss
   test [--fast]     everything that CI runs: format, lints, layout, licences,
                     all tests; --fast leaves out the labs
-  packages          say which Debian packages are missing, and install them as root
+  packages          say which Debian packages are missing, and install them as root;
+                    the daemons of the interop tests are unpacked beside the build
   house             the layout rules alone
 ";
 
@@ -26,7 +27,7 @@ fn main() -> ExitCode {
         ["demo", rest @ ..] => demo(rest),
         ["test"] => test::run(test::Scope::All),
         ["test", "--fast"] => test::run(test::Scope::WithoutLabs),
-        ["packages"] => packages::ensure().map(|()| 0),
+        ["packages"] => packages::ensure_all().map(|()| 0),
         ["house"] => house::check().map(|()| 0),
         ["help" | "-h" | "--help"] | [] => {
             print!("{HELP}");

@@ -4,7 +4,7 @@ use std::process::Command;
 
 use anyhow::{Context, bail};
 
-use crate::run::installed;
+use crate::run::{installed, target_directory};
 
 /// A program and the package that has it.
 const NEEDED: [(&str, &str); 7] = [
@@ -50,6 +50,23 @@ pub(crate) fn ensure() -> anyhow::Result<()> {
         std::thread::sleep(std::time::Duration::from_secs(5 * attempt));
     }
     bail!("the packages could not be installed; run this and see why:\n  {line}")
+}
+
+/// Those, and the daemons that the interop tests talk to: unpacked, not installed.
+pub(crate) fn ensure_all() -> anyhow::Result<()> {
+    ensure()?;
+    let folder = target_directory()?.join("interop");
+    if testudo_interop::missing(&folder).is_empty() {
+        return Ok(());
+    }
+    if !am_root() {
+        bail!(
+            "missing daemons for the interop tests; run this, then try again:\n  \
+             sudo --preserve-env=PATH,CARGO_HOME,RUSTUP_HOME,CARGO_TARGET_DIR cargo xtask packages"
+        );
+    }
+    apt(&["update", "-q"])?;
+    testudo_interop::ensure(&folder)
 }
 
 fn apt(arguments: &[&str]) -> anyhow::Result<bool> {

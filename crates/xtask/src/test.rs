@@ -32,7 +32,7 @@ struct Tally {
 /// Runs it all; the exit code.
 pub(crate) fn run(scope: Scope) -> anyhow::Result<u8> {
     let start = Instant::now();
-    packages::ensure()?;
+    packages::ensure_all()?;
     run::step("format", &["cargo", "fmt", "--all", "--check"])?;
     house::check()?;
     let lints = [
@@ -61,6 +61,8 @@ pub(crate) fn run(scope: Scope) -> anyhow::Result<u8> {
         "testudo-lab",
         "--exclude",
         "testudo-datapath-user",
+        "--exclude",
+        "testudo-interop",
     ];
     tests(&mut tally, "tests", &everything_else, &[])?;
     // What makes namespaces runs one test at a time: two labs on two cores disturb each other.
@@ -100,7 +102,7 @@ pub(crate) fn run(scope: Scope) -> anyhow::Result<u8> {
 /// The tests that make namespaces, up to whole clusters, one package or binary after the other.
 fn labs(tally: &mut Tally, arguments: &[&str]) -> anyhow::Result<()> {
     let package = |name: &str| vec!["--package".to_owned(), format!("testudo-{name}")];
-    let mut targets: Vec<(String, Vec<String>)> = ["datapath-user", "lab"]
+    let mut targets: Vec<(String, Vec<String>)> = ["datapath-user", "interop", "lab"]
         .map(|name| (name.to_owned(), package(name)))
         .to_vec();
     let folder = run::root().join("crates/testudo/tests");

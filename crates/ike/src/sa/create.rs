@@ -38,8 +38,10 @@ impl Engine {
             return;
         }
         if let Some(offer) = self.offer_child(&peer, name) {
-            // The IKE SA's own exchange is fresh enough for its first children.
-            self.send_create(ike, offer, None, None, Vec::new(), now);
+            // The IKE SA's own exchange would be fresh enough, but strongSwan and libreswan
+            // with forward secrecy configured refuse a CREATE_CHILD_SA without an exchange.
+            let method = self.child_method(ike, None);
+            self.send_create(ike, offer, None, method, Vec::new(), now);
         }
     }
 
@@ -63,18 +65,24 @@ impl Engine {
             remote_ts: old.remote_ts.clone(),
             born,
         };
-        // The method that worked the last time (lesson L52).
-        let last = old.ke.or_else(|| {
+        let last = old.ke;
+        let method = self.child_method(ike, last);
+        self.send_create(ike, offer, Some(child), method, Vec::new(), now);
+    }
+
+    /// The key exchange for a child: the one that worked the last time (lesson L52), for the
+    /// child itself or for its IKE SA.
+    fn child_method(&self, ike: IkeId, last: Option<KeMethod>) -> Option<KeMethod> {
+        if !self.config.pfs {
+            return None;
+        }
+        let of_sa = || {
             let est = self.sas.get(&ike).and_then(IkeSa::established);
             est.map(|e| e.keys.suite.ke)
-        });
-        let method = if self.config.pfs {
-            last.filter(|m| self.config.ke_methods.contains(m))
-                .or_else(|| self.config.ke_methods.first().copied())
-        } else {
-            None
         };
-        self.send_create(ike, offer, Some(child), method, Vec::new(), now);
+        last.or_else(of_sa)
+            .filter(|m| self.config.ke_methods.contains(m))
+            .or_else(|| self.config.ke_methods.first().copied())
     }
 
     fn send_create(

@@ -323,6 +323,22 @@ fn a_child_removed_while_it_is_rekeyed_is_gone_at_both_ends() {
     }
 }
 
+// strongSwan and libreswan with forward secrecy configured refuse it without.
+#[test]
+fn a_child_made_later_has_a_key_exchange_of_its_own() {
+    let mut net = pair(650, true);
+    for n in [1, 0] {
+        let mut config = peer_config(n, 1 - n, n == 0);
+        config.children.push(child(1, n, 1 - n));
+        net.act(n, |e, now| e.set_peer(config, now)).unwrap();
+    }
+    net.run_ms(5_000);
+    for node in &net.nodes {
+        let mut later = node.engine.children.values().filter(|c| c.name == "child1");
+        assert!(later.next().is_some_and(|c| c.ke.is_some()));
+    }
+}
+
 #[test]
 fn a_child_added_at_both_ends_is_made_once() {
     for seed in 0..20 {

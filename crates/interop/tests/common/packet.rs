@@ -1,0 +1,46 @@
+//! Echo requests and answers, made by hand.
+
+use std::net::IpAddr;
+
+use testudo_wire::ip::{Checksum, IpHeader, OuterHeader, protocol, pseudo_header};
+
+/// An echo request.
+pub fn echo(from: IpAddr, to: IpAddr, sequence: u16) -> Vec<u8> {
+    let v4 = from.is_ipv4();
+    let (kind, number) = if v4 {
+        (8, protocol::ICMP)
+    } else {
+        (128, protocol::ICMPV6)
+    };
+    let mut body = vec![kind, 0, 0, 0, 0x7e, 0x57];
+    body.extend(sequence.to_be_bytes());
+    body.extend([0xa5; 56]);
+    let mut sum = if v4 {
+        Checksum::new()
+    } else {
+        pseudo_header(from, to, number, body.len())
+    };
+    sum.add(&body);
+    let sum = sum.finish().to_be_bytes();
+    body[2..4].copy_from_slice(&sum);
+    let header = OuterHeader::new(from, to, number);
+    let mut packet = vec![0; header.len()];
+    header.write(&mut packet, body.len()).unwrap();
+    packet.extend(body);
+    packet
+}
+
+/// Whether it answers that request.
+pub fn is_answer(packet: &[u8], from: IpAddr, to: IpAddr, sequence: u16) -> bool {
+    let Ok(header) = IpHeader::parse(packet) else {
+        return false;
+    };
+    let at = if from.is_ipv4() { 20 } else { 40 };
+    let kind = if from.is_ipv4() { 0 } else { 129 };
+    let [high, low] = sequence.to_be_bytes();
+    header.source == from
+        && header.destination == to
+        && packet.get(at) == Some(&kind)
+        && packet.get(at + 4..at + 8) == Some(&[0x7e, 0x57, high, low])
+        && packet[at + 8..].starts_with(&[0xa5; 56])
+}
