@@ -147,6 +147,7 @@ impl UserDatapath {
             engine: None,
         };
         datapath.ensure_engine()?;
+        datapath.host.split_tables()?;
         Ok(datapath)
     }
 

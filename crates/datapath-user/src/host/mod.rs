@@ -20,12 +20,14 @@ use std::time::{Duration, Instant};
 use ipnet::IpNet;
 use testudo_datapath::DatapathError;
 use testudo_model::{ProtectedFlows, TrafficPolicy};
-use testudo_netlink::{Family, Netlink, Route, RouteFilter, RouteKind, Rule};
+use testudo_netlink::{Family, Netlink, Route, RouteFilter, RouteKind, Rule, RuleAction};
 
 pub(crate) use sysctl::write_sysctl;
 
 /// Routing table of steered packets.
 pub const TABLE: u32 = 50050;
+/// The main table.
+const MAIN: u32 = 254;
 /// The mark of our rules and routes (rtproto).
 pub const PROTOCOL: u8 = 150;
 /// Rules that exempt the node's own pods.
@@ -80,6 +82,28 @@ impl HostRules {
             options,
             counters: Mutex::default(),
         }
+    }
+
+    /// Makes the kernel give the local table a trie of its own, as the first routing rule of a
+    /// namespace does: while it happens, IPv4 packets to local addresses may find no route.
+    /// It happens once, and must not when steering begins.
+    pub(crate) fn split_tables(&self) -> Result<(), DatapathError> {
+        let mut netlink = Netlink::open().map_err(refused)?;
+        if !our_rules(&mut netlink)?.is_empty() {
+            return Ok(());
+        }
+        // Changes no route: it sends packets to nowhere into the table they are looked up in.
+        let nowhere: IpAddr = std::net::Ipv4Addr::UNSPECIFIED.into();
+        let rule = Rule {
+            to: Some(IpNet::from(nowhere)),
+            protocol: PROTOCOL,
+            ..Rule::new(Family::V4, PRIORITY_EXEMPT, RuleAction::Table(MAIN))
+        };
+        match netlink.add_rule(&rule) {
+            Err(e) if !e.is_exists() => return Err(refused(e)),
+            _ => {}
+        }
+        gone(netlink.delete_rule(&rule))
     }
 
     /// Makes the host's rules say what `policy` says.

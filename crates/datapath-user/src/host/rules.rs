@@ -4,11 +4,9 @@ use ipnet::IpNet;
 use testudo_model::{ClearTraffic, Outbound, ProtectedFlows, TrafficPolicy};
 use testudo_netlink::{Family, Rule, RuleAction};
 
-use super::{PRIORITY_ALL, PRIORITY_EXEMPT, PRIORITY_PEER, PROTOCOL, TABLE, families};
+use super::{MAIN, PRIORITY_ALL, PRIORITY_EXEMPT, PRIORITY_PEER, PROTOCOL, TABLE, families};
 
 const UDP: u8 = 17;
-/// The main table.
-const MAIN: u32 = 254;
 
 /// The rules that a policy wants, without repetitions. Empty: nothing is steered.
 pub(super) fn steering(policy: &TrafficPolicy) -> Vec<Rule> {
