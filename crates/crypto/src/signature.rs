@@ -1,177 +1,32 @@
-//! Signatures by RFC 7427 (ECDSA) and RFC 8420 (Ed25519).
+//! Signatures by RFC 7427 (ECDSA, RSA) and RFC 8420 (Ed25519).
 
+mod kind;
+mod rsa;
+mod scheme;
+
+pub use kind::KeyType;
+pub use scheme::SignatureScheme;
+
+use aws_lc_rs::encoding::{AsDer, Pkcs8V1Der};
 use aws_lc_rs::rand::SystemRandom;
+use aws_lc_rs::rsa::KeySize;
 use aws_lc_rs::signature::{
-    ECDSA_P256_SHA256_ASN1, ECDSA_P256_SHA256_ASN1_SIGNING, ECDSA_P256_SHA384_ASN1,
-    ECDSA_P256_SHA512_ASN1, ECDSA_P384_SHA256_ASN1, ECDSA_P384_SHA384_ASN1,
-    ECDSA_P384_SHA384_ASN1_SIGNING, ECDSA_P384_SHA512_ASN1, ECDSA_P521_SHA256_ASN1,
-    ECDSA_P521_SHA384_ASN1, ECDSA_P521_SHA512_ASN1, ECDSA_P521_SHA512_ASN1_SIGNING, ED25519,
-    EcdsaKeyPair, EcdsaSigningAlgorithm, Ed25519KeyPair, KeyPair, ParsedPublicKey,
-    VerificationAlgorithm,
+    EcdsaKeyPair, Ed25519KeyPair, KeyPair, ParsedPublicKey, RsaKeyPair, UnparsedPublicKey,
 };
 use thiserror::Error;
 
-use crate::{HashAlgorithm, SecretBytes};
-
-/// Kinds of signing keys.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum KeyType {
-    /// ECDSA over P-256.
-    EcdsaP256,
-    /// ECDSA over P-384.
-    EcdsaP384,
-    /// ECDSA over P-521.
-    EcdsaP521,
-    /// Ed25519.
-    Ed25519,
-}
-
-impl KeyType {
-    /// Every kind known here.
-    pub const ALL: [Self; 4] = [
-        Self::EcdsaP256,
-        Self::EcdsaP384,
-        Self::EcdsaP521,
-        Self::Ed25519,
-    ];
-
-    /// The scheme keys of this kind sign with.
-    pub fn scheme(self) -> SignatureScheme {
-        match self {
-            Self::EcdsaP256 => SignatureScheme::EcdsaP256Sha256,
-            Self::EcdsaP384 => SignatureScheme::EcdsaP384Sha384,
-            Self::EcdsaP521 => SignatureScheme::EcdsaP521Sha512,
-            Self::Ed25519 => SignatureScheme::Ed25519,
-        }
-    }
-
-    /// What stands before the raw public key in a SubjectPublicKeyInfo: the
-    /// whole DER up to the key, as the key's length is fixed (RFC 5480 with a
-    /// named curve and the uncompressed form, RFC 8410).
-    fn spki_prefix(self) -> &'static [u8] {
-        match self {
-            Self::EcdsaP256 => &[
-                0x30, 0x59, 0x30, 0x13, 0x06, 0x07, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x02, 0x01, 0x06,
-                0x08, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x03, 0x01, 0x07, 0x03, 0x42, 0x00,
-            ],
-            Self::EcdsaP384 => &[
-                0x30, 0x76, 0x30, 0x10, 0x06, 0x07, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x02, 0x01, 0x06,
-                0x05, 0x2b, 0x81, 0x04, 0x00, 0x22, 0x03, 0x62, 0x00,
-            ],
-            Self::EcdsaP521 => &[
-                0x30, 0x81, 0x9b, 0x30, 0x10, 0x06, 0x07, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x02, 0x01,
-                0x06, 0x05, 0x2b, 0x81, 0x04, 0x00, 0x23, 0x03, 0x81, 0x86, 0x00,
-            ],
-            Self::Ed25519 => &[
-                0x30, 0x2a, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x03, 0x21, 0x00,
-            ],
-        }
-    }
-
-    fn raw_public_len(self) -> usize {
-        match self {
-            Self::EcdsaP256 => 65,
-            Self::EcdsaP384 => 97,
-            Self::EcdsaP521 => 133,
-            Self::Ed25519 => 32,
-        }
-    }
-
-    fn ecdsa(self) -> Option<&'static EcdsaSigningAlgorithm> {
-        match self {
-            Self::EcdsaP256 => Some(&ECDSA_P256_SHA256_ASN1_SIGNING),
-            Self::EcdsaP384 => Some(&ECDSA_P384_SHA384_ASN1_SIGNING),
-            Self::EcdsaP521 => Some(&ECDSA_P521_SHA512_ASN1_SIGNING),
-            Self::Ed25519 => None,
-        }
-    }
-
-    /// How to check a signature with that hash. The AlgorithmIdentifiers of ECDSA name no curve,
-    /// and peers sign with any hash that we have announced: libreswan takes the longest.
-    fn verification(self, hash: HashAlgorithm) -> Option<&'static dyn VerificationAlgorithm> {
-        use HashAlgorithm::{Identity, Sha256, Sha384, Sha512};
-        Some(match (self, hash) {
-            (Self::EcdsaP256, Sha256) => &ECDSA_P256_SHA256_ASN1,
-            (Self::EcdsaP256, Sha384) => &ECDSA_P256_SHA384_ASN1,
-            (Self::EcdsaP256, Sha512) => &ECDSA_P256_SHA512_ASN1,
-            (Self::EcdsaP384, Sha256) => &ECDSA_P384_SHA256_ASN1,
-            (Self::EcdsaP384, Sha384) => &ECDSA_P384_SHA384_ASN1,
-            (Self::EcdsaP384, Sha512) => &ECDSA_P384_SHA512_ASN1,
-            (Self::EcdsaP521, Sha256) => &ECDSA_P521_SHA256_ASN1,
-            (Self::EcdsaP521, Sha384) => &ECDSA_P521_SHA384_ASN1,
-            (Self::EcdsaP521, Sha512) => &ECDSA_P521_SHA512_ASN1,
-            (Self::Ed25519, Identity) => &ED25519,
-            _ => return None,
-        })
-    }
-}
-
-/// A signature scheme: a hash, and the kind of key that we sign with it. In a peer's ECDSA
-/// signature the hash alone counts; the curve is that of its key.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum SignatureScheme {
-    /// ECDSA over P-256 with SHA-256.
-    EcdsaP256Sha256,
-    /// ECDSA over P-384 with SHA-384.
-    EcdsaP384Sha384,
-    /// ECDSA over P-521 with SHA-512.
-    EcdsaP521Sha512,
-    /// Ed25519.
-    Ed25519,
-}
-
-impl SignatureScheme {
-    /// Every scheme known here.
-    pub const ALL: [Self; 4] = [
-        Self::EcdsaP256Sha256,
-        Self::EcdsaP384Sha384,
-        Self::EcdsaP521Sha512,
-        Self::Ed25519,
-    ];
-
-    /// The hash the peer must have announced in SIGNATURE_HASH_ALGORITHMS.
-    pub fn hash(self) -> HashAlgorithm {
-        match self {
-            Self::EcdsaP256Sha256 => HashAlgorithm::Sha256,
-            Self::EcdsaP384Sha384 => HashAlgorithm::Sha384,
-            Self::EcdsaP521Sha512 => HashAlgorithm::Sha512,
-            Self::Ed25519 => HashAlgorithm::Identity,
-        }
-    }
-
-    /// The DER AlgorithmIdentifier in front of the signature (RFC 7427
-    /// appendix A.3, RFC 8420 appendix A).
-    pub fn algorithm_identifier(self) -> &'static [u8] {
-        match self {
-            Self::EcdsaP256Sha256 => &[
-                0x30, 0x0a, 0x06, 0x08, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x04, 0x03, 0x02,
-            ],
-            Self::EcdsaP384Sha384 => &[
-                0x30, 0x0a, 0x06, 0x08, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x04, 0x03, 0x03,
-            ],
-            Self::EcdsaP521Sha512 => &[
-                0x30, 0x0a, 0x06, 0x08, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x04, 0x03, 0x04,
-            ],
-            Self::Ed25519 => &[0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70],
-        }
-    }
-
-    /// The scheme of that DER AlgorithmIdentifier, if it is known here.
-    pub fn from_algorithm_identifier(der: &[u8]) -> Option<Self> {
-        Self::ALL
-            .into_iter()
-            .find(|scheme| scheme.algorithm_identifier() == der)
-    }
-}
+use crate::SecretBytes;
 
 /// Why a key or a signature was refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 pub enum SignatureError {
     /// The private key is not PKCS#8 of a kind known here.
-    #[error("not a PKCS#8 private key of ECDSA P-256, P-384, P-521 or Ed25519")]
+    #[error(
+        "not a PKCS#8 private key of ECDSA P-256, P-384, P-521, Ed25519 or RSA of 2048 to 8192 bits"
+    )]
     PrivateKey,
     /// The public key is not a SubjectPublicKeyInfo of a kind known here.
-    #[error("not a public key of ECDSA P-256, P-384, P-521 or Ed25519")]
+    #[error("not a public key of ECDSA P-256, P-384, P-521, Ed25519 or RSA of 2048 to 8192 bits")]
     PublicKey,
     /// The key cannot be used with that scheme.
     #[error("the key does not fit the scheme {0:?}")]
@@ -187,6 +42,7 @@ pub enum SignatureError {
 enum Pair {
     Ecdsa(EcdsaKeyPair),
     Ed25519(Ed25519KeyPair),
+    Rsa(RsaKeyPair),
 }
 
 /// A private signing key.
@@ -196,10 +52,11 @@ pub struct SigningKey {
 }
 
 impl SigningKey {
-    /// A new key from the system's randomness.
+    /// A new key from the system's randomness; RSA with 3072 bits.
     pub fn generate(kind: KeyType) -> Result<Self, SignatureError> {
         let pair = match kind.ecdsa() {
             Some(algorithm) => EcdsaKeyPair::generate(algorithm).map(Pair::Ecdsa),
+            None if kind == KeyType::Rsa => RsaKeyPair::generate(KeySize::Rsa3072).map(Pair::Rsa),
             None => Ed25519KeyPair::generate().map(Pair::Ed25519),
         };
         let pair = pair.map_err(|_| SignatureError::Library)?;
@@ -217,7 +74,13 @@ impl SigningKey {
                 return Ok(Self { kind, pair });
             }
         }
-        Err(SignatureError::PrivateKey)
+        match RsaKeyPair::from_pkcs8(der) {
+            Ok(pair) if rsa::is_sound(pair.public_key().as_ref()) => Ok(Self {
+                kind: KeyType::Rsa,
+                pair: Pair::Rsa(pair),
+            }),
+            _ => Err(SignatureError::PrivateKey),
+        }
     }
 
     /// The key as PKCS#8 version 1 (DER), which every other tool reads.
@@ -225,6 +88,11 @@ impl SigningKey {
         let document = match &self.pair {
             Pair::Ecdsa(pair) => pair.to_pkcs8v1(),
             Pair::Ed25519(pair) => pair.to_pkcs8v1(),
+            Pair::Rsa(pair) => {
+                let der = AsDer::<Pkcs8V1Der<'_>>::as_der(pair);
+                let der = der.map_err(|_| SignatureError::Library)?;
+                return Ok(SecretBytes::from(der.as_ref()));
+            }
         };
         let document = document.map_err(|_| SignatureError::Library)?;
         Ok(SecretBytes::from(document.as_ref()))
@@ -240,28 +108,62 @@ impl SigningKey {
         self.kind.scheme()
     }
 
+    /// The schemes this key can sign with: an RSA key takes the hash that the
+    /// peer knows.
+    pub fn schemes(&self) -> Vec<SignatureScheme> {
+        let mut schemes = self.kind.schemes().to_vec();
+        schemes.retain(|s| *s == self.scheme() || s.rsa_signing().is_some());
+        schemes
+    }
+
     /// Signs `message`; ECDSA signatures are in the DER form of RFC 3279.
     pub fn sign(&self, message: &[u8]) -> Result<Vec<u8>, SignatureError> {
+        self.sign_with(self.scheme(), message)
+    }
+
+    /// Signs `message` with one of [`SigningKey::schemes`].
+    pub fn sign_with(
+        &self,
+        scheme: SignatureScheme,
+        message: &[u8],
+    ) -> Result<Vec<u8>, SignatureError> {
+        if !self.schemes().contains(&scheme) {
+            return Err(SignatureError::SchemeMismatch(scheme));
+        }
         let signature = match &self.pair {
             Pair::Ecdsa(pair) => pair.sign(&SystemRandom::new(), message),
             Pair::Ed25519(pair) => pair.try_sign(message),
+            Pair::Rsa(pair) => {
+                let encoding = scheme
+                    .rsa_signing()
+                    .ok_or(SignatureError::SchemeMismatch(scheme))?;
+                let mut out = vec![0; pair.public_modulus_len()];
+                return pair
+                    .sign(encoding, &SystemRandom::new(), message, &mut out)
+                    .map(|()| out)
+                    .map_err(|_| SignatureError::Library);
+            }
         };
         let signature = signature.map_err(|_| SignatureError::Library)?;
         Ok(signature.as_ref().to_vec())
     }
 
     /// The public key as it is inside a SubjectPublicKeyInfo: the uncompressed
-    /// point, or the 32 bytes of Ed25519.
+    /// point, the 32 bytes of Ed25519, or RSA's RSAPublicKey (DER).
     pub fn public_raw(&self) -> &[u8] {
         match &self.pair {
             Pair::Ecdsa(pair) => pair.public_key().as_ref(),
             Pair::Ed25519(pair) => pair.public_key().as_ref(),
+            Pair::Rsa(pair) => pair.public_key().as_ref(),
         }
     }
 
     /// The public key as a SubjectPublicKeyInfo (DER).
     pub fn public_spki(&self) -> Vec<u8> {
-        [self.kind.spki_prefix(), self.public_raw()].concat()
+        match self.kind.spki_prefix() {
+            Some(prefix) => [prefix, self.public_raw()].concat(),
+            None => rsa::spki(self.public_raw()),
+        }
     }
 }
 
@@ -270,26 +172,36 @@ impl SigningKey {
 pub struct VerifyingKey {
     kind: KeyType,
     raw: Vec<u8>,
+    /// Ready for the kind's own scheme.
+    parsed: ParsedPublicKey,
 }
 
 impl VerifyingKey {
-    /// Reads a SubjectPublicKeyInfo (DER): named curve, uncompressed point.
+    /// Reads a SubjectPublicKeyInfo (DER): a named curve with an uncompressed
+    /// point, Ed25519, or rsaEncryption with 2048 to 8192 bits and an exponent
+    /// of at least 65537.
     pub fn from_spki(der: &[u8]) -> Result<Self, SignatureError> {
+        let (kind, raw) = Self::split_spki(der).ok_or(SignatureError::PublicKey)?;
+        let parsed = ParsedPublicKey::new(kind.scheme().verification(), raw)
+            .map_err(|_| SignatureError::PublicKey)?;
+        Ok(Self {
+            kind,
+            raw: raw.to_vec(),
+            parsed,
+        })
+    }
+
+    fn split_spki(der: &[u8]) -> Option<(KeyType, &[u8])> {
         for kind in KeyType::ALL {
-            let Some(raw) = der.strip_prefix(kind.spki_prefix()) else {
+            let Some(raw) = der.strip_prefix(kind.spki_prefix()?) else {
                 continue;
             };
             // A first byte other than 4 would be a form the prefix did not promise.
-            if raw.len() != kind.raw_public_len() || (kind.ecdsa().is_some() && raw[0] != 4) {
-                break;
-            }
-            let own = kind.verification(kind.scheme().hash());
-            let own = own.ok_or(SignatureError::PublicKey)?;
-            ParsedPublicKey::new(own, raw).map_err(|_| SignatureError::PublicKey)?;
-            let raw = raw.to_vec();
-            return Ok(Self { kind, raw });
+            let good =
+                raw.len() == kind.raw_public_len() && (kind.ecdsa().is_none() || raw[0] == 4);
+            return good.then_some((kind, raw));
         }
-        Err(SignatureError::PublicKey)
+        Some((KeyType::Rsa, rsa::from_spki(der)?))
     }
 
     /// The kind of key.
@@ -299,8 +211,16 @@ impl VerifyingKey {
 
     /// The schemes this key can check.
     pub fn schemes(&self) -> Vec<SignatureScheme> {
-        let fits = |s: &SignatureScheme| self.kind.verification(s.hash()).is_some();
-        SignatureScheme::ALL.into_iter().filter(fits).collect()
+        self.kind.schemes().to_vec()
+    }
+
+    /// The scheme that this DER AlgorithmIdentifier means with this key. With
+    /// ECDSA the identifier names the hash alone, and the key the curve.
+    pub fn scheme_for(&self, algorithm_identifier: &[u8]) -> Option<SignatureScheme> {
+        let schemes = self.kind.schemes().iter().copied();
+        schemes
+            .into_iter()
+            .find(|scheme| scheme.is_identified_by(algorithm_identifier))
     }
 
     /// Checks that `signature` is this key's over `message`.
@@ -310,12 +230,14 @@ impl VerifyingKey {
         message: &[u8],
         signature: &[u8],
     ) -> Result<(), SignatureError> {
-        let algorithm = self
-            .kind
-            .verification(scheme.hash())
-            .ok_or(SignatureError::SchemeMismatch(scheme))?;
-        ParsedPublicKey::new(algorithm, &self.raw)
-            .and_then(|key| Ok(key.verify_sig(message, signature)?))
-            .map_err(|_| SignatureError::Signature)
+        if !self.kind.schemes().contains(&scheme) {
+            return Err(SignatureError::SchemeMismatch(scheme));
+        }
+        let checked = if scheme == self.kind.scheme() {
+            self.parsed.verify_sig(message, signature)
+        } else {
+            UnparsedPublicKey::new(scheme.verification(), &self.raw).verify(message, signature)
+        };
+        checked.map_err(|_| SignatureError::Signature)
     }
 }

@@ -1,6 +1,6 @@
 //! The AUTH payload: how we prove ourselves, how a peer does (RFC 7296, 2.15; RFC 7427).
 
-use testudo_crypto::{HashAlgorithm, SecretBytes, SignatureScheme, VerifyingKey, constant_time_eq};
+use testudo_crypto::{HashAlgorithm, SecretBytes, VerifyingKey, constant_time_eq};
 use testudo_wire::ike::{AuthMethod, Authentication, Notify, NotifyType, Payload};
 
 use crate::config::CertificateCredential;
@@ -80,16 +80,16 @@ pub(crate) fn check_signature(
         )
     };
     let (algorithm, signature) = auth.split_digital_signature().ok_or_else(bad)?;
-    let scheme = SignatureScheme::from_algorithm_identifier(algorithm).ok_or_else(|| {
-        fail(
-            FailedCheck::AuthMethod,
-            "the peer signed with an algorithm that we do not take",
-        )
-    })?;
     let key = VerifyingKey::from_spki(spki).map_err(|_| {
         fail(
             FailedCheck::CertificateMalformed,
             "the certificate's key is of a kind that we do not take",
+        )
+    })?;
+    let scheme = key.scheme_for(algorithm).ok_or_else(|| {
+        fail(
+            FailedCheck::AuthMethod,
+            "the peer signed with an algorithm that we do not take",
         )
     })?;
     key.verify(scheme, &octets.joined(keys), signature)

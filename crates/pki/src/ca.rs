@@ -77,7 +77,7 @@ impl Ca {
         params.use_authority_key_identifier_extension = true;
         params.not_before = date(now.saturating_sub(BACKDATE))?;
         params.not_after = date(now.saturating_add(options.lifetime))?;
-        let certificate = params.self_signed(&RcgenKey::new(&key)).map_err(making)?;
+        let certificate = params.self_signed(&RcgenKey::new(&key)?).map_err(making)?;
         Self::from_der(certificate.der().to_vec(), key)
     }
 
@@ -182,7 +182,7 @@ impl Ca {
         params.not_after = date(not_after)?;
         let issuer_der = CertificateDer::from(self.certificate.as_slice());
         let issuer =
-            Issuer::from_ca_cert_der(&issuer_der, RcgenKey::new(&self.key)).map_err(making)?;
+            Issuer::from_ca_cert_der(&issuer_der, RcgenKey::new(&self.key)?).map_err(making)?;
         let public = subject_public_key(spki)?;
         let certificate = params.signed_by(&public, &issuer).map_err(making)?;
         Ok(certificate.der().to_vec())

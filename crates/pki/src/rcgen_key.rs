@@ -12,14 +12,22 @@ pub(crate) struct RcgenKey<'a> {
 }
 
 impl<'a> RcgenKey<'a> {
-    pub(crate) fn new(key: &'a SigningKey) -> Self {
+    pub(crate) fn new(key: &'a SigningKey) -> Result<Self, PkiError> {
         let algorithm = match key.scheme() {
             SignatureScheme::EcdsaP256Sha256 => &rcgen::PKCS_ECDSA_P256_SHA256,
             SignatureScheme::EcdsaP384Sha384 => &rcgen::PKCS_ECDSA_P384_SHA384,
             SignatureScheme::EcdsaP521Sha512 => &rcgen::PKCS_ECDSA_P521_SHA512,
             SignatureScheme::Ed25519 => &rcgen::PKCS_ED25519,
+            other => {
+                return Err(PkiError::Unreadable {
+                    what: "the signing key",
+                    why: format!(
+                        "certificates are not made with {other:?}: use an ECDSA or Ed25519 key"
+                    ),
+                });
+            }
         };
-        Self { key, algorithm }
+        Ok(Self { key, algorithm })
     }
 }
 

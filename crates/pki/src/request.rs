@@ -26,7 +26,7 @@ pub fn certificate_request(key: &SigningKey, identity: &NodeIdentity) -> Result<
     params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
     params.extended_key_usages = vec![ExtendedKeyUsagePurpose::Other(IPSEC_IKE.to_vec())];
     let request = params
-        .serialize_request(&RcgenKey::new(key))
+        .serialize_request(&RcgenKey::new(key)?)
         .map_err(making)?;
     Ok(request.der().to_vec())
 }
