@@ -8,6 +8,7 @@
 
 mod aead;
 mod digest;
+mod etm;
 mod ke;
 mod prf;
 mod random;
@@ -16,6 +17,7 @@ mod signature;
 
 pub use aead::{Aead, AeadKey, ICV_LEN, IV_LEN, KeyLengthError, OpenError, SALT_LEN};
 pub use digest::{HashAlgorithm, constant_time_eq, hmac_sha256, sha1, sha256};
+pub use etm::{CBC_IV_LEN, Cbc, EtmError, EtmKey, EtmSuite, Integrity};
 pub use ke::{KeError, KeMethod, KePrivate, KeResponse};
 pub use prf::Prf;
 pub use random::{DangerousSeededRandom, Random, SystemRandom};

@@ -6,8 +6,10 @@ use proptest::prelude::*;
 
 use super::*;
 
+mod etm;
 mod ke;
 mod signature;
+mod wycheproof_aead;
 mod wycheproof_kex;
 mod wycheproof_sig;
 
