@@ -610,15 +610,23 @@ impl Flood {
         let receiver = std::thread::spawn(move || {
             let (mut seen, mut repeated) = (HashSet::new(), 0);
             let mut packet = [0u8; 400];
+            // On a busy machine the last packets may come long after the sender's end.
+            let mut idle = 0;
             loop {
                 match to.recv(&mut packet) {
                     Ok(len) if len >= 8 => {
+                        idle = 0;
                         let number = u64::from_be_bytes(packet[..8].try_into().unwrap());
                         repeated += u64::from(!seen.insert(number));
                     }
                     Ok(_) => {}
-                    Err(_) if total.lock().unwrap().is_some() => return (seen, repeated),
-                    Err(_) => {}
+                    Err(_) => {
+                        let sent = *total.lock().unwrap();
+                        idle = sent.map_or(0, |_| idle + 1);
+                        if idle > 0 && (idle >= 15 || sent == Some(seen.len() as u64)) {
+                            return (seen, repeated);
+                        }
+                    }
                 }
             }
         });
