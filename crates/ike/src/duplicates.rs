@@ -128,11 +128,16 @@ impl Engine {
     }
 
     /// The child to send on: the best of those known to stand at the peer's end. Where none is
-    /// known to, the newest: the peer has deleted what stood before, so it has that one.
+    /// known to, the one that was sent on before, or else the newest: the peer has deleted what
+    /// stood before, so it has that one.
     fn child_to_send_on(&self, peer: &PeerId, name: &str) -> Option<ChildId> {
         let up: Vec<_> = self.up_children(peer, name).collect();
         let sure: Vec<_> = up.iter().copied().filter(|c| c.confirmed).collect();
+        // A peer that only receives never shows that it has a child; that it makes another does
+        // not mean that it has that one already.
+        let before = self.peers.get(peer).and_then(|p| p.sending.get(name));
         self.best_child(&sure)
+            .or_else(|| up.iter().map(|c| c.id).find(|id| Some(id) == before))
             .or_else(|| up.iter().max_by_key(|c| c.installed).map(|c| c.id))
     }
 

@@ -169,6 +169,8 @@ pub(crate) struct Net {
     pub(crate) nodes: Vec<Node>,
     pub(crate) weather: Weather,
     pub(crate) esp: bool,
+    /// Nodes that send no ESP: traffic that goes one way.
+    pub(crate) silent: BTreeSet<usize>,
     pub(crate) esp_sent: u64,
     pub(crate) esp_lost: Vec<String>,
     pub(crate) filter: Option<Filter>,
@@ -232,6 +234,7 @@ impl Net {
             nodes: Vec::new(),
             weather: FAIR,
             esp: false,
+            silent: BTreeSet::new(),
             esp_sent: 0,
             esp_lost: Vec::new(),
             filter: None,
@@ -458,7 +461,8 @@ impl Net {
 
     fn send_esp(&mut self) {
         let mut all = Vec::new();
-        for node in &self.nodes {
+        let speaks = |(n, _): &(usize, &Node)| !self.silent.contains(n);
+        for (_, node) in self.nodes.iter().enumerate().filter(speaks) {
             for ((peer, _), child) in &node.twin.sending {
                 let (_, _, spi, key) = &node.twin.outbound[child];
                 let to: usize = peer.as_str()[1..].parse().unwrap();

@@ -144,6 +144,27 @@ fn crossing(children: usize, first: fn(&mut Net, usize), second: fn(&mut Net, us
     }
 }
 
+/// Traffic goes one way, so that the receiver never shows by ESP what it has. It takes a moment to
+/// install what it has just negotiated: the sender must not be on it before.
+#[test]
+fn a_receiver_that_never_sends_loses_nothing() {
+    for receiver in 0..2 {
+        for act in [do_reauth, do_rekey_child, do_rekey_ike] {
+            let mut net = pair(7, false);
+            net.silent = [receiver].into();
+            net.filter = Some(Box::new(move |from, _, _| match from.ip() {
+                ip if ip == address(1 - receiver) => Fate::Delay(Duration::from_millis(20)),
+                _ => Fate::Pass,
+            }));
+            for _ in 0..3 {
+                act(&mut net, receiver);
+                net.run_ms(500);
+            }
+            settled(net, 1);
+        }
+    }
+}
+
 // RFC 7296, 2.8.1.
 #[test]
 fn crossing_rekeys_of_a_child_leave_one() {
