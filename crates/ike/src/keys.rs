@@ -237,6 +237,40 @@ mod tests {
         assert_eq!([out.as_bytes(), back.as_bytes()].concat(), all);
     }
 
+    /// NIST's vector for the key derivation of IKEv2 with SHA-256 (SP 800-135, CAVS).
+    #[test]
+    fn the_schedule_is_that_of_nist() {
+        let hex = |text: &str| -> Vec<u8> {
+            let byte = |at| u8::from_str_radix(&text[at..at + 2], 16).unwrap();
+            (0..text.len()).step_by(2).map(byte).collect()
+        };
+        let seeds = Seeds {
+            nonce_i: &hex("3f302be1abcb28e1"),
+            nonce_r: &hex("8c332ee006064c9b"),
+            spi_i: 0x40da_c39e_1e1a_8640,
+            spi_r: 0x8619_a1cf_9a6e_4c07,
+        };
+        let shared = "0f4d257d7a58fc4545c7d7a88119eee5d5c9690c5b4c989171d3abbfd99d1d29";
+        let seed = skeyseed(Prf::HmacSha256, &seeds, &hex(shared).into());
+        let want = "5f00d1bd2c58ec224b1e6b71fa0f19a1faa7a193952c444411b47c1a9d8ba6fe";
+        assert_eq!(seed.as_bytes(), hex(want));
+        let keys = IkeKeys::derive(suite(), &seed, &seeds, true, true)
+            .ok()
+            .unwrap();
+        // The front of the keying material: SK_d, SK_ei (key and salt).
+        let dkm = hex(
+            "0b137d669b0947d7d026d593f0305ad401ff0c471357d695778a9c7f4b4869ec\
+                       e98aca531188d16041b3bb936d2dbb3b4993a6e768a809160de45d0283f273a6\
+                       cdf68543",
+        );
+        assert_eq!(keys.sk_d.as_bytes(), &dkm[..32]);
+        assert_eq!(keys.danger_export().unwrap().sk_ei.as_bytes(), &dkm[32..]);
+        let shared = "25f3b12d6f282739256e39bf54eda53b60ffcf379bb7bcc90c27b4c4c578616c";
+        let seed = skeyseed_rekey(&keys, &seeds, &hex(shared).into());
+        let want = "2d63f6debc92048b4fef3889c4c99ca67d6496e0fac14a2bca9a2d6566ff2398";
+        assert_eq!(seed.as_bytes(), hex(want));
+    }
+
     // Lesson L23: no IV twice with a key.
     #[test]
     fn each_message_has_an_iv_of_its_own_and_the_other_end_reads_it() {
