@@ -119,14 +119,16 @@ enum Case {
     AnotherNode,
     AnotherCa,
     BrokenSignature,
+    AnotherKey,
 }
 
 impl Case {
-    const ALL: [Self; 4] = [
+    const ALL: [Self; 5] = [
         Self::Expired,
         Self::AnotherNode,
         Self::AnotherCa,
         Self::BrokenSignature,
+        Self::AnotherKey,
     ];
 
     fn name(self) -> &'static str {
@@ -135,6 +137,7 @@ impl Case {
             Self::AnotherNode => "another-node",
             Self::AnotherCa => "another-ca",
             Self::BrokenSignature => "broken-signature",
+            Self::AnotherKey => "another-key",
         }
     }
 
@@ -145,6 +148,7 @@ impl Case {
             Self::AnotherNode => "certificate_wrong_identity",
             Self::AnotherCa => "certificate_unknown_ca",
             Self::BrokenSignature => "certificate_bad_signature",
+            Self::AnotherKey => "auth_signature",
         }
     }
 
@@ -155,6 +159,7 @@ impl Case {
             Self::AnotherNode => "wrong node",
             Self::AnotherCa => "unknown CA",
             Self::BrokenSignature => "bad signature",
+            Self::AnotherKey => "AUTH signature",
         }
     }
 }
@@ -192,7 +197,9 @@ impl Forger {
                 let other = "0b5e7c1e-2f8f-4a6e-9d5e-6a1f0c2d3e4f".to_owned();
                 (other, self.now, 3600)
             }
-            Case::AnotherCa | Case::BrokenSignature => (self.uid.clone(), self.now, 3600),
+            Case::AnotherCa | Case::BrokenSignature | Case::AnotherKey => {
+                (self.uid.clone(), self.now, 3600)
+            }
         };
         let foreign;
         let ca = match case {
@@ -213,6 +220,10 @@ impl Forger {
             // The signature is the last field.
             *der.last_mut().expect("not empty") ^= 1;
         }
+        let key = match case {
+            Case::AnotherKey => SigningKey::generate(KeyType::EcdsaP256).expect("a key"),
+            _ => key,
+        };
         let key = key.to_pkcs8().expect("PKCS#8").as_bytes().to_vec();
         (uid, key, der)
     }

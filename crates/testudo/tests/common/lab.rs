@@ -257,13 +257,14 @@ impl Lab {
             patience,
             || {
                 let log = self.log(process);
-                let fresh = log.get(from..).unwrap_or_default();
+                let fresh = &log.as_bytes()[from.min(log.len())..];
+                let fresh = String::from_utf8_lossy(fresh);
                 let found = fresh
                     .lines()
                     .any(|line| words.iter().all(|word| line.contains(word)));
                 match found {
                     true => Ok(()),
-                    false => Err(tail(fresh, 15)),
+                    false => Err(tail(&fresh, 15)),
                 }
             },
         );
