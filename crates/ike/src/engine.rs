@@ -317,6 +317,8 @@ impl Engine {
         }
         self.end_attempt(peer, now);
         self.shut_all(peer, DownReason::Closed, now);
+        // Where nothing stood but an attempt, no loss of an SA starts the next one.
+        self.after_loss(peer, DownReason::Closed, now);
         Ok(())
     }
 

@@ -179,6 +179,7 @@ impl Engine {
         }
         est.phase = Phase::Shut;
         est.tasks.clear();
+        let successors = est.successors.clone();
         let children: Vec<_> = est.children.iter().copied().collect();
         for deadline in [
             Deadline::RekeyIke(id),
@@ -191,6 +192,7 @@ impl Engine {
         for child in children {
             self.retire_child(child, reason, now);
         }
+        self.orphan(&successors, now);
         self.events.push_back(Event::IkeDown(IkeDown {
             ike: id,
             peer: peer.clone(),
@@ -364,7 +366,7 @@ impl Engine {
     }
 
     /// An established SA is gone: start again where that is ours to do.
-    fn after_loss(&mut self, peer_id: &PeerId, reason: DownReason, now: Now) {
+    pub(crate) fn after_loss(&mut self, peer_id: &PeerId, reason: DownReason, now: Now) {
         let Some(peer) = self.peers.get(peer_id) else {
             return;
         };

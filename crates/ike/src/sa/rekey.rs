@@ -327,6 +327,7 @@ impl Engine {
             new.children.extend(children);
             new.unconfirmed.extend(unconfirmed);
         }
+        self.timers.cancel(&Deadline::Redundant(best.ike));
         self.timers.cancel(&Deadline::RekeyIke(old));
         self.timers.cancel(&Deadline::Liveness(old));
         for task in tasks {
@@ -341,6 +342,8 @@ impl Engine {
             self.retire_ike(loser.ike, loser.ours, now);
         }
         self.retire_ike(old, best.ours, now);
+        // What was queued while it waited, as a probe; the same task would not be queued again.
+        self.pump(best.ike, now);
         // What was one too many before the rekey still is, under its new name.
         let peer = self.sas.get(&best.ike).and_then(|sa| sa.peer.clone());
         if let Some(peer) = peer {
@@ -388,8 +391,21 @@ impl Engine {
         if let Some(est) = sa.established_mut() {
             est.phase = Phase::Open;
         }
+        self.timers.cancel(&Deadline::Redundant(id));
+        self.pump(id, now);
         if let Some(peer) = peer {
             self.resolve(&peer, false, now);
+        }
+    }
+
+    /// The IKE SA that these were to succeed is gone before one was settled on. The peer may
+    /// still use one; one that it does not use must not stay.
+    pub(crate) fn orphan(&mut self, successors: &[Successor], now: Now) {
+        for successor in successors {
+            if self.is_waiting(successor.ike) {
+                let at = now.monotonic + REDUNDANT;
+                self.timers.set_once(Deadline::Redundant(successor.ike), at);
+            }
         }
     }
 

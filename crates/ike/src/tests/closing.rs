@@ -105,3 +105,40 @@ fn ike_sas_left_behind_by_rekeys_are_bounded() {
     net.run_ms(200);
     net.assert_connected(0, 1, 1);
 }
+
+// Found by the simulation: the attempt was gone and none followed.
+#[test]
+fn a_peer_closed_during_its_first_attempt_starts_again() {
+    let mut net = Net::new(31, 2);
+    net.connect(0, 1, false);
+    net.run_ms(2);
+    net.act(0, |e, now| e.close(&peer_id(1), now)).unwrap();
+    assert!(net.ikes(0, 1).is_empty());
+    net.run_ms(3_000);
+    net.assert_connected(0, 1, 1);
+}
+
+// Found by the simulation: a probe queued while the successor waited was never sent, so the
+// silence of the peer went unnoticed for good.
+#[test]
+fn a_successor_settled_on_in_silence_notices_the_silence() {
+    let mut config = config();
+    config.liveness = Duration::from_secs(30);
+    let mut net = Net::with(32, 2, config);
+    net.connect(0, 1, false);
+    net.run_ms(2_000);
+    // n1's request arrives; nothing else does until both have given up.
+    let mut passed = false;
+    net.filter = Some(Box::new(move |from, _, _| {
+        let first = from.ip() == address(1) && !std::mem::replace(&mut passed, true);
+        if first { Fate::Pass } else { Fate::Drop }
+    }));
+    for n in [1, 0] {
+        net.act(n, |e, now| e.rekey_ike(&peer_id(1 - n), now))
+            .unwrap();
+    }
+    net.run(Duration::from_secs(60));
+    net.filter = None;
+    net.run(Duration::from_secs(120));
+    net.assert_connected(0, 1, 1);
+}
