@@ -15,6 +15,9 @@ cargo xtask COMMAND
                     three nodes, clear text turning into ESP, rotations without a loss
   test [--fast]     everything that CI runs: format, lints, layout, licences,
                     all tests; --fast leaves out the labs
+  sim [--seeds N] [--seed S]
+                    IKE engines on virtual time: 10,000 seeds of loss, delay, restarts,
+                    then every order in which crossing exchanges can arrive
   packages          say which Debian packages are missing, and install them as root;
                     the daemons of the interop tests are unpacked beside the build
   house             the layout rules alone
@@ -28,6 +31,7 @@ fn main() -> ExitCode {
         ["test"] => test::run(test::Scope::All),
         ["test", "--fast"] => test::run(test::Scope::WithoutLabs),
         ["packages"] => packages::ensure_all().map(|()| 0),
+        ["sim", rest @ ..] => sim(rest),
         ["house"] => house::check().map(|()| 0),
         ["help" | "-h" | "--help"] | [] => {
             print!("{HELP}");
@@ -57,6 +61,20 @@ fn demo(arguments: &[&str]) -> anyhow::Result<u8> {
     let program = run::target_directory()?.join("release/testudo");
     let status = std::process::Command::new(&program)
         .args(["lab", "demo"])
+        .args(arguments)
+        .status()
+        .map_err(|e| anyhow::anyhow!("{}: {e}", program.display()))?;
+    Ok(u8::try_from(status.code().unwrap_or(1)).unwrap_or(1))
+}
+
+/// Builds the simulation in release mode and passes it its arguments.
+fn sim(arguments: &[&str]) -> anyhow::Result<u8> {
+    run::step(
+        "build",
+        &["cargo", "build", "--release", "--package", "testudo-sim"],
+    )?;
+    let program = run::target_directory()?.join("release/testudo-sim");
+    let status = std::process::Command::new(&program)
         .args(arguments)
         .status()
         .map_err(|e| anyhow::anyhow!("{}: {e}", program.display()))?;
