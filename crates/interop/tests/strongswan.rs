@@ -8,10 +8,10 @@ use std::process::Command;
 use std::time::Duration;
 
 use common::certificates::{Authority, Issued};
-use common::{PEER, SECRET, US, Us, Wanted};
+use common::{PEER, SECRET, US, Us, Wanted, run_alone};
 use testudo_crypto::{KeMethod, KeyType};
 use testudo_ike::{DownReason, FailedCheck};
-use testudo_interop::{Daemon, Peer, World, can_run};
+use testudo_interop::{Daemon, Peer, World};
 
 /// charon in its world.
 struct Charon {
@@ -152,17 +152,8 @@ impl Drop for Charon {
     }
 }
 
-/// Runs a test in a thread of its own: the namespace that the thread enters is its alone.
 fn test(name: &str, body: impl FnOnce() + Send + 'static) {
-    if !can_run(name, Peer::StrongSwan) {
-        return;
-    }
-    let thread = std::thread::Builder::new()
-        .name(name.to_owned())
-        .spawn(body);
-    if let Err(panic) = thread.unwrap().join() {
-        std::panic::resume_unwind(panic);
-    }
+    run_alone(name, Peer::StrongSwan, body);
 }
 
 /// Establishes, passes packets, and looks at the agreed suite.
@@ -598,5 +589,24 @@ fn another_key_exchange_is_asked_for() {
         us.ping();
         assert!(us.ups[0].suite.ends_with("ECP_256"), "{}", us.ups[0].suite);
         drop(charon);
+    });
+}
+
+#[test]
+fn modp_2048_for_old_peers() {
+    test("modp_2048_for_old_peers", || {
+        for initiate in [true, false] {
+            let wanted = Wanted {
+                ke: KeMethod::Modp2048,
+                initiate,
+                ..Wanted::default()
+            };
+            let (_charon, us) = established(&wanted, Told::by(&wanted));
+            assert!(
+                us.ups[0].suite.ends_with("MODP_2048"),
+                "{}",
+                us.ups[0].suite
+            );
+        }
     });
 }

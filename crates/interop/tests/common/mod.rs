@@ -15,7 +15,7 @@ use testudo_ike::{
     CertificateVerifier, ChildConfig, ChildDown, Engine, EngineConfig, Event, Failure, Identity,
     IkeDown, IkeId, LocalIdentity, PeerAddress, PeerAuth, PeerConfig, Retransmission, UseOutbound,
 };
-use testudo_interop::LINK;
+use testudo_interop::{LINK, Peer, can_run};
 use testudo_model::policy::EncapsulationMode;
 use testudo_model::{
     ChildId, Encapsulation, Monotonic, Now, PeerId, SaMode, TrafficSelector, UnixTime,
@@ -28,6 +28,19 @@ pub const SECRET: &str = "correct horse battery staple";
 
 pub fn ip(text: &str) -> IpAddr {
     text.parse().unwrap()
+}
+
+/// Runs a test in a thread of its own: the namespace that the thread enters is its alone.
+pub fn run_alone(name: &str, peer: Peer, body: impl FnOnce() + Send + 'static) {
+    if !can_run(name, peer) {
+        return;
+    }
+    let thread = std::thread::Builder::new()
+        .name(name.to_owned())
+        .spawn(body);
+    if let Err(panic) = thread.unwrap().join() {
+        std::panic::resume_unwind(panic);
+    }
 }
 
 /// What one test wants. Both ends are configured from it.
