@@ -446,7 +446,7 @@ fn we_notice_that_pluto_died() {
         assert!(us.engine.counters().datagrams_in > before);
         assert_eq!(us.standing().len(), 1);
         pluto.daemon.kill();
-        us.until("pluto taken for dead", 10, |us| us.standing().is_empty());
+        us.until("pluto taken for dead", 25, |us| us.standing().is_empty());
         assert_eq!(us.ups[0].down.as_ref().unwrap().reason, DownReason::Dead);
     });
 }

@@ -424,7 +424,7 @@ fn we_notice_that_charon_died() {
         };
         let (mut charon, mut us) = established(&wanted, Told::by(&wanted));
         charon.daemon.kill();
-        us.until("charon taken for dead", 10, |us| us.standing().is_empty());
+        us.until("charon taken for dead", 25, |us| us.standing().is_empty());
         assert_eq!(us.ups[0].down.as_ref().unwrap().reason, DownReason::Dead);
         assert!(us.children().is_empty());
     });
