@@ -415,7 +415,7 @@ fn wait_for(socket: &UdpSocket, wanted: &[u8], deadline: Instant) -> Result<Opti
 
 /// A TCP connection with enough data for several segments, the token all over it.
 fn stream(lab: &Lab, from: &Endpoint, to: &Endpoint, request: &[u8], reply: &[u8]) -> Result<bool> {
-    const PATIENCE: Duration = Duration::from_secs(2);
+    const PATIENCE: Duration = Duration::from_secs(5);
     let address = to.addresses[0];
     let listener = lab.inside(&to.target, || {
         TcpListener::bind((address, 0)).context("listen")
