@@ -40,6 +40,18 @@ impl Engine {
         Duration::from_micros(u64::try_from(part).unwrap_or(u64::MAX))
     }
 
+    /// The age at which an SA of this lifetime is rekeyed. The end that asked for it goes first,
+    /// so that the two seldom cross.
+    pub(crate) fn soft_lifetime(&mut self, life: Duration, initiator: bool) -> Duration {
+        let percent = self.config.jitter_percent.min(50);
+        let early = self.jitter(life, percent);
+        if initiator {
+            life.saturating_sub(early)
+        } else {
+            life + early / 2
+        }
+    }
+
     /// An SPI for an IKE SA that is not in use.
     pub(crate) fn ike_spi(&mut self) -> u64 {
         loop {

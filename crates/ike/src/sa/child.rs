@@ -438,16 +438,10 @@ impl Engine {
         }
     }
 
-    /// Soft and hard lifetime. The end that asked rekeys first, so that the two seldom cross.
+    /// Soft and hard lifetime.
     fn arm_child(&mut self, id: ChildId, initiator: bool, now: Now) {
         let life = self.config.child_lifetime;
-        let percent = self.config.jitter_percent.min(50);
-        let early = self.jitter(life, percent);
-        let soft = if initiator {
-            life.saturating_sub(early)
-        } else {
-            life + early / 2
-        };
+        let soft = self.soft_lifetime(life, initiator);
         self.timers
             .set(Deadline::RekeyChild(id), now.monotonic + soft);
         self.timers

@@ -160,13 +160,7 @@ impl Engine {
             return;
         };
         let life = self.config.ike_lifetime;
-        let percent = self.config.jitter_percent.min(50);
-        let early = self.jitter(life, percent);
-        let soft = if initiator {
-            life.saturating_sub(early)
-        } else {
-            life + early / 2
-        };
+        let soft = self.soft_lifetime(life, initiator);
         self.timers
             .set(Deadline::RekeyIke(id), now.monotonic + soft);
         self.timers.set(Deadline::ExpireIke(id), expires);
