@@ -72,7 +72,7 @@ impl Engine {
             // To where it came from: a NAT may have forgotten the old mapping.
             if let Some(answer) = est.answered.last.clone() {
                 self.counters.answers_repeated += 1;
-                self.transmit(from, answer);
+                self.send(from, &answer);
             }
             return Ok(());
         }
@@ -154,7 +154,7 @@ impl Engine {
         let est = sa.established_mut().ok_or("unknown_spi")?;
         let bytes = message::protect(&mut est.keys, &answer, payloads).map_err(|f| f.reason())?;
         est.answered.answered(bytes.clone());
-        self.transmit(to, bytes);
+        self.send(to, &bytes);
         Ok(())
     }
 
@@ -292,7 +292,7 @@ impl Engine {
         };
         est.next_request = next;
         est.outstanding = Some((Request::new(message_id, exchange, bytes.clone()), pending));
-        self.transmit(path, bytes);
+        self.send(path, &bytes);
         self.arm_retransmit(id, 1, now);
     }
 
@@ -322,7 +322,7 @@ impl Engine {
         request.sent += 1;
         let (sent, bytes) = (request.sent, request.bytes.clone());
         self.counters.retransmits += 1;
-        self.transmit(path, bytes);
+        self.send(path, &bytes);
         self.arm_retransmit(id, sent, now);
     }
 

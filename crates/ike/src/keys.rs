@@ -76,6 +76,9 @@ pub(crate) struct IkeKeys {
     export: Option<(SecretBytes, SecretBytes)>,
     /// The IV of the next message: a counter, so that none is ever used twice with a key.
     next_iv: u64,
+    /// The largest message in one datagram, in bytes; larger ones are cut (RFC 7383). `None` if
+    /// the peer takes no fragments. A rekeyed IKE SA inherits it.
+    pub(crate) largest: Option<usize>,
 }
 
 impl IkeKeys {
@@ -119,6 +122,7 @@ impl IkeKeys {
             sk_p,
             export: export.then(|| (SecretBytes::from(sk_ei), SecretBytes::from(sk_er))),
             next_iv: 0,
+            largest: None,
         })
     }
 

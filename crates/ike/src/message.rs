@@ -1,10 +1,14 @@
 //! Messages under an IKE SA's keys, and the two windows of one message each (RFC 7296, 2.1-2.3).
+//!
+//! A message is built and read as a whole; on the wire it is one datagram, or several when the
+//! peer takes fragments and it is large (RFC 7383). What is computed over a message, as IntAuth
+//! (RFC 9242, 3.3.2), is computed over the whole: its [`Header`], and [`inner`] or [`Plain`].
 
 use testudo_wire::ike::{
     Authentication, Certificate, CertificateRequest, Chain, Delete, EncryptedLayout, ExchangeType,
     Header, Identification, KeyExchange, Message, Notify, NotifyType, ParsedPayload, Payload,
-    PayloadType, Proposal, TrafficSelectors, build_clear, build_encrypted, parse_chain,
-    strip_padding,
+    PayloadType, Proposal, Sealing, TrafficSelectors, build_clear, build_encrypted,
+    build_fragments, parse_chain, strip_padding,
 };
 
 use crate::error::Fault;
@@ -18,15 +22,74 @@ pub(crate) fn clear(header: &Header, payloads: &[Payload]) -> Result<Vec<u8>, Fa
     build_clear(header, &chain).map_err(|_| Fault::Bug("a message does not fit"))
 }
 
-/// A message with one SK payload around `payloads`.
+/// The datagrams of one message: one, or its fragments in order. Every transmission is the same
+/// bytes, so that no IV is used for two texts.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Datagrams {
+    first: Vec<u8>,
+    rest: Vec<Vec<u8>>,
+}
+
+impl Datagrams {
+    /// All of them, in order.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &[u8]> {
+        std::iter::once(&self.first)
+            .chain(&self.rest)
+            .map(Vec::as_slice)
+    }
+
+    /// The only datagram of a message that is never cut, as IKE_SA_INIT.
+    pub(crate) fn whole(&self) -> &[u8] {
+        &self.first
+    }
+}
+
+impl From<Vec<u8>> for Datagrams {
+    fn from(first: Vec<u8>) -> Self {
+        let rest = Vec::new();
+        Self { first, rest }
+    }
+}
+
+/// The payloads of a message as they are encrypted, without padding: what RFC 9242, 3.3.2 calls
+/// P, with the type of the first.
+pub(crate) fn inner(payloads: &[Payload]) -> Result<Chain, Fault> {
+    Chain::of(payloads).map_err(|_| Fault::Bug("a payload does not fit"))
+}
+
+/// A message with one SK payload around `payloads`, or with SKF payloads if it is larger than
+/// the peer's path takes and the peer takes those (RFC 7383, 2.5).
 pub(crate) fn protect(
     keys: &mut IkeKeys,
     header: &Header,
     payloads: &[Payload],
-) -> Result<Vec<u8>, Fault> {
-    let chain = Chain::of(payloads).map_err(|_| Fault::Bug("a payload does not fit"))?;
-    let sealing = build_encrypted(header, &chain, LAYOUT)
-        .map_err(|_| Fault::Bug("a message does not fit"))?;
+) -> Result<Datagrams, Fault> {
+    protect_chain(keys, header, &inner(payloads)?)
+}
+
+/// [`protect`], of payloads that are encoded already.
+pub(crate) fn protect_chain(
+    keys: &mut IkeKeys,
+    header: &Header,
+    chain: &Chain,
+) -> Result<Datagrams, Fault> {
+    let unfit = |_| Fault::Bug("a message does not fit");
+    let Some(largest) = keys.largest else {
+        let whole = build_encrypted(header, chain, LAYOUT).map_err(unfit)?;
+        return Ok(seal(keys, whole)?.into());
+    };
+    let mut pieces = build_fragments(header, chain, LAYOUT, largest)
+        .map_err(unfit)?
+        .into_iter();
+    let first = pieces.next().ok_or(Fault::Bug("a message of no parts"))?;
+    Ok(Datagrams {
+        first: seal(keys, first)?,
+        rest: pieces.map(|p| seal(keys, p)).collect::<Result<_, _>>()?,
+    })
+}
+
+/// Encrypts one SK or SKF payload under an IV of its own (lesson L23).
+fn seal(keys: &mut IkeKeys, sealing: Sealing) -> Result<Vec<u8>, Fault> {
     let mut bytes = sealing.bytes;
     let (head, tail) = bytes.split_at_mut(sealing.plaintext.start);
     let text_len = sealing.plaintext.len();
@@ -39,7 +102,8 @@ pub(crate) fn protect(
 
 /// A decrypted message: the type of its first payload and the payloads' bytes.
 pub(crate) struct Plain {
-    first: PayloadType,
+    pub(crate) first: PayloadType,
+    /// The payloads, with padding.
     bytes: Vec<u8>,
 }
 
@@ -65,10 +129,14 @@ pub(crate) fn unprotect(keys: &IkeKeys, datagram: &[u8], message: &Message<'_>) 
 }
 
 impl Plain {
+    /// The payloads' bytes without padding: what RFC 9242, 3.3.2 calls P.
+    pub(crate) fn inner(&self) -> Result<&[u8], Fault> {
+        strip_padding(&self.bytes).map_err(Fault::Malformed)
+    }
+
     /// The payloads inside.
     pub(crate) fn payloads(&self) -> Result<Payloads, Fault> {
-        let text = strip_padding(&self.bytes).map_err(Fault::Malformed)?;
-        Payloads::collect(parse_chain(self.first, text).map_err(Fault::Malformed)?)
+        Payloads::collect(parse_chain(self.first, self.inner()?).map_err(Fault::Malformed)?)
     }
 }
 
@@ -147,18 +215,22 @@ impl Payloads {
 pub(crate) struct Request {
     pub(crate) message_id: u32,
     pub(crate) exchange: ExchangeType,
-    /// The datagram; every transmission is the same bytes.
-    pub(crate) bytes: Vec<u8>,
+    /// Its datagrams; every transmission is the same bytes.
+    pub(crate) bytes: Datagrams,
     /// Transmissions so far.
     pub(crate) sent: u32,
 }
 
 impl Request {
-    pub(crate) fn new(message_id: u32, exchange: ExchangeType, bytes: Vec<u8>) -> Self {
+    pub(crate) fn new(
+        message_id: u32,
+        exchange: ExchangeType,
+        bytes: impl Into<Datagrams>,
+    ) -> Self {
         Self {
             message_id,
             exchange,
-            bytes,
+            bytes: bytes.into(),
             sent: 1,
         }
     }
@@ -170,7 +242,7 @@ pub(crate) struct Answered {
     /// The message ID of the next new request.
     pub(crate) next: u32,
     /// The answer to the request before it.
-    pub(crate) last: Option<Vec<u8>>,
+    pub(crate) last: Option<Datagrams>,
 }
 
 /// How an incoming request's message ID stands to the window.
@@ -195,7 +267,7 @@ impl Answered {
         }
     }
 
-    pub(crate) fn answered(&mut self, bytes: Vec<u8>) {
+    pub(crate) fn answered(&mut self, bytes: Datagrams) {
         self.next = self.next.saturating_add(1);
         self.last = Some(bytes);
     }

@@ -7,6 +7,7 @@ use testudo_model::{ChildId, Now, PeerId};
 use crate::engine::{Dropped, Engine, Path};
 use crate::error::Fault;
 use crate::event::{ChildDown, DownReason, Event, Failure, IkeDown, IkeId, Transmit};
+use crate::message::Datagrams;
 use crate::sa::{ChildState, IkeSa, Phase, Source, State, Task};
 use crate::timers::Deadline;
 use crate::verify::FailedCheck;
@@ -84,6 +85,13 @@ impl Engine {
             marker: path.local.port() == self.config.nat_port,
             bytes,
         });
+    }
+
+    /// Puts out all datagrams of a message.
+    pub(crate) fn send(&mut self, path: Path, message: &Datagrams) {
+        for bytes in message.iter() {
+            self.transmit(path, bytes.to_vec());
+        }
     }
 
     /// Tells of a failure; `authenticated` as in [`Failure`].

@@ -61,7 +61,7 @@ impl Engine {
             return Err("unexpected_exchange");
         };
         let transcript = Transcript {
-            request: init.request.bytes.clone(),
+            request: init.request.bytes.whole().to_vec(),
             response: response.to_vec(),
             nonce_i: init.nonce.clone(),
             nonce_r: payloads.nonce.clone().unwrap_or_default(),
@@ -85,7 +85,7 @@ impl Engine {
                     child,
                 }));
                 self.sas.insert(id, sa);
-                self.transmit(path, bytes);
+                self.send(path, &bytes);
                 self.arm_retransmit(id, 1, now);
                 Ok(())
             }
@@ -288,7 +288,7 @@ impl Engine {
         let plain = message::unprotect(&half.keys, bytes, &parsed).ok_or("decrypt_failed")?;
         if let Some(answer) = half.refused.clone() {
             self.counters.answers_repeated += 1;
-            self.transmit(from, answer);
+            self.send(from, &answer);
             return Ok(());
         }
         // The peer moves to port 4500 here, and through a NAT from anywhere.
@@ -367,7 +367,7 @@ impl Engine {
                 let notify = Payload::Notify(fault.notify());
                 if let Ok(bytes) = message::protect(&mut half.keys, &header, &[notify]) {
                     half.refused = Some(bytes.clone());
-                    self.transmit(to, bytes);
+                    self.send(to, &bytes);
                 }
             }
         }
@@ -428,7 +428,7 @@ impl Engine {
         };
         let bytes = message::protect(&mut est.keys, &header, &answer)?;
         est.answered.answered(bytes.clone());
-        self.transmit(from, bytes);
+        self.send(from, &bytes);
         if initial {
             self.initial_contact(id, &peer_id, now);
         }
@@ -542,7 +542,7 @@ impl Engine {
             if let Ok(bytes) = message::protect(&mut keys, &header, &[notify]) {
                 let request = Request::new(2, ExchangeType::INFORMATIONAL, bytes.clone());
                 sa.state = State::Refusing(Box::new(Refusing { keys, request }));
-                self.transmit(path, bytes);
+                self.send(path, &bytes);
                 self.arm_retransmit(id, 1, now);
             }
         }

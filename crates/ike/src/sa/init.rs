@@ -125,7 +125,7 @@ impl Engine {
         let Some(bytes) = sa.state.request().map(|r| r.bytes.clone()) else {
             return;
         };
-        self.transmit(path, bytes);
+        self.send(path, &bytes);
         self.arm_retransmit(id, 1, now);
     }
 

@@ -18,7 +18,7 @@ use testudo_wire::ike::NotifyType;
 use crate::config::Identity;
 use crate::event::{CertificateFacts, DownReason, IkeId};
 use crate::keys::IkeKeys;
-use crate::message::{Answered, Request};
+use crate::message::{Answered, Datagrams, Request};
 use crate::nat::Nat;
 
 /// An IKE SA in any state.
@@ -127,7 +127,7 @@ pub(crate) struct HalfOpen {
     /// What the bound per source counts it for.
     pub(crate) source: Source,
     /// Our refusal of its IKE_AUTH, to be repeated.
-    pub(crate) refused: Option<Vec<u8>>,
+    pub(crate) refused: Option<Datagrams>,
 }
 
 pub(crate) struct Refusing {

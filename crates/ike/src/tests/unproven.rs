@@ -48,7 +48,9 @@ fn say(net: &mut Net, exchange: ExchangeType, message_id: u32, payloads: &[Paylo
         panic!("not sealed");
     };
     let before = net.wire.len();
-    net.act(1, |e, now| e.handle_datagram(now, remote, local, &bytes));
+    for bytes in bytes.iter() {
+        net.act(1, |e, now| e.handle_datagram(now, remote, local, bytes));
+    }
     net.wire.len() - before
 }
 
