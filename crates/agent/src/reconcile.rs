@@ -58,6 +58,7 @@ impl Peer {
             addresses: self.addresses.clone(),
             initiate: self.initiate,
             encapsulation: self.encapsulation,
+            suites: None,
             children: self.children.clone(),
         }
     }

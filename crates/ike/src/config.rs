@@ -3,9 +3,11 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
-use testudo_crypto::{Aead, KeMethod, Prf, SecretBytes, SigningKey};
+use testudo_crypto::{SecretBytes, SigningKey};
 use testudo_model::policy::EncapsulationMode;
 use testudo_model::{PeerId, SaLimits, SaMode, TrafficSelector};
+
+use crate::suites::Suites;
 
 /// An IKE identity (RFC 7296, 3.5).
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -70,6 +72,8 @@ pub struct PeerConfig {
     pub initiate: bool,
     /// UDP encapsulation of ESP: when a NAT is seen, or always.
     pub encapsulation: EncapsulationMode,
+    /// What may be negotiated with it instead of [`EngineConfig::suites`].
+    pub suites: Option<Suites>,
     /// The children wanted. The first is negotiated with IKE_AUTH.
     pub children: Vec<ChildConfig>,
 }
@@ -118,17 +122,8 @@ pub struct Limits {
 /// Settings of an [`crate::Engine`].
 #[derive(Debug, Clone)]
 pub struct EngineConfig {
-    /// Key exchange methods, the preferred first (RFC 7296, 3.3.2, transform type 4).
-    pub ke_methods: Vec<KeMethod>,
-    /// PRFs, the preferred first.
-    pub prfs: Vec<Prf>,
-    /// Ciphers for IKE, the preferred first.
-    pub ike_aeads: Vec<Aead>,
-    /// Ciphers for ESP, the preferred first.
-    pub esp_aeads: Vec<Aead>,
-    /// Whether children made after the first, rekeys included, have a key exchange of their
-    /// own (perfect forward secrecy).
-    pub pfs: bool,
+    /// What may be negotiated with peers that have no suites of their own.
+    pub suites: Suites,
     /// Soft lifetime of an IKE SA: after it, less jitter, it is rekeyed. It expires hard
     /// after it and a quarter more.
     pub ike_lifetime: Duration,
@@ -188,11 +183,7 @@ impl Default for Limits {
 impl Default for EngineConfig {
     fn default() -> Self {
         Self {
-            ke_methods: vec![KeMethod::X25519, KeMethod::P256, KeMethod::P384],
-            prfs: vec![Prf::HmacSha256, Prf::HmacSha384, Prf::HmacSha512],
-            ike_aeads: vec![Aead::Aes256Gcm16],
-            esp_aeads: vec![Aead::Aes256Gcm16],
-            pfs: true,
+            suites: Suites::default(),
             ike_lifetime: Duration::from_secs(8 * 3600),
             child_lifetime: Duration::from_secs(3600),
             jitter_percent: 10,

@@ -16,6 +16,7 @@ use crate::event::{ChildStatus, Counters, DownReason, Event, IkeId, IkeStatus, T
 use crate::message;
 use crate::peer::{self, Peer};
 use crate::sa::{Child, IkeSa, InitKey, Source, Task};
+use crate::suites::Special;
 use crate::table::{Action, action};
 use crate::timers::{Deadline, Timers};
 use crate::verify::CertificateVerifier;
@@ -49,8 +50,8 @@ pub struct Engine {
     pub(crate) children: BTreeMap<ChildId, Child>,
     pub(crate) by_spi_in: BTreeMap<u32, ChildId>,
     pub(crate) half_open: BTreeMap<Source, usize>,
-    /// Addresses of peers with forced encapsulation, and how many peers have each.
-    pub(crate) forced: BTreeMap<IpAddr, usize>,
+    /// What peers at an address want otherwise than the default.
+    pub(crate) special: BTreeMap<IpAddr, Special>,
     pub(crate) half_open_total: usize,
     pub(crate) cookies: Cookies,
     pub(crate) timers: Timers,
@@ -77,7 +78,7 @@ impl Engine {
             children: BTreeMap::new(),
             by_spi_in: BTreeMap::new(),
             half_open: BTreeMap::new(),
-            forced: BTreeMap::new(),
+            special: BTreeMap::new(),
             half_open_total: 0,
             cookies: Cookies::new(),
             timers: Timers::default(),
@@ -171,9 +172,11 @@ impl Engine {
         };
         self.by_identity
             .insert(peer.config.remote_identity.normal(), id.clone());
-        if peer.forced() {
+        let (forced, suites) = (peer.forced(), peer.config.suites.as_ref());
+        if forced || suites.is_some() {
             for address in &peer.config.addresses {
-                *self.forced.entry(address.remote).or_insert(0) += 1;
+                let special = self.special.entry(address.remote).or_default();
+                special.add(forced, suites);
             }
         }
     }
@@ -184,14 +187,15 @@ impl Engine {
         };
         self.by_identity
             .remove(&peer.config.remote_identity.normal());
-        if !peer.forced() {
+        let (forced, suites) = (peer.forced(), peer.config.suites.as_ref());
+        if !forced && suites.is_none() {
             return;
         }
         for address in &peer.config.addresses {
-            if let Some(count) = self.forced.get_mut(&address.remote) {
-                *count -= 1;
-                if *count == 0 {
-                    self.forced.remove(&address.remote);
+            if let Some(special) = self.special.get_mut(&address.remote) {
+                special.remove(forced, suites);
+                if special.is_empty() {
+                    self.special.remove(&address.remote);
                 }
             }
         }

@@ -21,6 +21,7 @@ mod proof;
 mod proposal;
 mod registry;
 mod sa;
+mod suites;
 mod table;
 #[cfg(test)]
 mod tests;
@@ -39,4 +40,5 @@ pub use event::{
     CertificateFacts, ChildDown, ChildStatus, ChildUp, Counters, DangerIkeKeys, DownReason, Event,
     Failure, IkeDown, IkeId, IkeStatus, IkeUp, PathChanged, Transmit, UseOutbound,
 };
+pub use suites::Suites;
 pub use verify::{CertificateVerifier, FailedCheck, PeerExpectation, VerifiedPeer, VerifyError};

@@ -9,6 +9,7 @@ use testudo_model::{ChildId, Monotonic};
 use crate::config::{ChildConfig, EngineConfig, Identity, PeerAddress, PeerAuth, PeerConfig};
 use crate::error::Misuse;
 use crate::event::IkeId;
+use crate::suites::Suites;
 use crate::ts;
 
 /// A peer's failed tries to make one of its children.
@@ -92,7 +93,7 @@ impl Peer {
         Change {
             restart: old.remote_identity.normal() != new.remote_identity.normal()
                 || !same_auth(&old.auth, &new.auth),
-            reauth: old.encapsulation != new.encapsulation,
+            reauth: old.encapsulation != new.encapsulation || old.suites != new.suites,
             addresses: old.addresses != new.addresses,
             closed: old
                 .children
@@ -138,6 +139,9 @@ pub(crate) fn validate(config: &PeerConfig, engine: &EngineConfig) -> Result<(),
     }
     if Identity::from_wire(&config.remote_identity.to_wire()).is_none() {
         return bad(format!("\"{}\" is no identity", config.remote_identity));
+    }
+    if let Some(kind) = config.suites.as_ref().and_then(Suites::missing) {
+        return bad(format!("its suites have no {kind}"));
     }
     if config.children.len() > engine.limits.children_per_ike_sa {
         return bad(format!(

@@ -5,9 +5,9 @@ use testudo_wire::ike::{
     EncryptionId, EsnId, IntegrityId, KeyExchangeId, Proposal, ProtocolId, Transform, TransformType,
 };
 
-use crate::config::EngineConfig;
 use crate::error::{Fault, Refusal};
 use crate::keys::Suite;
+use crate::suites::Suites;
 
 fn encryption(aead: Aead) -> Transform {
     Transform::encryption(EncryptionId(aead.id()), Some(aead.key_bits()))
@@ -22,10 +22,10 @@ fn ke(method: KeMethod) -> Transform {
 }
 
 /// Our offer for an IKE SA; `spi` only in a rekey.
-pub(crate) fn ike_offer(config: &EngineConfig, spi: Option<u64>) -> Vec<Proposal> {
-    let mut transforms: Vec<_> = config.ike_aeads.iter().map(|a| encryption(*a)).collect();
-    transforms.extend(config.prfs.iter().map(|p| prf(*p)));
-    transforms.extend(config.ke_methods.iter().map(|k| ke(*k)));
+pub(crate) fn ike_offer(suites: &Suites, spi: Option<u64>) -> Vec<Proposal> {
+    let mut transforms: Vec<_> = suites.ike_aeads.iter().map(|a| encryption(*a)).collect();
+    transforms.extend(suites.prfs.iter().map(|p| prf(*p)));
+    transforms.extend(suites.ke_methods.iter().map(|k| ke(*k)));
     vec![Proposal {
         number: 1,
         protocol: ProtocolId::IKE,
@@ -35,10 +35,10 @@ pub(crate) fn ike_offer(config: &EngineConfig, spi: Option<u64>) -> Vec<Proposal
 }
 
 /// Our offer for a child; with `with_ke` a fresh key exchange is part of it.
-pub(crate) fn child_offer(config: &EngineConfig, spi: u32, with_ke: bool) -> Vec<Proposal> {
-    let mut transforms: Vec<_> = config.esp_aeads.iter().map(|a| encryption(*a)).collect();
+pub(crate) fn child_offer(suites: &Suites, spi: u32, with_ke: bool) -> Vec<Proposal> {
+    let mut transforms: Vec<_> = suites.esp_aeads.iter().map(|a| encryption(*a)).collect();
     if with_ke {
-        transforms.extend(config.ke_methods.iter().map(|k| ke(*k)));
+        transforms.extend(suites.ke_methods.iter().map(|k| ke(*k)));
     }
     transforms.push(Transform::esn(EsnId::ESN));
     transforms.push(Transform::esn(EsnId::NO_ESN));
@@ -116,14 +116,56 @@ fn acceptable(proposal: &Proposal, protocol: ProtocolId) -> bool {
         && additional_ke_may_be_none(proposal)
 }
 
+/// Chooses for a first IKE SA, when it is not known yet whose it is: what all that it may be
+/// would take, or else what the first of them takes (see [`crate::engine::Engine::suites_at`]).
+pub(crate) fn choose_first_ike(
+    offer: &[Proposal],
+    candidates: &[&Suites],
+    sent: u16,
+) -> Result<Chosen<Suite>, Fault> {
+    let mut first = None;
+    for suites in candidates {
+        let Some((chosen, _)) = pick_ike(offer, suites, sent, false) else {
+            continue;
+        };
+        if candidates.iter().all(|s| s.allow_ike(&chosen.suite)) {
+            return with_method(chosen, sent);
+        }
+        first = first.or(Some(chosen));
+    }
+    let chosen = first.ok_or(Fault::Incompatible(Refusal::NoProposalChosen))?;
+    with_method(chosen, sent)
+}
+
 /// Chooses for an IKE SA. `sent` is the method of the peer's KE payload. In a rekey each
 /// proposal has an SPI, which comes with the choice.
 pub(crate) fn choose_ike(
     offer: &[Proposal],
-    config: &EngineConfig,
+    suites: &Suites,
     sent: u16,
     rekey: bool,
 ) -> Result<(Chosen<Suite>, u64), Fault> {
+    let (chosen, spi) = pick_ike(offer, suites, sent, rekey)
+        .ok_or(Fault::Incompatible(Refusal::NoProposalChosen))?;
+    Ok((with_method(chosen, sent)?, spi))
+}
+
+/// A choice whose key exchange is the one that the peer sent; else it is asked for.
+fn with_method(chosen: Chosen<Suite>, sent: u16) -> Result<Chosen<Suite>, Fault> {
+    let wanted = chosen.suite.ke.id();
+    if wanted == sent {
+        Ok(chosen)
+    } else {
+        Err(Fault::Incompatible(Refusal::InvalidKe(wanted)))
+    }
+}
+
+fn pick_ike(
+    offer: &[Proposal],
+    suites: &Suites,
+    sent: u16,
+    rekey: bool,
+) -> Option<(Chosen<Suite>, u64)> {
     for proposal in offer {
         let spi = match (rekey, proposal.spi_u64()) {
             (true, Some(spi)) if spi != 0 => spi,
@@ -136,20 +178,17 @@ pub(crate) fn choose_ike(
             continue;
         }
         let (Some(aead), Some(prf), Some(ke)) = (
-            pick_aead(proposal, &config.ike_aeads),
-            pick_prf(proposal, &config.prfs),
-            pick_ke(proposal, &config.ke_methods, Some(sent)),
+            pick_aead(proposal, &suites.ike_aeads),
+            pick_prf(proposal, &suites.prfs),
+            pick_ke(proposal, &suites.ke_methods, Some(sent)),
         ) else {
             continue;
         };
-        if ke.id() != sent {
-            return Err(Fault::Incompatible(Refusal::InvalidKe(ke.id())));
-        }
         let suite = Suite { aead, prf, ke };
         let number = proposal.number;
-        return Ok((Chosen { suite, number }, spi));
+        return Some((Chosen { suite, number }, spi));
     }
-    Err(Fault::Incompatible(Refusal::NoProposalChosen))
+    None
 }
 
 /// The one proposal that says what was chosen.
@@ -170,7 +209,7 @@ pub(crate) fn ike_answer(chosen: &Chosen<Suite>, spi: Option<u64>) -> Vec<Propos
 /// if there is one. With IKE_AUTH (`in_auth`) there is none, and offers of methods are ignored.
 pub(crate) fn choose_child(
     offer: &[Proposal],
-    config: &EngineConfig,
+    suites: &Suites,
     sent: Option<u16>,
     in_auth: bool,
 ) -> Result<(Chosen<ChildSuite>, u32), Fault> {
@@ -181,7 +220,7 @@ pub(crate) fn choose_child(
         if !acceptable(proposal, ProtocolId::ESP) {
             continue;
         }
-        let Some(aead) = pick_aead(proposal, &config.esp_aeads) else {
+        let Some(aead) = pick_aead(proposal, &suites.esp_aeads) else {
             continue;
         };
         let esn = if has(proposal, TransformType::ESN, EsnId::ESN.0) {
@@ -194,7 +233,7 @@ pub(crate) fn choose_child(
         let wants_ke =
             !in_auth && usable(proposal, TransformType::KE).any(|t| t.id != KeyExchangeId::NONE.0);
         let none_allowed = !wants_ke || has(proposal, TransformType::KE, KeyExchangeId::NONE.0);
-        let ke = match pick_ke(proposal, &config.ke_methods, sent) {
+        let ke = match pick_ke(proposal, &suites.ke_methods, sent) {
             Some(ke) if wants_ke && Some(ke.id()) == sent => Some(ke),
             Some(ke) if wants_ke && sent.is_some() => {
                 return Err(Fault::Incompatible(Refusal::InvalidKe(ke.id())));
@@ -246,15 +285,15 @@ fn is_single_choice(answer: &[Proposal], offer: &[Proposal]) -> bool {
 /// Reads the answer to our offer for an IKE SA.
 pub(crate) fn read_ike_answer(
     answer: &[Proposal],
-    config: &EngineConfig,
+    suites: &Suites,
     sent: KeMethod,
     rekey: bool,
 ) -> Result<(Suite, u64), Fault> {
-    let offer = ike_offer(config, None);
+    let offer = ike_offer(suites, None);
     if !is_single_choice(answer, &offer) {
         return Err(Fault::Misbehaved("answer_not_offered"));
     }
-    let (chosen, spi) = choose_ike(answer, config, sent.id(), rekey)
+    let (chosen, spi) = choose_ike(answer, suites, sent.id(), rekey)
         .map_err(|_| Fault::Misbehaved("answer_not_offered"))?;
     Ok((chosen.suite, spi))
 }
@@ -262,14 +301,14 @@ pub(crate) fn read_ike_answer(
 /// Reads the answer to our offer for a child.
 pub(crate) fn read_child_answer(
     answer: &[Proposal],
-    config: &EngineConfig,
+    suites: &Suites,
     sent: Option<KeMethod>,
 ) -> Result<(ChildSuite, u32), Fault> {
-    let offer = child_offer(config, 0, sent.is_some());
+    let offer = child_offer(suites, 0, sent.is_some());
     if !is_single_choice(answer, &offer) {
         return Err(Fault::Misbehaved("answer_not_offered"));
     }
-    let (chosen, spi) = choose_child(answer, config, sent.map(KeMethod::id), sent.is_none())
+    let (chosen, spi) = choose_child(answer, suites, sent.map(KeMethod::id), sent.is_none())
         .map_err(|_| Fault::Misbehaved("answer_not_offered"))?;
     if chosen.suite.ke != sent {
         return Err(Fault::Misbehaved("answer_without_ke"));
@@ -281,50 +320,50 @@ pub(crate) fn read_child_answer(
 mod tests {
     use super::*;
 
-    fn config() -> EngineConfig {
-        EngineConfig::default()
+    fn suites() -> Suites {
+        Suites::default()
     }
 
     #[test]
     fn our_offers_are_accepted_by_ourselves() {
-        let offer = ike_offer(&config(), None);
-        let (chosen, _) = choose_ike(&offer, &config(), 31, false).unwrap();
+        let offer = ike_offer(&suites(), None);
+        let (chosen, _) = choose_ike(&offer, &suites(), 31, false).unwrap();
         assert_eq!(chosen.suite.ke, KeMethod::X25519);
         let answer = ike_answer(&chosen, None);
-        assert!(read_ike_answer(&answer, &config(), KeMethod::X25519, false).is_ok());
-        let offer = child_offer(&config(), 0x1000, true);
-        let (chosen, spi) = choose_child(&offer, &config(), Some(19), false).unwrap();
+        assert!(read_ike_answer(&answer, &suites(), KeMethod::X25519, false).is_ok());
+        let offer = child_offer(&suites(), 0x1000, true);
+        let (chosen, spi) = choose_child(&offer, &suites(), Some(19), false).unwrap();
         assert_eq!(
             (chosen.suite.ke, chosen.suite.esn, spi),
             (Some(KeMethod::P256), true, 0x1000)
         );
         let answer = child_answer(&chosen, 0x2000);
-        assert!(read_child_answer(&answer, &config(), Some(KeMethod::P256)).is_ok());
-        assert!(read_child_answer(&answer, &config(), None).is_err());
+        assert!(read_child_answer(&answer, &suites(), Some(KeMethod::P256)).is_ok());
+        assert!(read_child_answer(&answer, &suites(), None).is_err());
     }
 
     // CVE-2016-5391 (lesson L03): a proposal without one of the mandatory transforms.
     #[test]
     fn each_missing_transform_is_no_proposal() {
         for kind in [TransformType::ENCR, TransformType::PRF, TransformType::KE] {
-            let mut offer = ike_offer(&config(), None);
+            let mut offer = ike_offer(&suites(), None);
             offer[0].transforms.retain(|t| t.kind != kind);
             assert_eq!(
-                choose_ike(&offer, &config(), 31, false).err(),
+                choose_ike(&offer, &suites(), 31, false).err(),
                 Some(Fault::Incompatible(Refusal::NoProposalChosen))
             );
         }
         for kind in [TransformType::ENCR, TransformType::ESN] {
-            let mut offer = child_offer(&config(), 0x1000, false);
+            let mut offer = child_offer(&suites(), 0x1000, false);
             offer[0].transforms.retain(|t| t.kind != kind);
-            assert!(choose_child(&offer, &config(), None, true).is_err());
+            assert!(choose_child(&offer, &suites(), None, true).is_err());
         }
     }
 
     // CVE-2024-3652 (lesson L04): a bad proposal is skipped, the next good one chosen.
     #[test]
     fn a_bad_proposal_is_skipped() {
-        let good = ike_offer(&config(), None).remove(0);
+        let good = ike_offer(&suites(), None).remove(0);
         let bad = |t: Transform| {
             let mut p = good.clone();
             p.transforms.push(t);
@@ -348,29 +387,29 @@ mod tests {
                 number: 2,
                 ..good.clone()
             };
-            let (chosen, _) = choose_ike(&[bad, second], &config(), 31, false).unwrap();
+            let (chosen, _) = choose_ike(&[bad, second], &suites(), 31, false).unwrap();
             assert_eq!(chosen.number, 2);
         }
     }
 
     #[test]
     fn a_method_we_do_not_have_asks_for_one_that_we_have() {
-        let offer = ike_offer(&config(), None);
+        let offer = ike_offer(&suites(), None);
         assert_eq!(
-            choose_ike(&offer, &config(), 14, false).err(),
+            choose_ike(&offer, &suites(), 14, false).err(),
             Some(Fault::Incompatible(Refusal::InvalidKe(31)))
         );
     }
 
     #[test]
     fn an_answer_that_we_did_not_offer_is_refused() {
-        let mut answer = ike_offer(&config(), None);
-        assert!(read_ike_answer(&answer, &config(), KeMethod::X25519, false).is_err());
+        let mut answer = ike_offer(&suites(), None);
+        assert!(read_ike_answer(&answer, &suites(), KeMethod::X25519, false).is_err());
         answer[0].transforms = vec![
             encryption(Aead::Aes128Gcm16),
             prf(Prf::HmacSha256),
             ke(KeMethod::X25519),
         ];
-        assert!(read_ike_answer(&answer, &config(), KeMethod::X25519, false).is_err());
+        assert!(read_ike_answer(&answer, &suites(), KeMethod::X25519, false).is_err());
     }
 }

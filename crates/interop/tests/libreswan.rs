@@ -556,7 +556,7 @@ fn another_key_exchange_is_asked_for() {
         };
         let pluto = Pluto::start(&wanted, Told::by(&wanted));
         let mut us = Us::with(&wanted, |config| {
-            config.ke_methods = vec![KeMethod::X25519, KeMethod::P256];
+            config.suites.ke_methods = vec![KeMethod::X25519, KeMethod::P256];
         });
         us.go();
         us.established();

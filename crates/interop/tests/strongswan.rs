@@ -582,7 +582,7 @@ fn another_key_exchange_is_asked_for() {
         };
         let charon = Charon::start_told(&wanted, Told::by(&wanted));
         let mut us = Us::with(&wanted, |config| {
-            config.ke_methods = vec![KeMethod::X25519, KeMethod::P256];
+            config.suites.ke_methods = vec![KeMethod::X25519, KeMethod::P256];
         });
         us.go();
         us.established();

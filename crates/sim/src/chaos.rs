@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use testudo_ike::EngineConfig;
+use testudo_ike::{EngineConfig, Suites};
 
 use crate::net::{Datagram, Esp, Net, peer_config, peer_id};
 
@@ -77,7 +77,10 @@ pub fn run(seed: u64) -> Result<Outcome, String> {
 impl Chaos {
     fn new(seed: u64) -> Self {
         let config = EngineConfig {
-            pfs: seed % 2 == 1,
+            suites: Suites {
+                pfs: seed % 2 == 1,
+                ..Suites::default()
+            },
             // Long: what is asked at the end is whether all is quiet.
             child_lifetime: Duration::from_secs(100_000),
             ike_lifetime: Duration::from_secs(800_000),

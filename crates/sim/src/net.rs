@@ -133,6 +133,7 @@ pub fn peer_config(local: usize, remote: usize, initiate: bool, children: usize)
         }],
         initiate,
         encapsulation: EncapsulationMode::Auto,
+        suites: None,
         children: (0..children).map(child).collect(),
     }
 }

@@ -7,7 +7,7 @@
 
 use std::time::Duration;
 
-use testudo_ike::EngineConfig;
+use testudo_ike::{EngineConfig, Suites};
 
 use crate::net::{Datagram, Net, peer_config, peer_id};
 
@@ -159,7 +159,10 @@ fn config() -> EngineConfig {
         child_lifetime: Duration::from_secs(100_000),
         ike_lifetime: Duration::from_secs(800_000),
         liveness: Duration::from_secs(30),
-        pfs: false,
+        suites: Suites {
+            pfs: false,
+            ..Suites::default()
+        },
         ..EngineConfig::default()
     }
 }

@@ -58,6 +58,7 @@ impl Rogue {
             }],
             initiate: true,
             encapsulation: EncapsulationMode::Auto,
+            suites: None,
             children: vec![ChildConfig {
                 name: "v4".into(),
                 mode: SaMode::Transport,

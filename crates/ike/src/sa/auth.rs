@@ -7,7 +7,7 @@ use testudo_wire::ike::{
 
 use crate::config::{Identity, PeerAuth};
 use crate::engine::{Dropped, Engine, Path};
-use crate::error::{Fault, check_of};
+use crate::error::{Fault, Refusal, check_of};
 use crate::event::{CertificateFacts, DownReason, IkeId};
 use crate::keys::IkeKeys;
 use crate::message::{self, Answered, Payloads, RawId, Request};
@@ -149,7 +149,7 @@ impl Engine {
         let offer = self
             .offer_child(peer_id, &name)
             .ok_or(Fault::Bug("no such child"))?;
-        out.extend(self.offer_payloads(&offer, false));
+        out.extend(self.offer_payloads(self.suites_of(peer_id), &offer, false));
         Ok((out, Some(offer)))
     }
 
@@ -338,8 +338,8 @@ impl Engine {
             sk_p: &half.keys.sk_p.1,
             id_body: &claimed.body,
         };
-        self.prove_peer(&peer_id, identity, payloads, &half.keys, &octets, now)
-            .map_err(|fault| (Some(peer_id), fault))
+        let proven = self.prove_peer(&peer_id, identity, payloads, &half.keys, &octets, now);
+        proven.map_err(|fault| (Some(peer_id), fault))
     }
 
     /// The configured peer of a claimed identity.
@@ -387,6 +387,10 @@ impl Engine {
         let Some(State::HalfOpen(half)) = self.sas.get(&id).map(|sa| &sa.state) else {
             return Err(Fault::Bug("not half open"));
         };
+        // IKE_SA_INIT chose without knowing for whom.
+        if !self.suites_of(&peer_id).allow_ike(&half.keys.suite) {
+            return Err(Fault::Incompatible(Refusal::NoProposalChosen));
+        }
         let identity = self.identity.as_ref().ok_or_else(no_identity)?;
         let our_id = identity.id.to_wire();
         let octets = Octets {

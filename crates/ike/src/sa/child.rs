@@ -13,6 +13,7 @@ use crate::event::{ChildUp, Event, IkeId, UseOutbound};
 use crate::message::Payloads;
 use crate::proposal::{self, ChildSuite, Chosen};
 use crate::sa::{Child, ChildOffer, ChildState, IkeSa, Task};
+use crate::suites::Suites;
 use crate::timers::Deadline;
 use crate::ts;
 use crate::verify::FailedCheck;
@@ -65,12 +66,17 @@ impl Engine {
     }
 
     /// The payloads of an offer, without nonce and key exchange.
-    pub(crate) fn offer_payloads(&self, offer: &ChildOffer, with_ke: bool) -> Vec<Payload> {
+    pub(crate) fn offer_payloads(
+        &self,
+        suites: &Suites,
+        offer: &ChildOffer,
+        with_ke: bool,
+    ) -> Vec<Payload> {
         let mut out = Vec::new();
         if offer.mode == SaMode::Transport {
             out.push(transport_mode());
         }
-        let proposals = proposal::child_offer(&self.config, offer.spi, with_ke);
+        let proposals = proposal::child_offer(suites, offer.spi, with_ke);
         out.push(Payload::Sa(proposals));
         out.push(Payload::TsInitiator(ts::to_wire(&offer.local_ts)));
         out.push(Payload::TsResponder(ts::to_wire(&offer.remote_ts)));
@@ -99,7 +105,8 @@ impl Engine {
             return Err(Fault::Incompatible(Refusal::NoAdditionalSas));
         }
         let sent = payloads.ke.as_ref().map(|ke| ke.method);
-        let (chosen, spi_out) = proposal::choose_child(offer, &self.config, sent, in_auth)?;
+        let (chosen, spi_out) =
+            proposal::choose_child(offer, self.suites_of(peer_id), sent, in_auth)?;
         let asked = if payloads.notify(NotifyType::USE_TRANSPORT_MODE).is_some() {
             SaMode::Transport
         } else {
@@ -261,7 +268,7 @@ impl Engine {
             return Err(Fault::Misbehaved("missing_payload"));
         };
         let (method, shared) = ke.unzip();
-        let (suite, spi_out) = proposal::read_child_answer(answer, &self.config, method)?;
+        let (suite, spi_out) = proposal::read_child_answer(answer, self.suites_on(ike), method)?;
         let est = self
             .sas
             .get_mut(&ike)

@@ -73,7 +73,8 @@ impl Engine {
     /// The key exchange for a child: the one that worked the last time (lesson L52), for the
     /// child itself or for its IKE SA.
     fn child_method(&self, ike: IkeId, last: Option<KeMethod>) -> Option<KeMethod> {
-        if !self.config.pfs {
+        let suites = self.suites_on(ike);
+        if !suites.pfs {
             return None;
         }
         let of_sa = || {
@@ -81,8 +82,8 @@ impl Engine {
             est.map(|e| e.keys.suite.ke)
         };
         last.or_else(of_sa)
-            .filter(|m| self.config.ke_methods.contains(m))
-            .or_else(|| self.config.ke_methods.first().copied())
+            .filter(|m| suites.ke_methods.contains(m))
+            .or_else(|| suites.ke_methods.first().copied())
     }
 
     fn send_create(
@@ -102,7 +103,7 @@ impl Engine {
             let notify = Notify::about_esp(NotifyType::REKEY_SA, old.spi_in);
             payloads.push(Payload::Notify(notify));
         }
-        let offered = self.offer_payloads(&offer, ke.is_some());
+        let offered = self.offer_payloads(self.suites_on(ike), &offer, ke.is_some());
         let mut offered = offered.into_iter().peekable();
         // SA, Ni, KEi, TSi, TSr, after the notifies.
         while let Some(p) = offered.next_if(|p| !matches!(p, Payload::TsInitiator(_))) {
@@ -349,8 +350,8 @@ impl Engine {
         match error.kind {
             NotifyType::INVALID_KE_PAYLOAD => {
                 let wanted = error.data_u16().and_then(KeMethod::from_id);
-                let usable =
-                    wanted.filter(|m| self.config.ke_methods.contains(m) && !tried.contains(m));
+                let ours = &self.suites_on(id).ke_methods;
+                let usable = wanted.filter(|m| ours.contains(m) && !tried.contains(m));
                 if let Some(method) = usable {
                     self.send_create(id, offer, rekeys, Some(method), tried, now);
                     return;

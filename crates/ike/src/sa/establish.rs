@@ -310,8 +310,13 @@ impl Engine {
                 self.push_task(ike, Task::DeleteChild(child), now);
             }
         }
-        if change.reauth && self.best_ike(id).is_some() {
-            let _ = self.reauthenticate(id, now);
+        if change.reauth {
+            // An attempt under way speaks of what was wanted before.
+            let attempted = self.peers.get(id).is_some_and(|p| p.attempt.is_some());
+            self.end_attempt(id, now);
+            if attempted || self.best_ike(id).is_some() {
+                let _ = self.reauthenticate(id, now);
+            }
         }
     }
 

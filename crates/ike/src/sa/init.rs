@@ -36,7 +36,7 @@ impl Engine {
             return;
         };
         let (address, forced) = (peer.next_address(), peer.forced());
-        let Some(&method) = self.config.ke_methods.first() else {
+        let Some(&method) = self.suites_of(peer_id).ke_methods.first() else {
             return;
         };
         let born = self.tick();
@@ -91,7 +91,8 @@ impl Engine {
             let notify = Notify::new(NotifyType::COOKIE, cookie.clone());
             payloads.push(Payload::Notify(notify));
         }
-        payloads.push(Payload::Sa(proposal::ike_offer(&self.config, None)));
+        let suites = self.suites_for(sa.peer.as_ref());
+        payloads.push(Payload::Sa(proposal::ike_offer(suites, None)));
         payloads.push(Payload::KeyExchange(KeyExchange {
             method: init.ke.method().id(),
             data: init.ke.public().to_vec(),
@@ -215,9 +216,9 @@ impl Engine {
                 let wanted = notify.data_u16().and_then(KeMethod::from_id);
                 // Only what we offered, and each method once in an attempt: a forged notify
                 // costs a message, no more. The next attempt begins with the first again.
-                let Some(method) = wanted
-                    .filter(|m| self.config.ke_methods.contains(m) && !init.tried.contains(m))
-                else {
+                let ours = &self.suites_for(sa.peer.as_ref()).ke_methods;
+                let usable = wanted.filter(|m| ours.contains(m) && !init.tried.contains(m));
+                let Some(method) = usable else {
                     return Err("useless_invalid_ke");
                 };
                 init.tried.push(method);
@@ -237,8 +238,9 @@ impl Engine {
         if spi_r == 0 || ke.method != method.id() || ke.data.len() != method.response_len() {
             return Err("unexpected_answer");
         }
-        let (suite, _) = proposal::read_ike_answer(answer, &self.config, method, false)
-            .map_err(|f| f.reason())?;
+        let suites = self.suites_for(sa.peer.as_ref());
+        let (suite, _) =
+            proposal::read_ike_answer(answer, suites, method, false).map_err(|f| f.reason())?;
         // A key that is on no curve costs us the attempt's private key; draw a new one so that
         // the true answer to the next transmission still counts.
         let fresh = KePrivate::generate(method, &mut *self.random);
@@ -372,7 +374,7 @@ impl Engine {
             address,
             proven: busy,
         };
-        let (chosen, _) = proposal::choose_ike(offer, &self.config, ke.method, false)?;
+        let chosen = proposal::choose_first_ike(offer, &self.suites_at(address), ke.method)?;
         let method = chosen.suite.ke;
         if ke.data.len() != method.public_len() {
             return Err(Fault::Misbehaved("bad_public_key").into());
@@ -432,7 +434,7 @@ impl Engine {
     /// known too late for the NAT detection.
     fn wants_encapsulation(&self, from: Path) -> bool {
         let ip = from.remote.ip().to_canonical();
-        self.forced.contains_key(&ip)
+        self.special.get(&ip).is_some_and(|s| s.forced > 0)
     }
 
     fn demand_cookie(

@@ -35,9 +35,10 @@ impl Engine {
         if !est.successors.is_empty() {
             return;
         }
+        let ours = &self.suites_on(id).ke_methods;
         let method = Some(est.keys.suite.ke)
-            .filter(|m| self.config.ke_methods.contains(m))
-            .or_else(|| self.config.ke_methods.first().copied());
+            .filter(|m| ours.contains(m))
+            .or_else(|| ours.first().copied());
         if let Some(method) = method {
             self.send_rekey(id, method, Vec::new(), now);
         }
@@ -49,7 +50,7 @@ impl Engine {
         let ke = KePrivate::generate(method, &mut *self.random);
         tried.push(method);
         let payloads = [
-            Payload::Sa(proposal::ike_offer(&self.config, Some(spi))),
+            Payload::Sa(proposal::ike_offer(self.suites_on(id), Some(spi))),
             Payload::Nonce(nonce.clone()),
             Payload::KeyExchange(KeyExchange {
                 method: method.id(),
@@ -98,7 +99,7 @@ impl Engine {
         else {
             return Err(Fault::Misbehaved("missing_payload"));
         };
-        let (chosen, spi_i) = proposal::choose_ike(offer, &self.config, ke.method, true)?;
+        let (chosen, spi_i) = proposal::choose_ike(offer, self.suites_on(id), ke.method, true)?;
         let (public, shared) = self.answer_ke(chosen.suite.ke, &payloads)?;
         let nonce_r = self.random_bytes(NONCE_LEN);
         let spi_r = self.ike_spi();
@@ -172,7 +173,7 @@ impl Engine {
             return Err(Fault::Misbehaved("missing_payload"));
         };
         let sent = request.ke.method();
-        let (suite, spi_r) = proposal::read_ike_answer(answer, &self.config, sent, true)?;
+        let (suite, spi_r) = proposal::read_ike_answer(answer, self.suites_on(id), sent, true)?;
         let (_, shared) = finish_ke(request.ke, payloads)?;
         let seeds = Seeds {
             nonce_i: &request.nonce,
@@ -208,9 +209,10 @@ impl Engine {
         wanted: Option<u16>,
     ) {
         if kind == NotifyType::INVALID_KE_PAYLOAD {
+            let ours = &self.suites_on(id).ke_methods;
             let usable = wanted
                 .and_then(KeMethod::from_id)
-                .filter(|m| self.config.ke_methods.contains(m) && !request.tried.contains(m));
+                .filter(|m| ours.contains(m) && !request.tried.contains(m));
             if let Some(method) = usable {
                 self.send_rekey(id, method, request.tried, now);
                 return;

@@ -31,10 +31,13 @@ fn every_algorithm_works() {
                 (Prf::HmacSha512, Aead::Aes256Gcm16),
             ] {
                 let config = EngineConfig {
-                    ke_methods: vec![ke],
-                    prfs: vec![prf],
-                    ike_aeads: vec![aead],
-                    esp_aeads: vec![aead],
+                    suites: Suites {
+                        ke_methods: vec![ke],
+                        prfs: vec![prf],
+                        ike_aeads: vec![aead],
+                        esp_aeads: vec![aead],
+                        pfs: true,
+                    },
                     ..config()
                 };
                 let mut net = Net::with(2, 2, config);
@@ -177,11 +180,7 @@ fn nobody_talks_to_itself() {
 #[test]
 fn the_responder_steers_the_method_for_one_attempt() {
     let mut net = Net::new(9, 2);
-    let only = EngineConfig {
-        ke_methods: vec![KeMethod::P256],
-        ..config()
-    };
-    net.nodes[1].engine.config = only;
+    net.nodes[1].engine.config.suites.ke_methods = vec![KeMethod::P256];
     net.connect(0, 1, false);
     net.run_ms(500);
     net.assert_connected(0, 1, 1);

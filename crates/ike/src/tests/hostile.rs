@@ -147,7 +147,7 @@ fn forged_refusals_do_not_end_an_attempt() {
 #[test]
 fn a_refusal_is_told_when_nothing_better_comes() {
     let mut net = Net::new(6, 2);
-    net.nodes[1].engine.config.prfs.clear();
+    net.nodes[1].engine.config.suites.prfs.clear();
     net.connect(0, 1, false);
     net.run(Duration::from_secs(60));
     assert_eq!(net.nodes[0].failures[0].check, FailedCheck::Proposal);
@@ -158,7 +158,7 @@ fn a_forged_method_steers_one_attempt_only() {
     let mut net = Net::new(7, 2);
     net.connect(0, 1, false);
     // Methods that were not offered, or were tried, do nothing.
-    for method in [0u16, 14, 21, 31, 65535] {
+    for method in [0u16, 14, 31, 32, 65535] {
         let notify = Notify::new(NotifyType::INVALID_KE_PAYLOAD, method.to_be_bytes());
         forge(&mut net, notify);
     }

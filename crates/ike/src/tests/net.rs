@@ -212,6 +212,7 @@ pub(crate) fn peer_config(local: usize, remote: usize, initiate: bool) -> PeerCo
         }],
         initiate,
         encapsulation: EncapsulationMode::Auto,
+        suites: None,
         children: vec![child(0, local, remote)],
     }
 }

@@ -13,7 +13,8 @@ use testudo_crypto::{Aead, KeMethod, SecretBytes, SystemRandom};
 use testudo_esp::{HEAD_ROOM, InboundParameters, InboundSa, OutboundParameters, OutboundSa};
 use testudo_ike::{
     CertificateVerifier, ChildConfig, ChildDown, Engine, EngineConfig, Event, Failure, Identity,
-    IkeDown, IkeId, LocalIdentity, PeerAddress, PeerAuth, PeerConfig, Retransmission, UseOutbound,
+    IkeDown, IkeId, LocalIdentity, PeerAddress, PeerAuth, PeerConfig, Retransmission, Suites,
+    UseOutbound,
 };
 use testudo_interop::{LINK, Peer, can_run};
 use testudo_model::policy::EncapsulationMode;
@@ -135,7 +136,10 @@ impl Us {
     /// With changes to the engine's settings.
     pub fn with(wanted: &Wanted, change: impl FnOnce(&mut EngineConfig)) -> Self {
         let mut config = EngineConfig {
-            ke_methods: vec![wanted.ke],
+            suites: Suites {
+                ke_methods: vec![wanted.ke],
+                ..Suites::default()
+            },
             liveness: wanted.liveness,
             retransmission: Retransmission {
                 initial: Duration::from_millis(500),
@@ -211,6 +215,7 @@ impl Us {
             } else {
                 EncapsulationMode::Auto
             },
+            suites: None,
             children: vec![ChildConfig {
                 name: "net".into(),
                 mode: wanted.mode,

@@ -1,0 +1,131 @@
+//! What may be negotiated: with everybody, and with a peer that needs something else.
+
+use std::net::IpAddr;
+
+use testudo_crypto::{Aead, KeMethod, Prf};
+use testudo_model::PeerId;
+
+use crate::engine::Engine;
+use crate::event::IkeId;
+use crate::keys::Suite;
+
+/// Algorithms that may be negotiated; of each kind the preferred first. What is not here is
+/// neither offered nor accepted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Suites {
+    /// Key exchange methods (RFC 7296, 3.3.2, transform type 4).
+    pub ke_methods: Vec<KeMethod>,
+    /// PRFs.
+    pub prfs: Vec<Prf>,
+    /// Ciphers for IKE.
+    pub ike_aeads: Vec<Aead>,
+    /// Ciphers for ESP.
+    pub esp_aeads: Vec<Aead>,
+    /// Whether children made after the first, rekeys included, have a key exchange of their
+    /// own (perfect forward secrecy).
+    pub pfs: bool,
+}
+
+impl Default for Suites {
+    fn default() -> Self {
+        Self {
+            ke_methods: vec![
+                KeMethod::X25519,
+                KeMethod::P256,
+                KeMethod::P384,
+                KeMethod::P521,
+            ],
+            prfs: vec![Prf::HmacSha256, Prf::HmacSha384, Prf::HmacSha512],
+            ike_aeads: vec![Aead::Aes256Gcm16],
+            esp_aeads: vec![Aead::Aes256Gcm16],
+            pfs: true,
+        }
+    }
+}
+
+impl Suites {
+    /// Whether an IKE SA of these algorithms may stand.
+    pub(crate) fn allow_ike(&self, suite: &Suite) -> bool {
+        self.ike_aeads.contains(&suite.aead)
+            && self.prfs.contains(&suite.prf)
+            && self.ke_methods.contains(&suite.ke)
+    }
+
+    /// The first kind of algorithm of which there is none, for people.
+    pub(crate) fn missing(&self) -> Option<&'static str> {
+        [
+            (self.ke_methods.is_empty(), "key exchange method"),
+            (self.prfs.is_empty(), "PRF"),
+            (self.ike_aeads.is_empty(), "cipher for IKE"),
+            (self.esp_aeads.is_empty(), "cipher for ESP"),
+        ]
+        .into_iter()
+        .find_map(|(none, kind)| none.then_some(kind))
+    }
+}
+
+/// What peers at one address want otherwise than the default, where it has to be known before
+/// it is known who asks: at IKE_SA_INIT.
+#[derive(Debug, Default)]
+pub(crate) struct Special {
+    /// How many of them want forced encapsulation.
+    pub(crate) forced: usize,
+    /// Suites of their own, and how many have these.
+    suites: Vec<(Suites, usize)>,
+}
+
+impl Special {
+    /// A peer with that address is there.
+    pub(crate) fn add(&mut self, forced: bool, suites: Option<&Suites>) {
+        self.forced += usize::from(forced);
+        let Some(suites) = suites else { return };
+        match self.suites.iter_mut().find(|(known, _)| known == suites) {
+            Some((_, count)) => *count += 1,
+            None => self.suites.push((suites.clone(), 1)),
+        }
+    }
+
+    /// One is gone; it was added with the same arguments.
+    pub(crate) fn remove(&mut self, forced: bool, suites: Option<&Suites>) {
+        self.forced = self.forced.saturating_sub(forced.into());
+        for (known, count) in &mut self.suites {
+            *count -= usize::from(Some(&*known) == suites);
+        }
+        self.suites.retain(|(_, count)| *count > 0);
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.forced == 0 && self.suites.is_empty()
+    }
+}
+
+impl Engine {
+    /// What may be negotiated with a peer.
+    pub(crate) fn suites_of(&self, peer: &PeerId) -> &Suites {
+        self.suites_for(Some(peer))
+    }
+
+    /// The same for the peer of an IKE SA.
+    pub(crate) fn suites_on(&self, id: IkeId) -> &Suites {
+        self.suites_for(self.sas.get(&id).and_then(|sa| sa.peer.as_ref()))
+    }
+
+    /// The same for a peer that may not be known yet.
+    pub(crate) fn suites_for(&self, peer: Option<&PeerId>) -> &Suites {
+        peer.and_then(|peer| self.peers.get(peer))
+            .and_then(|peer| peer.config.suites.as_ref())
+            .unwrap_or(&self.config.suites)
+    }
+
+    /// What may be negotiated with whoever asks from that address: one of these. Those of peers
+    /// that are known to be there come first, the default last. IKE_AUTH shows who it was, and
+    /// whether what was chosen is allowed for it.
+    pub(crate) fn suites_at(&self, address: IpAddr) -> Vec<&Suites> {
+        self.special
+            .get(&address.to_canonical())
+            .into_iter()
+            .flat_map(|special| special.suites.iter().map(|(suites, _)| suites))
+            .chain([&self.config.suites])
+            .collect()
+    }
+}
