@@ -12,6 +12,8 @@ mod engine;
 mod error;
 mod event;
 mod exchange;
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
 mod identity;
 mod keys;
 mod message;

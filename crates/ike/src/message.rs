@@ -89,7 +89,7 @@ pub(crate) fn protect_chain(
 }
 
 /// Encrypts one SK or SKF payload under an IV of its own (lesson L23).
-fn seal(keys: &mut IkeKeys, sealing: Sealing) -> Result<Vec<u8>, Fault> {
+pub(crate) fn seal(keys: &mut IkeKeys, sealing: Sealing) -> Result<Vec<u8>, Fault> {
     let mut bytes = sealing.bytes;
     let (head, tail) = bytes.split_at_mut(sealing.plaintext.start);
     let text_len = sealing.plaintext.len();

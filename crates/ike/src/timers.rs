@@ -118,7 +118,7 @@ impl Timers {
         }
     }
 
-    #[cfg(test)]
+    #[cfg(any(test, feature = "fuzzing"))]
     pub(crate) fn len(&self) -> usize {
         self.by_name.len()
     }

@@ -1,6 +1,7 @@
 //! `cargo xtask`: set-up, the demo and the tests, each with one command.
 
 mod deny;
+mod fuzz;
 mod house;
 mod packages;
 mod run;
@@ -18,6 +19,9 @@ cargo xtask COMMAND
   sim [--seeds N] [--seed S]
                     IKE engines on virtual time: 10,000 seeds of loss, delay, restarts,
                     then every order in which crossing exchanges can arrive
+  fuzz [TARGET] [--seconds N] [--merge]
+                    libFuzzer on one target or all: message, inner, engine, certificate,
+                    esp; --merge takes what it found into fuzz/corpus
   packages          say which Debian packages are missing, and install them as root;
                     the daemons of the interop tests are unpacked beside the build
   house             the layout rules alone
@@ -32,6 +36,7 @@ fn main() -> ExitCode {
         ["test", "--fast"] => test::run(test::Scope::WithoutLabs),
         ["packages"] => packages::ensure_all().map(|()| 0),
         ["sim", rest @ ..] => sim(rest),
+        ["fuzz", rest @ ..] => fuzz::run(rest),
         ["house"] => house::check().map(|()| 0),
         ["help" | "-h" | "--help"] | [] => {
             print!("{HELP}");
