@@ -139,6 +139,7 @@ fn peer(node: &Node, wanted: &PeerWanted) -> Peer {
         mode: child.mode,
         local_ts: child.local.clone(),
         remote_ts: child.remote.clone(),
+        resources: 0,
     });
     let addresses = wanted.addresses.iter().map(|pair| PeerAddress {
         local: pair.local,

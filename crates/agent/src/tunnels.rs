@@ -51,6 +51,7 @@ struct Ike {
 pub(crate) struct Child {
     pub(crate) peer: PeerId,
     pub(crate) name: String,
+    resource: u32,
     ike: IkeId,
     spi_in: Spi,
     spi_out: Spi,
@@ -121,6 +122,7 @@ impl Tunnels {
             Child {
                 peer: up.peer.clone(),
                 name: up.name.clone(),
+                resource: up.resource,
                 ike: up.ike,
                 spi_in: up.inbound.spi,
                 spi_out: up.outbound.spi,
@@ -134,15 +136,15 @@ impl Tunnels {
         );
     }
 
-    /// From now on `child` sends, and no other of its peer and name. A tunnel that carries
+    /// From now on `child` sends, and no other of its peer, name and resource. A tunnel that carries
     /// packets has no error.
     pub(crate) fn sending(&mut self, child: ChildId) {
         let Some(new) = self.children.get(&child) else {
             return;
         };
-        let (peer, name) = (new.peer.clone(), new.name.clone());
+        let (peer, name, resource) = (new.peer.clone(), new.name.clone(), new.resource);
         for (id, other) in &mut self.children {
-            if other.peer == peer && other.name == name {
+            if other.peer == peer && other.name == name && other.resource == resource {
                 other.sending = *id == child;
             }
         }
@@ -274,7 +276,7 @@ impl Tunnels {
             .iter()
             .filter(|(_, c)| c.peer == *peer && c.name == name)
             .collect();
-        own.sort_by_key(|(id, child)| (!child.sending, std::cmp::Reverse(**id)));
+        own.sort_by_key(|(id, child)| (!child.sending, child.resource, std::cmp::Reverse(**id)));
         let children: Vec<ChildView> = own
             .iter()
             .map(|(id, child)| {
@@ -350,6 +352,7 @@ impl Child {
         let texts = |list: &[TrafficSelector]| list.iter().map(ToString::to_string).collect();
         ChildView {
             name: self.name.clone(),
+            resource: self.resource,
             spi_in: self.spi_in.to_string(),
             spi_out: self.spi_out.to_string(),
             mode: match self.mode {

@@ -89,6 +89,9 @@ pub struct ChildConfig {
     pub local_ts: Vec<TrafficSelector>,
     /// The same of the peer's side.
     pub remote_ts: Vec<TrafficSelector>,
+    /// How many more children of the same selectors, one for each CPU or queue, are wanted
+    /// beside it, and how many the peer may make (RFC 9611). They are numbered from 1.
+    pub resources: u32,
 }
 
 /// Retransmission of requests (RFC 7296, 2.4).

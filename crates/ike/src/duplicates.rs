@@ -13,12 +13,13 @@
 //! - The end that began the winner uses it at once, by a probe, so that the other end knows.
 
 use std::cmp::Ordering;
+use std::collections::BTreeSet;
 
 use testudo_model::{ChildId, Now, PeerId};
 
 use crate::engine::Engine;
 use crate::event::{DownReason, Event, IkeId};
-use crate::sa::{Child, IkeSa, Lineage, Task};
+use crate::sa::{Child, Established, IkeSa, Lineage, Slot, Task};
 use crate::timers::Deadline;
 
 /// How long children may take to move before the old IKE SA is closed all the same.
@@ -48,15 +49,15 @@ fn winner<T: Copy>(
 }
 
 impl Engine {
-    /// The children of a peer and name that stand.
+    /// The children of a peer and slot that stand.
     pub(crate) fn up_children<'e>(
         &'e self,
         peer: &PeerId,
-        name: &str,
+        slot: &Slot,
     ) -> impl Iterator<Item = &'e Child> + use<'e> {
         self.peers
             .get(peer)
-            .and_then(|p| p.children.get(name))
+            .and_then(|p| p.children.get(slot))
             .into_iter()
             .flatten()
             .filter_map(|id| self.children.get(id))
@@ -130,12 +131,12 @@ impl Engine {
     /// The child to send on: the best of those known to stand at the peer's end. Where none is
     /// known to, the one that was sent on before, or else the newest: the peer has deleted what
     /// stood before, so it has that one.
-    fn child_to_send_on(&self, peer: &PeerId, name: &str) -> Option<ChildId> {
-        let up: Vec<_> = self.up_children(peer, name).collect();
+    fn child_to_send_on(&self, peer: &PeerId, slot: &Slot) -> Option<ChildId> {
+        let up: Vec<_> = self.up_children(peer, slot).collect();
         let sure: Vec<_> = up.iter().copied().filter(|c| c.confirmed).collect();
         // A peer that only receives never shows that it has a child; that it makes another does
         // not mean that it has that one already.
-        let before = self.peers.get(peer).and_then(|p| p.sending.get(name));
+        let before = self.peers.get(peer).and_then(|p| p.sending.get(slot));
         self.best_child(&sure)
             .or_else(|| up.iter().map(|c| c.id).find(|id| Some(id) == before))
             .or_else(|| up.iter().max_by_key(|c| c.installed).map(|c| c.id))
@@ -146,23 +147,24 @@ impl Engine {
     pub(crate) fn choose_sending(
         &mut self,
         peer_id: &PeerId,
-        name: &str,
+        slot: &Slot,
         silent: Option<ChildId>,
     ) -> Option<ChildId> {
-        let best = self.child_to_send_on(peer_id, name)?;
+        let best = self.child_to_send_on(peer_id, slot)?;
         let peer = self.peers.get_mut(peer_id)?;
-        if peer.sending.insert(name.to_owned(), best) != Some(best) && silent != Some(best) {
+        if peer.sending.insert(slot.clone(), best) != Some(best) && silent != Some(best) {
             self.events.push_back(Event::OutboundReady {
                 child: best,
                 peer: peer_id.clone(),
-                name: name.to_owned(),
+                name: slot.name.clone(),
+                resource: slot.resource,
             });
         }
         Some(best)
     }
 
-    pub(crate) fn update_sending(&mut self, peer: &PeerId, name: &str, _now: Now) {
-        self.choose_sending(peer, name, None);
+    pub(crate) fn update_sending(&mut self, peer: &PeerId, slot: &Slot, _now: Now) {
+        self.choose_sending(peer, slot, None);
     }
 
     /// The open IKE SA of a peer that is used when there are several.
@@ -202,13 +204,13 @@ impl Engine {
             return;
         };
         child.confirmed = true;
-        let (peer, name, ike) = (child.peer.clone(), child.name.clone(), child.ike);
+        let (peer, slot, ike) = (child.peer.clone(), child.slot.clone(), child.ike);
         if let Some(est) = self.sas.get_mut(&ike).and_then(IkeSa::established_mut) {
             est.unconfirmed.retain(|c| *c != id);
             // ESP on a child of IKE_AUTH shows that the peer has established the SA.
             est.confirmed = true;
         }
-        self.update_sending(&peer, &name, now);
+        self.update_sending(&peer, &slot, now);
         self.resolve(&peer, false, now);
     }
 
@@ -237,16 +239,16 @@ impl Engine {
     /// moved to the winner have had their time.
     pub(crate) fn resolve(&mut self, peer: &PeerId, force: bool, now: Now) {
         self.resolve_ikes(peer, force, now);
-        let names: Vec<String> = self
+        let slots: Vec<Slot> = self
             .peers
             .get(peer)
             .into_iter()
             .flat_map(|p| p.children.iter())
             .filter(|(_, set)| set.len() > 1)
-            .map(|(name, _)| name.clone())
+            .map(|(slot, _)| slot.clone())
             .collect();
-        for name in names {
-            self.resolve_children(peer, &name, now);
+        for slot in slots {
+            self.resolve_children(peer, &slot, now);
         }
     }
 
@@ -300,27 +302,31 @@ impl Engine {
         let (Some(old), Some(new)) = (established(old), established(new)) else {
             return false;
         };
-        let names = |est: &crate::sa::Established, sure: bool| -> Vec<&str> {
+        let up = |est: &Established| -> Vec<&Child> {
             est.children
                 .iter()
                 .filter_map(|id| self.children.get(id))
-                .filter(|c| c.is_up() && (c.confirmed || !sure))
-                .map(|c| c.name.as_str())
+                .filter(|c| c.is_up())
                 .collect()
         };
-        let there = names(new, true);
-        !new.is_creating() && names(old, false).iter().all(|n| there.contains(n))
+        let there: BTreeSet<&Slot> = up(new)
+            .into_iter()
+            .filter(|c| c.confirmed)
+            .map(|c| &c.slot)
+            .collect();
+        let moved = |c: &&Child| there.contains(&c.slot) || self.is_left_out(c, new);
+        !new.is_creating() && up(old).iter().all(moved)
     }
 
-    fn resolve_children(&mut self, peer: &PeerId, name: &str, now: Now) {
+    fn resolve_children(&mut self, peer: &PeerId, slot: &Slot, now: Now) {
         // Children of different IKE SAs go with those; here only what one line made twice.
-        let lines: std::collections::BTreeSet<u64> = self
-            .up_children(peer, name)
+        let lines: BTreeSet<u64> = self
+            .up_children(peer, slot)
             .filter_map(|c| self.lineage(c.ike).map(|l| l.number))
             .collect();
         for line in lines {
             let pool: Vec<&Child> = self
-                .up_children(peer, name)
+                .up_children(peer, slot)
                 .filter(|c| self.lineage(c.ike).is_some_and(|l| l.number == line))
                 .collect();
             let Some(best) = self.best_child(&pool).and_then(|id| self.children.get(&id)) else {
@@ -364,7 +370,7 @@ impl Engine {
         let Some(child) = self.children.get(&id) else {
             return false;
         };
-        self.up_children(&child.peer, &child.name)
+        self.up_children(&child.peer, &child.slot)
             .any(|c| c.replaces == Some(id))
     }
 }

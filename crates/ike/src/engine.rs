@@ -367,7 +367,7 @@ impl Engine {
         let sending = |child: &Child| {
             self.peers
                 .get(&child.peer)
-                .is_some_and(|p| p.sending.get(&child.name) == Some(&child.id))
+                .is_some_and(|p| p.sending.get(&child.slot) == Some(&child.id))
         };
         let children = est.map_or_else(Vec::new, |est| {
             est.children
@@ -375,7 +375,8 @@ impl Engine {
                 .filter_map(|id| self.children.get(id))
                 .map(|c| ChildStatus {
                     child: c.id,
-                    name: c.name.clone(),
+                    name: c.slot.name.clone(),
+                    resource: c.slot.resource,
                     spi_in: testudo_model::Spi(c.spi_in),
                     spi_out: testudo_model::Spi(c.spi_out),
                     established: c.since,

@@ -53,6 +53,7 @@ pub(crate) enum Refusal {
     InvalidKe(u16),
     TsUnacceptable,
     NoAdditionalSas,
+    TsMaxQueue,
     TemporaryFailure,
     ChildNotFound(u32),
 }
@@ -106,7 +107,9 @@ impl Fault {
                 FailedCheck::Proposal
             }
             Self::Incompatible(Refusal::TsUnacceptable) => FailedCheck::TrafficSelectors,
-            Self::Incompatible(Refusal::NoAdditionalSas) => FailedCheck::Limit,
+            Self::Incompatible(Refusal::NoAdditionalSas | Refusal::TsMaxQueue) => {
+                FailedCheck::Limit
+            }
             Self::Incompatible(_) => FailedCheck::Protocol,
             Self::Unproven(check, _) => *check,
         }
@@ -134,6 +137,7 @@ impl Refusal {
             }
             Self::TsUnacceptable => plain(NotifyType::TS_UNACCEPTABLE),
             Self::NoAdditionalSas => plain(NotifyType::NO_ADDITIONAL_SAS),
+            Self::TsMaxQueue => plain(NotifyType::TS_MAX_QUEUE),
             Self::TemporaryFailure => plain(NotifyType::TEMPORARY_FAILURE),
             Self::ChildNotFound(spi) => Notify {
                 protocol: ProtocolId::ESP,
@@ -151,7 +155,7 @@ pub(crate) fn check_of(kind: NotifyType) -> FailedCheck {
         NotifyType::TS_UNACCEPTABLE | NotifyType::SINGLE_PAIR_REQUIRED => {
             FailedCheck::TrafficSelectors
         }
-        NotifyType::NO_ADDITIONAL_SAS => FailedCheck::Limit,
+        NotifyType::NO_ADDITIONAL_SAS | NotifyType::TS_MAX_QUEUE => FailedCheck::Limit,
         _ => FailedCheck::Protocol,
     }
 }

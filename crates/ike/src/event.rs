@@ -36,7 +36,8 @@ pub enum Event {
     /// Install these SAs: the inbound one at once; the outbound one at once when `use_outbound`
     /// says so, else at [`Event::OutboundReady`].
     ChildUp(Box<ChildUp>),
-    /// Send on this child from now on, instead of on any other of the same peer and name.
+    /// Send on this child from now on, instead of on any other of the same peer,
+    /// name and resource.
     OutboundReady {
         /// The child to send on.
         child: ChildId,
@@ -44,6 +45,8 @@ pub enum Event {
         peer: PeerId,
         /// Its name in the peer's configuration.
         name: String,
+        /// Which of the children of that name.
+        resource: u32,
     },
     /// Remove both SAs of this child.
     ChildDown(ChildDown),
@@ -138,7 +141,7 @@ pub enum DownReason {
 /// Whether the outbound SA may carry packets yet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum UseOutbound {
-    /// Use it now, instead of any other child of the same peer and name.
+    /// Use it now, instead of any other child of the same peer, name and resource.
     Now,
     /// Install it, but send on the old child until [`Event::OutboundReady`].
     Wait,
@@ -154,6 +157,9 @@ pub struct ChildUp {
     pub peer: PeerId,
     /// Its name in the peer's configuration.
     pub name: String,
+    /// 0, or the resource that it is for (RFC 9611): children of one name and different
+    /// resources carry the same traffic and stand side by side.
+    pub resource: u32,
     /// The SA we receive on: install it at once.
     pub inbound: InboundSaSpec,
     /// The SA we send on: install it after the inbound one.
@@ -175,6 +181,8 @@ pub struct ChildDown {
     pub peer: PeerId,
     /// Its name in the peer's configuration.
     pub name: String,
+    /// Which of the children of that name.
+    pub resource: u32,
     /// Why.
     pub reason: DownReason,
 }
@@ -274,6 +282,8 @@ pub struct ChildStatus {
     pub child: ChildId,
     /// Its name.
     pub name: String,
+    /// 0, or the resource that it is for (RFC 9611).
+    pub resource: u32,
     /// The SPI we receive on.
     pub spi_in: Spi,
     /// The SPI we send on.

@@ -397,7 +397,7 @@ impl Engine {
             Task::Probe => {
                 self.send_request(now, id, ExchangeType::INFORMATIONAL, &[], Pending::Probe);
             }
-            Task::CreateChild(name) => self.start_create(id, &name, now),
+            Task::CreateChild(slot) => self.start_create(id, &slot, now),
             Task::RekeyChild(child) => self.start_rekey_child(id, child, now),
             Task::DeleteChild(child) => self.start_delete_child(id, child, now),
             Task::DeleteSpi(spi) => self.send_delete_spi(id, spi, Pending::DeleteSpi, now),

@@ -9,6 +9,7 @@ use testudo_model::{ChildId, Monotonic};
 use crate::config::{ChildConfig, EngineConfig, Identity, PeerAddress, PeerAuth, PeerConfig};
 use crate::error::Misuse;
 use crate::event::IkeId;
+use crate::sa::Slot;
 use crate::suites::Suites;
 use crate::ts;
 
@@ -31,12 +32,12 @@ pub(crate) struct Peer {
     pub(crate) address: usize,
     /// Failed attempts in a row.
     pub(crate) failures: u32,
-    /// The children that may still be up or lingering, by name.
-    pub(crate) children: BTreeMap<String, BTreeSet<ChildId>>,
-    /// The child of each name that packets are sent on.
-    pub(crate) sending: BTreeMap<String, ChildId>,
+    /// The children that may still be up or lingering, by slot.
+    pub(crate) children: BTreeMap<Slot, BTreeSet<ChildId>>,
+    /// The child of each slot that packets are sent on.
+    pub(crate) sending: BTreeMap<Slot, ChildId>,
     /// Failed tries to make children.
-    pub(crate) retries: BTreeMap<String, ChildRetry>,
+    pub(crate) retries: BTreeMap<Slot, ChildRetry>,
 }
 
 /// What a change of a peer's configuration asks for.
@@ -50,6 +51,8 @@ pub(crate) struct Change {
     pub(crate) addresses: bool,
     /// Children that are gone or changed.
     pub(crate) closed: Vec<String>,
+    /// How many of a child there are may have changed.
+    pub(crate) resources: bool,
 }
 
 impl Peer {
@@ -98,11 +101,17 @@ impl Peer {
             closed: old
                 .children
                 .iter()
-                .filter(|c| !new.children.contains(c))
+                .filter(|c| !new.children.iter().any(|n| same_child(n, c)))
                 .map(|c| c.name.clone())
                 .collect(),
+            resources: old.children != new.children,
         }
     }
+}
+
+/// The same but for how many there are.
+fn same_child(a: &ChildConfig, b: &ChildConfig) -> bool {
+    a.name == b.name && a.mode == b.mode && a.local_ts == b.local_ts && a.remote_ts == b.remote_ts
 }
 
 fn same_auth(a: &PeerAuth, b: &PeerAuth) -> bool {
@@ -143,10 +152,14 @@ pub(crate) fn validate(config: &PeerConfig, engine: &EngineConfig) -> Result<(),
     if let Some(kind) = config.suites.as_ref().and_then(Suites::missing) {
         return bad(format!("its suites have no {kind}"));
     }
-    if config.children.len() > engine.limits.children_per_ike_sa {
+    let wanted = config
+        .children
+        .iter()
+        .map(|c| 1 + u64::from(c.resources))
+        .sum::<u64>();
+    if wanted > engine.limits.children_per_ike_sa as u64 {
         return bad(format!(
-            "it has {} children; at most {} are allowed",
-            config.children.len(),
+            "it has {wanted} children; at most {} are allowed",
             engine.limits.children_per_ike_sa
         ));
     }

@@ -283,9 +283,9 @@ impl Engine {
             return;
         };
         child.state = ChildState::Deleting(reason);
-        let (peer, name) = (child.peer.clone(), child.name.clone());
+        let (peer, slot) = (child.peer.clone(), child.slot.clone());
         self.timers.cancel(&Deadline::RekeyChild(id));
-        self.update_sending(&peer, &name, now);
+        self.update_sending(&peer, &slot, now);
     }
 
     /// A child no longer hangs on its IKE SA. When another took its place it receives late
@@ -302,15 +302,15 @@ impl Engine {
             _ => reason,
         };
         child.state = ChildState::Lingering(reason);
-        let (peer, name, ike) = (child.peer.clone(), child.name.clone(), child.ike);
+        let (peer, slot, ike) = (child.peer.clone(), child.slot.clone(), child.ike);
         self.timers.cancel_child(id);
         if let Some(est) = self.sas.get_mut(&ike).and_then(IkeSa::established_mut) {
             est.children.remove(&id);
             est.unconfirmed.retain(|c| *c != id);
         }
-        self.update_sending(&peer, &name, now);
+        self.update_sending(&peer, &slot, now);
         let late = matches!(reason, DownReason::Replaced | DownReason::PeerDeleted);
-        let replaced = self.up_children(&peer, &name).next().is_some();
+        let replaced = self.up_children(&peer, &slot).next().is_some();
         if late && replaced {
             if let Some(child) = self.children.get_mut(&id) {
                 child.state = ChildState::Lingering(DownReason::Replaced);
@@ -330,14 +330,14 @@ impl Engine {
         self.timers.cancel_child(id);
         self.by_spi_in.remove(&child.spi_in);
         if let Some(peer) = self.peers.get_mut(&child.peer) {
-            if let Some(set) = peer.children.get_mut(&child.name) {
+            if let Some(set) = peer.children.get_mut(&child.slot) {
                 set.remove(&id);
                 if set.is_empty() {
-                    peer.children.remove(&child.name);
+                    peer.children.remove(&child.slot);
                 }
             }
-            if peer.sending.get(&child.name) == Some(&id) {
-                peer.sending.remove(&child.name);
+            if peer.sending.get(&child.slot) == Some(&id) {
+                peer.sending.remove(&child.slot);
             }
         }
         let reason = match child.state {
@@ -347,7 +347,8 @@ impl Engine {
         self.events.push_back(Event::ChildDown(ChildDown {
             child: id,
             peer: child.peer,
-            name: child.name,
+            name: child.slot.name,
+            resource: child.slot.resource,
             reason,
         }));
     }

@@ -121,6 +121,7 @@ pub fn peer_config(local: usize, remote: usize, initiate: bool, children: usize)
             mode: SaMode::Transport,
             local_ts: vec![TrafficSelector::host(address(local)).with(17, port)],
             remote_ts: vec![TrafficSelector::host(address(remote)).with(17, port)],
+            resources: 0,
         }
     };
     PeerConfig {
@@ -328,7 +329,9 @@ impl Net {
                 }
             }
             Event::ChildUp(up) => self.child_up(n, &up),
-            Event::OutboundReady { child, peer, name } => {
+            Event::OutboundReady {
+                child, peer, name, ..
+            } => {
                 self.tell(n, &format!("child {} sends", child.0));
                 let purpose = (number(&peer), name);
                 if self.nodes[n].twin.outbound.contains_key(&child) {

@@ -194,6 +194,9 @@ pub struct IkeView {
 pub struct ChildView {
     /// Its name with the peer.
     pub name: String,
+    /// 0, or the CPU or queue that it is for.
+    #[serde(default)]
+    pub resource: u32,
     /// SPI of the packets that come in, hex.
     pub spi_in: String,
     /// SPI of the packets that leave, hex.

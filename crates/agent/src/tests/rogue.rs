@@ -64,6 +64,7 @@ impl Rogue {
                 mode: SaMode::Transport,
                 local_ts: vec![udp(ours)],
                 remote_ts: vec![udp(theirs)],
+                resources: 0,
             }],
         };
         engine.set_peer(peer, clock.now()).unwrap();

@@ -15,7 +15,7 @@ use crate::nat::Nat;
 use crate::proof::{self, Octets};
 use crate::sa::establish::Birth;
 use crate::sa::init::{Agreed, peer_hashes};
-use crate::sa::{AuthSent, ChildOffer, IkeSa, Refusing, State, Transcript};
+use crate::sa::{AuthSent, ChildOffer, IkeSa, Refusing, Slot, State, Transcript};
 use crate::verify::{FailedCheck, PeerExpectation};
 
 /// Certificates in one message: a leaf and its intermediates.
@@ -135,8 +135,11 @@ impl Engine {
                 [],
             )));
         }
-        let first = peer.config.children.first().map(|c| c.name.clone());
-        let Some(name) = first else {
+        let first = peer.config.children.first().map(|c| Slot {
+            name: c.name.clone(),
+            resource: 0,
+        });
+        let Some(slot) = first else {
             return if childless {
                 Ok((out, None))
             } else {
@@ -147,7 +150,7 @@ impl Engine {
             };
         };
         let offer = self
-            .offer_child(peer_id, &name)
+            .offer_child(peer_id, &slot)
             .ok_or(Fault::Bug("no such child"))?;
         out.extend(self.offer_payloads(self.suites_of(peer_id), &offer, false));
         Ok((out, Some(offer)))

@@ -12,7 +12,7 @@ use crate::error::{Fault, Refusal, check_of};
 use crate::event::{ChildUp, Event, IkeId, UseOutbound};
 use crate::message::Payloads;
 use crate::proposal::{self, ChildSuite, Chosen};
-use crate::sa::{Child, ChildOffer, ChildState, IkeSa, Task};
+use crate::sa::{Child, ChildOffer, ChildState, IkeSa, Slot, Task, resource};
 use crate::suites::Suites;
 use crate::timers::Deadline;
 use crate::ts;
@@ -25,16 +25,18 @@ pub(crate) const UNMATCHED: &str = "unmatched";
 pub(crate) struct Agreement {
     pub(crate) chosen: Chosen<ChildSuite>,
     pub(crate) spi_out: u32,
-    pub(crate) name: String,
+    pub(crate) slot: Slot,
     pub(crate) mode: SaMode,
     pub(crate) local_ts: Vec<TrafficSelector>,
     pub(crate) remote_ts: Vec<TrafficSelector>,
+    /// Both ends have said that there may be more of it (RFC 9611).
+    pub(crate) shares: bool,
 }
 
 /// A child that both ends agreed on.
 pub(crate) struct NewChild {
     pub(crate) ike: IkeId,
-    pub(crate) name: String,
+    pub(crate) slot: Slot,
     pub(crate) mode: SaMode,
     pub(crate) suite: ChildSuite,
     pub(crate) spi_in: u32,
@@ -47,21 +49,23 @@ pub(crate) struct NewChild {
     pub(crate) born: u64,
     pub(crate) tie: Vec<u8>,
     pub(crate) replaces: Option<ChildId>,
+    pub(crate) shares: Option<bool>,
 }
 
 impl Engine {
     /// Our offer of a configured child.
-    pub(crate) fn offer_child(&mut self, peer_id: &PeerId, name: &str) -> Option<ChildOffer> {
+    pub(crate) fn offer_child(&mut self, peer_id: &PeerId, slot: &Slot) -> Option<ChildOffer> {
         let spi = self.esp_spi();
         let born = self.tick();
-        let child = self.peers.get(peer_id)?.child(name)?;
+        let child = self.peers.get(peer_id)?.child(&slot.name)?;
         Some(ChildOffer {
-            name: name.to_owned(),
+            slot: slot.clone(),
             spi,
             mode: child.mode,
             local_ts: child.local_ts.clone(),
             remote_ts: child.remote_ts.clone(),
             born,
+            shares: child.resources > 0,
         })
     }
 
@@ -75,6 +79,9 @@ impl Engine {
         let mut out = Vec::new();
         if offer.mode == SaMode::Transport {
             out.push(transport_mode());
+        }
+        if offer.shares {
+            out.push(resource::info(offer.slot.resource));
         }
         let proposals = proposal::child_offer(suites, offer.spi, with_ke);
         out.push(Payload::Sa(proposals));
@@ -121,7 +128,7 @@ impl Engine {
         };
         let found = match rekeyed.and_then(|id| self.children.get(&id)) {
             Some(old) => narrowed(old.mode, &old.local_ts, &old.remote_ts)
-                .map(|(local, remote)| (old.name.clone(), local, remote)),
+                .map(|(local, remote)| (old.slot.clone(), local, remote)),
             None => {
                 let fitting: Vec<_> = peer
                     .config
@@ -138,15 +145,21 @@ impl Engine {
                 fitting
                     .into_iter()
                     .nth(whole.unwrap_or(0))
-                    .map(|(c, (local, remote))| (c.name.clone(), local, remote))
+                    .map(|(c, (local, remote))| {
+                        let slot = self.requested_slot(ike, c, payloads)?;
+                        Ok((slot, local, remote))
+                    })
+                    .transpose()?
             }
         };
-        let (name, local_ts, remote_ts) =
+        let (slot, local_ts, remote_ts) =
             found.ok_or(Fault::Incompatible(Refusal::TsUnacceptable))?;
+        let more = peer.child(&slot.name).is_some_and(|c| c.resources > 0);
         Ok(Agreement {
             chosen,
             spi_out,
-            name,
+            shares: resource::says_info(payloads) && (more || slot.resource > 0),
+            slot,
             mode: asked,
             local_ts,
             remote_ts,
@@ -158,6 +171,9 @@ impl Engine {
         let mut out = Vec::new();
         if agreement.mode == SaMode::Transport {
             out.push(transport_mode());
+        }
+        if agreement.shares {
+            out.push(resource::info(agreement.slot.resource));
         }
         let proposals = proposal::child_answer(&agreement.chosen, spi_in);
         out.push(Payload::Sa(proposals));
@@ -194,6 +210,7 @@ impl Engine {
             }
         };
         let spi_in = self.esp_spi();
+        let says_info = resource::says_info(payloads);
         let answer = self.agreement_payloads(&agreement, spi_in);
         let born = self.tick();
         let aead = agreement.chosen.suite.aead;
@@ -207,7 +224,7 @@ impl Engine {
         };
         let new = NewChild {
             ike,
-            name: agreement.name,
+            slot: agreement.slot,
             mode: agreement.mode,
             suite: agreement.chosen.suite,
             spi_in,
@@ -219,6 +236,7 @@ impl Engine {
             born,
             tie: nonces.0.clone().min(nonces.1.clone()),
             replaces: None,
+            shares: says_info.then_some(agreement.shares),
         };
         self.install(new, now);
         answer
@@ -236,7 +254,7 @@ impl Engine {
     ) {
         let peer = self.sas.get(&ike).and_then(|sa| sa.peer.clone());
         let Some(peer) = peer else { return };
-        let name = offer.name.clone();
+        let slot = offer.slot.clone();
         let outcome = match payloads.error() {
             Some(error) => Err((
                 check_of(error.kind),
@@ -247,7 +265,7 @@ impl Engine {
                 .map_err(|fault| (fault.check(), fault.text())),
         };
         if let Err(what) = outcome {
-            self.child_failed(&peer, from, &name, what, now);
+            self.child_failed(&peer, from, &slot, what, now);
         }
     }
 
@@ -295,6 +313,12 @@ impl Engine {
             self.push_task(ike, Task::DeleteSpi(offer.spi), now);
             return Err(Fault::Incompatible(Refusal::TsUnacceptable));
         }
+        let shares = resource::says_info(payloads);
+        if offer.slot.resource > 0 && !shares && replaces.is_none() {
+            // It does not know what it has made: to it this takes the fallback's place.
+            self.push_task(ike, Task::DeleteSpi(offer.spi), now);
+            return Err(Fault::Incompatible(Refusal::TsMaxQueue));
+        }
         let keys = self
             .sas
             .get(&ike)
@@ -306,7 +330,7 @@ impl Engine {
             .ok_or(Fault::Bug("no such IKE SA"))?;
         let new = NewChild {
             ike,
-            name: offer.name,
+            slot: offer.slot,
             mode: offer.mode,
             suite,
             spi_in: offer.spi,
@@ -318,6 +342,7 @@ impl Engine {
             born: offer.born,
             tie: nonces.0.min(nonces.1).to_vec(),
             replaces,
+            shares: offer.shares.then_some(shares),
         };
         self.install(new, now);
         Ok(())
@@ -350,7 +375,7 @@ impl Engine {
                 id,
                 ike: new.ike,
                 peer: peer_id.clone(),
-                name: new.name.clone(),
+                slot: new.slot.clone(),
                 spi_in: new.spi_in,
                 spi_out: new.spi_out,
                 mode: new.mode,
@@ -362,6 +387,7 @@ impl Engine {
                 announced: false,
                 state: ChildState::Up,
                 replaces: new.replaces,
+                shares: new.shares,
                 born: new.born,
                 installed,
                 tie: new.tie.clone(),
@@ -372,16 +398,16 @@ impl Engine {
         );
         self.by_spi_in.insert(new.spi_in, id);
         if let Some(peer) = self.peers.get_mut(&peer_id) {
-            let set = peer.children.entry(new.name.clone()).or_default();
+            let set = peer.children.entry(new.slot.clone()).or_default();
             set.insert(id);
-            peer.retries.remove(&new.name);
+            peer.retries.remove(&new.slot);
         }
         self.arm_child(id, new.initiator, now);
         self.counters.children_made += 1;
         if new.replaces.is_some() {
             self.counters.child_rekeys += 1;
         }
-        let sending = self.choose_sending(&peer_id, &new.name, Some(id));
+        let sending = self.choose_sending(&peer_id, &new.slot, Some(id));
         let use_outbound = if sending == Some(id) {
             UseOutbound::Now
         } else {
@@ -436,7 +462,8 @@ impl Engine {
             child: id,
             ike: new.ike,
             peer,
-            name: new.name,
+            name: new.slot.name,
+            resource: new.slot.resource,
             inbound,
             outbound,
             use_outbound,
@@ -460,12 +487,13 @@ impl Engine {
         &mut self,
         peer: &PeerId,
         path: Path,
-        name: &str,
+        slot: &Slot,
         what: (FailedCheck, String),
         now: Now,
     ) {
-        self.fail(Some(peer.clone()), path, Some(name.to_owned()), what, true);
-        self.retry_child(peer, name, now);
+        let name = Some(slot.name.clone());
+        self.fail(Some(peer.clone()), path, name, what, true);
+        self.retry_child(peer, slot, now);
     }
 }
 

@@ -13,7 +13,9 @@ use crate::exchange::Reply;
 use crate::message::Payloads;
 use crate::sa::child::{NewChild, UNMATCHED};
 use crate::sa::init::NONCE_LEN;
-use crate::sa::{ChildOffer, ChildRequest, Established, IkeSa, Pending, Phase, Task};
+use crate::sa::{
+    ChildOffer, ChildRequest, Established, IkeSa, Pending, Phase, Slot, Task, resource,
+};
 use crate::timers::Deadline;
 
 /// The first wait before a refused rekey is tried again; doubles up to `RETRY_LONGEST`.
@@ -29,15 +31,15 @@ pub(crate) fn retry_wait(failures: u32) -> Duration {
 
 impl Engine {
     /// Asks for a configured child.
-    pub(crate) fn start_create(&mut self, ike: IkeId, name: &str, now: Now) {
+    pub(crate) fn start_create(&mut self, ike: IkeId, slot: &Slot, now: Now) {
         let Some(peer) = self.sas.get(&ike).and_then(|sa| sa.peer.clone()) else {
             return;
         };
-        let there = self.up_children(&peer, name).any(|c| c.ike == ike);
+        let there = self.up_children(&peer, slot).any(|c| c.ike == ike);
         if there {
             return;
         }
-        if let Some(offer) = self.offer_child(&peer, name) {
+        if let Some(offer) = self.offer_child(&peer, slot) {
             // The IKE SA's own exchange would be fresh enough, but strongSwan and libreswan
             // with forward secrecy configured refuse a CREATE_CHILD_SA without an exchange.
             let method = self.child_method(ike, None);
@@ -58,12 +60,13 @@ impl Engine {
         }
         // What was negotiated, not what is configured (lesson L51).
         let offer = ChildOffer {
-            name: old.name.clone(),
+            slot: old.slot.clone(),
             spi,
             mode: old.mode,
             local_ts: old.local_ts.clone(),
             remote_ts: old.remote_ts.clone(),
             born,
+            shares: old.shares == Some(true) || old.slot.resource > 0,
         };
         let last = old.ke;
         let method = self.child_method(ike, last);
@@ -170,7 +173,10 @@ impl Engine {
             Ok(agreement) => agreement,
             Err(fault) => {
                 let what = (fault.check(), fault.text());
-                let steered = matches!(fault, Fault::Incompatible(Refusal::InvalidKe(_)));
+                let steered = matches!(
+                    fault,
+                    Fault::Incompatible(Refusal::InvalidKe(_) | Refusal::TsMaxQueue)
+                );
                 if !steered {
                     self.fail(Some(peer), path, Some(UNMATCHED.into()), what, true);
                 }
@@ -184,6 +190,7 @@ impl Engine {
         };
         let (public, shared) = exchanged.unzip();
         let nonce_r = self.random_bytes(NONCE_LEN);
+        let says_info = resource::says_info(&payloads);
         let spi_in = self.esp_spi();
         let born = self.tick();
         let mut answer = Vec::new();
@@ -208,7 +215,7 @@ impl Engine {
             .ok_or(Fault::Bug("not established"))?;
         let new = NewChild {
             ike: id,
-            name: agreement.name,
+            slot: agreement.slot,
             mode: agreement.mode,
             suite,
             spi_in,
@@ -220,6 +227,7 @@ impl Engine {
             born,
             tie: nonce_i.min(nonce_r),
             replaces: rekeyed,
+            shares: says_info.then_some(agreement.shares),
         };
         self.install(new, now);
         self.resolve(&peer, false, now);
@@ -290,11 +298,12 @@ impl Engine {
             self.create_refused(now, id, from, request, &error, &peer);
             return;
         }
-        let (name, rekeys) = (request.offer.name.clone(), request.rekeys);
+        let (slot, rekeys) = (request.offer.slot.clone(), request.rekeys);
         let spi = request.offer.spi;
         let outcome = self.take_created(now, id, request, &payloads);
         match outcome {
             Ok(()) => self.resolve(&peer, false, now),
+            Err(Fault::Incompatible(Refusal::TsMaxQueue)) => self.resources_full(id, &slot.name),
             Err(Fault::Incompatible(Refusal::ChildNotFound(_))) => {
                 self.ensure_children_later(&peer, now);
             }
@@ -304,10 +313,10 @@ impl Engine {
                 let what = (fault.check(), fault.text());
                 match rekeys {
                     Some(old) => {
-                        self.fail(Some(peer), from, Some(name), what, true);
+                        self.fail(Some(peer), from, Some(slot.name), what, true);
                         self.rekey_later(old, now);
                     }
-                    None => self.child_failed(&peer, from, &name, what, now),
+                    None => self.child_failed(&peer, from, &slot, what, now),
                 }
             }
         }
@@ -360,7 +369,7 @@ impl Engine {
             NotifyType::TEMPORARY_FAILURE => {
                 match rekeys {
                     Some(old) => self.rekey_later(old, now),
-                    None => self.retry_child(peer, &offer.name, now),
+                    None => self.retry_child(peer, &offer.slot, now),
                 }
                 return;
             }
@@ -377,6 +386,12 @@ impl Engine {
                     self.retire_child(old, DownReason::PeerDeleted, now);
                 }
                 self.ensure_children_later(peer, now);
+                return;
+            }
+            // Not a failure: it has said how many it takes (RFC 9611).
+            NotifyType::TS_MAX_QUEUE if rekeys.is_none() && offer.slot.resource > 0 => {
+                self.resources_full(id, &offer.slot.name);
+                self.resolve(peer, false, now);
                 return;
             }
             NotifyType::INVALID_SYNTAX => {
@@ -396,10 +411,10 @@ impl Engine {
                 let _ = self.reauthenticate(peer, now);
             }
             Some(old) => {
-                self.fail(Some(peer.clone()), from, Some(offer.name), what, true);
+                self.fail(Some(peer.clone()), from, Some(offer.slot.name), what, true);
                 self.rekey_later(old, now);
             }
-            None => self.child_failed(peer, from, &offer.name, what, now),
+            None => self.child_failed(peer, from, &offer.slot, what, now),
         }
     }
 

@@ -1,9 +1,10 @@
 //! What happens when an IKE SA stands: timers, events, children; and to keep a peer up.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use testudo_model::{Monotonic, Now, PeerId, UnixTime};
+use testudo_model::{ChildId, Monotonic, Now, PeerId, UnixTime};
 
+use crate::config::ChildConfig;
 use crate::engine::Engine;
 use crate::event::{DownReason, Event, IkeId, IkeUp};
 use crate::keys::IkeKeys;
@@ -11,7 +12,7 @@ use crate::message::Answered;
 use crate::peer::{Change, ChildRetry};
 use crate::sa::auth::{Proven, facts};
 use crate::sa::create::retry_wait;
-use crate::sa::{Established, IkeSa, Lineage, Phase, State, Task};
+use crate::sa::{Established, IkeSa, Lineage, Phase, Slot, State, Task};
 use crate::timers::Deadline;
 
 /// Between keepalives through a NAT (RFC 3948, 4).
@@ -72,6 +73,7 @@ impl Engine {
             successors: Vec::new(),
             deleted_spis: Vec::new(),
             rekey_failures: 0,
+            most_resources: BTreeMap::new(),
             keys: birth.keys,
         };
         self.set_established(id, est);
@@ -239,6 +241,7 @@ impl Engine {
             successors: Vec::new(),
             deleted_spis: Vec::new(),
             rekey_failures: 0,
+            most_resources: est.most_resources.clone(),
         };
         let sa = IkeSa {
             id,
@@ -300,15 +303,19 @@ impl Engine {
         if change.addresses {
             self.addresses_changed(id, now);
         }
+        if change.resources {
+            self.forget_full(id);
+        }
+        let mut doomed = self.surplus_resources(id);
         for name in change.closed {
             if let Some(peer) = self.peers.get_mut(id) {
-                peer.retries.remove(&name);
+                peer.retries.retain(|slot, _| slot.name != name);
             }
-            let doomed: Vec<_> = self.up_children(id, &name).map(|c| (c.ike, c.id)).collect();
-            for (ike, child) in doomed {
-                self.mark_deleting(child, DownReason::Closed, now);
-                self.push_task(ike, Task::DeleteChild(child), now);
-            }
+            doomed.extend(self.children_named(id, &name));
+        }
+        for (ike, child) in doomed {
+            self.mark_deleting(child, DownReason::Closed, now);
+            self.push_task(ike, Task::DeleteChild(child), now);
         }
         if change.reauth {
             // An attempt under way speaks of what was wanted before.
@@ -318,6 +325,20 @@ impl Engine {
                 let _ = self.reauthenticate(id, now);
             }
         }
+    }
+
+    /// The children of a name that stand, with their IKE SAs.
+    fn children_named(&self, id: &PeerId, name: &str) -> Vec<(IkeId, ChildId)> {
+        self.peers
+            .get(id)
+            .into_iter()
+            .flat_map(|p| p.children.iter())
+            .filter(|(slot, _)| slot.name == name)
+            .flat_map(|(_, set)| set)
+            .filter_map(|child| self.children.get(child))
+            .filter(|c| c.is_up())
+            .map(|c| (c.ike, c.id))
+            .collect()
     }
 
     /// Attempts and SAs with addresses that are no longer the peer's end.
@@ -380,31 +401,42 @@ impl Engine {
             if self.best_ike(id) != Some(ike) && !begun {
                 continue;
             }
-            for child in &peer.config.children {
-                let mut up = self.up_children(id, &child.name);
-                let there = if begun {
-                    up.any(|c| c.ike == ike)
-                } else {
-                    up.next().is_some() || !peer.config.initiate
-                };
-                if there {
-                    continue;
-                }
-                match peer.retries.get(&child.name) {
+            for slot in self.wanted_slots(id, ike, begun) {
+                match peer.retries.get(&slot) {
                     Some(retry) if retry.not_before > now.monotonic => {
                         let at = wait.map_or(retry.not_before, |w| w.min(retry.not_before));
                         wait = Some(at);
                     }
-                    _ => todo.push((ike, child.name.clone())),
+                    _ => todo.push((ike, slot)),
                 }
             }
         }
         if let Some(at) = wait {
             self.timers.set(Deadline::Children(id.clone()), at);
         }
-        for (ike, name) in todo {
-            self.push_task(ike, Task::CreateChild(name), now);
+        for (ike, slot) in todo {
+            self.push_task(ike, Task::CreateChild(slot), now);
         }
+    }
+
+    fn wanted_slots(&self, id: &PeerId, ike: IkeId, begun: bool) -> Vec<Slot> {
+        let Some(peer) = self.peers.get(id) else {
+            return Vec::new();
+        };
+        let children = peer.config.children.iter();
+        if begun {
+            return children
+                .flat_map(|child| self.missing_slots(ike, child))
+                .collect();
+        }
+        let fallback = |child: &ChildConfig| Slot {
+            name: child.name.clone(),
+            resource: 0,
+        };
+        children
+            .map(fallback)
+            .filter(|slot| peer.config.initiate && self.up_children(id, slot).next().is_none())
+            .collect()
     }
 
     /// Looks for missing children after a short wait: what took one away may bring another.
@@ -415,15 +447,15 @@ impl Engine {
     }
 
     /// A child could not be made: the next try after a wait that doubles.
-    pub(crate) fn retry_child(&mut self, id: &PeerId, name: &str, now: Now) {
+    pub(crate) fn retry_child(&mut self, id: &PeerId, slot: &Slot, now: Now) {
         let Some(peer) = self.peers.get_mut(id) else {
             return;
         };
-        let failures = peer.retries.get(name).map_or(1, |r| r.failures + 1);
+        let failures = peer.retries.get(slot).map_or(1, |r| r.failures + 1);
         let wait = retry_wait(failures);
         let not_before = now.monotonic + wait;
         peer.retries.insert(
-            name.to_owned(),
+            slot.clone(),
             ChildRetry {
                 failures,
                 not_before,

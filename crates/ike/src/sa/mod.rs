@@ -7,8 +7,9 @@ pub(crate) mod establish;
 pub(crate) mod informational;
 pub(crate) mod init;
 pub(crate) mod rekey;
+pub(crate) mod resource;
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::{IpAddr, SocketAddr};
 
 use testudo_crypto::{KeMethod, KePrivate};
@@ -109,14 +110,25 @@ pub(crate) struct AuthSent {
     pub(crate) child: Option<ChildOffer>,
 }
 
+/// What a child is for: of several that stand for the same, one is too many.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Slot {
+    /// The child's name in the peer's configuration.
+    pub(crate) name: String,
+    /// 0, or the CPU or queue that it is for (RFC 9611).
+    pub(crate) resource: u32,
+}
+
 /// A child that we offered.
 pub(crate) struct ChildOffer {
-    pub(crate) name: String,
+    pub(crate) slot: Slot,
     pub(crate) spi: u32,
     pub(crate) mode: SaMode,
     pub(crate) local_ts: Vec<TrafficSelector>,
     pub(crate) remote_ts: Vec<TrafficSelector>,
     pub(crate) born: u64,
+    /// Whether we say that there may be more of it (RFC 9611).
+    pub(crate) shares: bool,
 }
 
 pub(crate) struct HalfOpen {
@@ -180,7 +192,7 @@ pub(crate) struct Successor {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Task {
     Probe,
-    CreateChild(String),
+    CreateChild(Slot),
     RekeyChild(ChildId),
     DeleteChild(ChildId),
     /// A child that we do not take although the peer made it: our SPI of it.
@@ -245,6 +257,8 @@ pub(crate) struct Established {
     pub(crate) deleted_spis: Vec<u32>,
     /// Refusals in a row of our rekey of the IKE SA.
     pub(crate) rekey_failures: u32,
+    /// Children for resources that the peer takes at most, by name, where it has said so.
+    pub(crate) most_resources: BTreeMap<String, u32>,
 }
 
 /// Where a child is on its way.
@@ -263,7 +277,7 @@ pub(crate) struct Child {
     pub(crate) id: ChildId,
     pub(crate) ike: IkeId,
     pub(crate) peer: PeerId,
-    pub(crate) name: String,
+    pub(crate) slot: Slot,
     pub(crate) spi_in: u32,
     pub(crate) spi_out: u32,
     pub(crate) mode: SaMode,
@@ -278,6 +292,8 @@ pub(crate) struct Child {
     pub(crate) announced: bool,
     pub(crate) state: ChildState,
     pub(crate) replaces: Option<ChildId>,
+    /// Whether the peer takes more of the same for resources; `None`: it was not asked.
+    pub(crate) shares: Option<bool>,
     pub(crate) born: u64,
     pub(crate) installed: u64,
     /// The smaller of the nonces of its exchange.
@@ -375,8 +391,8 @@ impl Established {
     pub(crate) fn has_task(&self, task: &Task) -> bool {
         let under_way = match (&self.outstanding, task) {
             (Some((_, Pending::Probe)), Task::Probe) => true,
-            (Some((_, Pending::CreateChild(r))), Task::CreateChild(name)) => {
-                r.rekeys.is_none() && r.offer.name == *name
+            (Some((_, Pending::CreateChild(r))), Task::CreateChild(slot)) => {
+                r.rekeys.is_none() && r.offer.slot == *slot
             }
             (Some((_, Pending::CreateChild(r))), Task::RekeyChild(id)) => r.rekeys == Some(*id),
             (Some((_, Pending::DeleteChild(c))), Task::DeleteChild(id)) => c == id,

@@ -209,6 +209,7 @@ fn tunnel_mode_narrows() {
             mode: SaMode::Tunnel,
             local_ts: vec![ts(n)],
             remote_ts: vec![ts(peer)],
+            resources: 0,
         }];
         net.nodes[n].engine.set_peer(config, now).unwrap();
         net.drain(n);

@@ -6,5 +6,6 @@ mod hostile;
 mod life;
 mod net;
 mod rekey;
+mod resources;
 mod table;
 mod unproven;

@@ -40,6 +40,14 @@ pub(crate) fn address(n: usize) -> IpAddr {
     IpAddr::V4(Ipv4Addr::new(10, 0, (n / 250) as u8, (n % 250) as u8 + 1))
 }
 
+/// What a child is for, as the twin calls it.
+pub(crate) fn purpose(name: &str, resource: u32) -> String {
+    match resource {
+        0 => name.to_owned(),
+        n => format!("{name}#{n}"),
+    }
+}
+
 /// "Certificates": identity, issuer, notAfter, SPKI, joined. The engine knows no better.
 pub(crate) fn certificate(identity: &Identity, ca: &str, not_after: i64, spki: &[u8]) -> Vec<u8> {
     let mut out = format!("{identity}|{ca}|{not_after}|").into_bytes();
@@ -198,6 +206,7 @@ pub(crate) fn child(n: usize, local: usize, remote: usize) -> ChildConfig {
         mode: SaMode::Transport,
         local_ts: vec![TrafficSelector::host(address(local)).with(17, port)],
         remote_ts: vec![TrafficSelector::host(address(remote)).with(17, port)],
+        resources: 0,
     }
 }
 
@@ -390,23 +399,29 @@ impl Net {
                 );
                 assert!(old.is_none(), "an SPI twice");
                 let key = up.outbound.keymat.as_bytes().to_vec();
-                let out = (up.peer.clone(), up.name.clone(), up.outbound.spi.0, key);
+                let purpose = purpose(&up.name, up.resource);
+                let out = (up.peer.clone(), purpose.clone(), up.outbound.spi.0, key);
                 twin.outbound.insert(up.child, out);
                 if up.use_outbound == UseOutbound::Now {
                     twin.sending
-                        .insert((up.peer.clone(), up.name.clone()), up.child);
+                        .insert((up.peer.clone(), purpose.clone()), up.child);
                 }
                 format!(
                     "child {} ({}) up {:?}, replaces {:?}, ours {}",
-                    up.child.0, up.name, up.use_outbound, up.replaces, up.initiator
+                    up.child.0, purpose, up.use_outbound, up.replaces, up.initiator
                 )
             }
-            Event::OutboundReady { child, peer, name } => {
+            Event::OutboundReady {
+                child,
+                peer,
+                name,
+                resource,
+            } => {
                 assert!(
                     twin.outbound.contains_key(&child),
                     "unknown child to send on"
                 );
-                twin.sending.insert((peer, name), child);
+                twin.sending.insert((peer, purpose(&name, resource)), child);
                 format!("child {} sends", child.0)
             }
             Event::ChildDown(down) => {
@@ -544,12 +559,12 @@ impl Net {
             let other = y.children.iter().find(|o| o.spi_in == c.spi_out);
             let other = other.unwrap_or_else(|| panic!("unpaired child\n{}", context()));
             assert_eq!(other.spi_out, c.spi_in);
-            assert_eq!(other.name, c.name);
+            assert_eq!((&other.name, other.resource), (&c.name, c.resource));
             assert!(c.sending && other.sending, "not sending\n{}", context());
         }
         for (n, peer, status) in [(a, b, x), (b, a, y)] {
             for c in &status.children {
-                let key = (peer_id(peer), c.name.clone());
+                let key = (peer_id(peer), purpose(&c.name, c.resource));
                 assert_eq!(self.nodes[n].twin.sending.get(&key), Some(&c.child));
             }
         }

@@ -355,7 +355,11 @@ fn a_child_made_later_has_a_key_exchange_of_its_own() {
     }
     net.run_ms(5_000);
     for node in &net.nodes {
-        let mut later = node.engine.children.values().filter(|c| c.name == "child1");
+        let mut later = node
+            .engine
+            .children
+            .values()
+            .filter(|c| c.slot.name == "child1");
         assert!(later.next().is_some_and(|c| c.ke.is_some()));
     }
 }

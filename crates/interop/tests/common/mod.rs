@@ -221,6 +221,7 @@ impl Us {
                 mode: wanted.mode,
                 local_ts: inner_ours,
                 remote_ts: inner_theirs,
+                resources: 0,
             }],
         };
         let now = self.now();

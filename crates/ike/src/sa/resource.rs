@@ -1,0 +1,181 @@
+//! Children for CPUs or queues beside the one that all may use (RFC 9611).
+//!
+//! The end that began the IKE SA asks for them, when the peer has said SA_RESOURCE_INFO of the
+//! child without a resource (the fallback one) and until it says TS_MAX_QUEUE. A resource's number
+//! goes along as the notify's data. What another implementation says there means nothing to us:
+//! its child gets the lowest number that is free.
+
+use testudo_model::{ChildId, PeerId};
+use testudo_wire::ike::{Notify, NotifyType, Payload};
+
+use crate::config::ChildConfig;
+use crate::engine::Engine;
+use crate::error::{Fault, Refusal};
+use crate::event::IkeId;
+use crate::message::Payloads;
+use crate::sa::{Child, Established, IkeSa, Slot};
+
+/// The notify that goes with a child of this resource; 0: the fallback one.
+pub(crate) fn info(resource: u32) -> Payload {
+    let data = match resource {
+        0 => Vec::new(),
+        n => n.to_be_bytes().to_vec(),
+    };
+    Payload::Notify(Notify::new(NotifyType::SA_RESOURCE_INFO, data))
+}
+
+/// Whether a message says SA_RESOURCE_INFO.
+pub(crate) fn says_info(payloads: &Payloads) -> bool {
+    payloads.notify(NotifyType::SA_RESOURCE_INFO).is_some()
+}
+
+impl Engine {
+    /// The children of a name that stand on an IKE SA.
+    fn of_name<'e>(&'e self, est: &'e Established, name: &str) -> impl Iterator<Item = &'e Child> {
+        est.children
+            .iter()
+            .filter_map(|id| self.children.get(id))
+            .filter(move |c| c.is_up() && c.slot.name == name)
+    }
+
+    /// Which of our children a peer's request for `config` makes.
+    pub(crate) fn requested_slot(
+        &self,
+        ike: IkeId,
+        config: &ChildConfig,
+        payloads: &Payloads,
+    ) -> Result<Slot, Fault> {
+        let slot = |resource| Slot {
+            name: config.name.clone(),
+            resource,
+        };
+        let Some(notify) = payloads.notify(NotifyType::SA_RESOURCE_INFO) else {
+            return Ok(slot(0));
+        };
+        let taken: Vec<u32> = self
+            .sas
+            .get(&ike)
+            .and_then(IkeSa::established)
+            .into_iter()
+            .flat_map(|est| self.of_name(est, &config.name))
+            .map(|c| c.slot.resource)
+            .collect();
+        let named = <[u8; 4]>::try_from(&notify.data[..])
+            .map(u32::from_be_bytes)
+            .ok()
+            .filter(|n| (1..=config.resources).contains(n));
+        if let Some(resource) = named {
+            return Ok(slot(resource));
+        }
+        if !taken.contains(&0) {
+            return Ok(slot(0));
+        }
+        (1..=config.resources)
+            .find(|n| !taken.contains(n))
+            .map(slot)
+            .ok_or(Fault::Incompatible(Refusal::TsMaxQueue))
+    }
+
+    /// The slots of `config` that are missing on an IKE SA that we began.
+    pub(crate) fn missing_slots(&self, ike: IkeId, config: &ChildConfig) -> Vec<Slot> {
+        let Some(est) = self.sas.get(&ike).and_then(IkeSa::established) else {
+            return Vec::new();
+        };
+        let slot = |resource| Slot {
+            name: config.name.clone(),
+            resource,
+        };
+        let there: Vec<&Child> = self.of_name(est, &config.name).collect();
+        let Some(fallback) = there.iter().find(|c| c.slot.resource == 0) else {
+            return vec![slot(0)];
+        };
+        if fallback.shares == Some(false) {
+            return Vec::new();
+        }
+        let most = self.most_resources(est, config);
+        let has = |n: u32| there.iter().any(|c| c.slot.resource == n);
+        let have = (1..=config.resources).filter(|n| has(*n)).count();
+        (1..=config.resources)
+            .filter(|n| !has(*n))
+            .take((most as usize).saturating_sub(have))
+            .map(slot)
+            .collect()
+    }
+
+    /// How many the peer is known to take of those that we want.
+    fn most_resources(&self, est: &Established, config: &ChildConfig) -> u32 {
+        let most = est.most_resources.get(&config.name).copied();
+        most.map_or(config.resources, |most| most.min(config.resources))
+    }
+
+    /// The peer takes no more children of this name than stand now: it is not asked until one of
+    /// them is gone.
+    pub(crate) fn resources_full(&mut self, ike: IkeId, name: &str) {
+        let Some(est) = self.sas.get(&ike).and_then(IkeSa::established) else {
+            return;
+        };
+        let have = self.of_name(est, name).filter(|c| c.slot.resource > 0);
+        let have = u32::try_from(have.count()).unwrap_or(u32::MAX);
+        if let Some(est) = self.sas.get_mut(&ike).and_then(IkeSa::established_mut) {
+            est.most_resources.insert(name.to_owned(), have);
+            est.tasks.retain(|task| {
+                let crate::sa::Task::CreateChild(slot) = task else {
+                    return true;
+                };
+                slot.resource == 0 || slot.name != *name
+            });
+        }
+    }
+
+    /// What the peer refused is asked for again: we want another number now.
+    pub(crate) fn forget_full(&mut self, peer: &PeerId) {
+        let all: Vec<IkeId> = self
+            .peers
+            .get(peer)
+            .into_iter()
+            .flat_map(|p| p.sas.iter().copied())
+            .collect();
+        for id in all {
+            if let Some(est) = self.sas.get_mut(&id).and_then(IkeSa::established_mut) {
+                est.most_resources.clear();
+            }
+        }
+    }
+
+    /// Whether the child of an old IKE SA has nothing to wait for on a new one: the peer takes
+    /// none for its resource there, or we no longer want it.
+    pub(crate) fn is_left_out(&self, old: &Child, new: &Established) -> bool {
+        let config = self
+            .peers
+            .get(&old.peer)
+            .and_then(|p| p.child(&old.slot.name));
+        let Some(config) = config.filter(|_| old.slot.resource > 0) else {
+            return false;
+        };
+        let refused = |c: &Child| c.slot.resource == 0 && c.shares == Some(false);
+        old.slot.resource > config.resources
+            || new.most_resources.contains_key(&config.name)
+            || self.of_name(new, &config.name).any(refused)
+    }
+
+    /// Children for resources that are no longer wanted.
+    pub(crate) fn surplus_resources(&self, peer: &PeerId) -> Vec<(IkeId, ChildId)> {
+        let Some(known) = self.peers.get(peer) else {
+            return Vec::new();
+        };
+        let surplus = |slot: &Slot| {
+            known
+                .child(&slot.name)
+                .is_some_and(|c| slot.resource > c.resources)
+        };
+        known
+            .children
+            .iter()
+            .filter(|(slot, _)| surplus(slot))
+            .flat_map(|(_, set)| set)
+            .filter_map(|id| self.children.get(id))
+            .filter(|c| c.is_up())
+            .map(|c| (c.ike, c.id))
+            .collect()
+    }
+}
