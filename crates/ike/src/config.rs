@@ -120,6 +120,13 @@ pub struct Limits {
     pub children_per_ike_sa: usize,
     /// Commands that wait on one IKE SA for the message window.
     pub pending_commands: usize,
+    /// Fragments of one message (RFC 7383).
+    pub fragments: usize,
+    /// Bytes that a message in fragments may have.
+    pub fragmented_message: usize,
+    /// Bytes of all fragments that wait for the rest of their messages. When there are more, the
+    /// oldest message goes, those of peers that have not proven themselves first.
+    pub fragment_bytes: usize,
 }
 
 /// Settings of an [`crate::Engine`].
@@ -152,6 +159,10 @@ pub struct EngineConfig {
     pub soft_limits: SaLimits,
     /// Bounds.
     pub limits: Limits,
+    /// The largest IP packet, in bytes, that a message after IKE_SA_INIT is sent in; a larger
+    /// message goes in fragments (RFC 7383, 2.5.1). Every IPv6 path takes the default of 1280,
+    /// and nearly every IPv4 path. 0: fragments are neither made nor taken.
+    pub fragment_size: u16,
     /// UDP port of IKE: 500.
     pub port: u16,
     /// UDP port of IKE and ESP through a NAT: 4500.
@@ -179,6 +190,9 @@ impl Default for Limits {
             ike_sas_per_peer: 8,
             children_per_ike_sa: 256,
             pending_commands: 512,
+            fragments: 256,
+            fragmented_message: 64 << 10,
+            fragment_bytes: 4 << 20,
         }
     }
 }
@@ -202,6 +216,7 @@ impl Default for EngineConfig {
                 soft_packets: 1 << 36,
             },
             limits: Limits::default(),
+            fragment_size: 1280,
             port: 500,
             nat_port: 4500,
             danger_export_keys: false,

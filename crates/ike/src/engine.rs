@@ -13,6 +13,7 @@ use crate::config::{EngineConfig, Identity, LocalIdentity, PeerConfig};
 use crate::cookie::Cookies;
 use crate::error::Misuse;
 use crate::event::{ChildStatus, Counters, DownReason, Event, IkeId, IkeStatus, Transmit};
+use crate::fragments::Incomplete;
 use crate::message;
 use crate::peer::{self, Peer};
 use crate::sa::{Child, IkeSa, InitKey, Source, Task};
@@ -54,6 +55,7 @@ pub struct Engine {
     pub(crate) special: BTreeMap<IpAddr, Special>,
     pub(crate) half_open_total: usize,
     pub(crate) cookies: Cookies,
+    pub(crate) incomplete: Incomplete,
     pub(crate) timers: Timers,
     pub(crate) events: VecDeque<Event>,
     pub(crate) transmits: VecDeque<Transmit>,
@@ -81,6 +83,7 @@ impl Engine {
             special: BTreeMap::new(),
             half_open_total: 0,
             cookies: Cookies::new(),
+            incomplete: Incomplete::default(),
             timers: Timers::default(),
             events: VecDeque::new(),
             transmits: VecDeque::new(),

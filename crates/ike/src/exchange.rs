@@ -67,8 +67,11 @@ impl Engine {
         if freshness == Freshness::Outside {
             return Err("message_id");
         }
-        let plain = message::unprotect(&est.keys, bytes, &parsed).ok_or("decrypt_failed")?;
+        let plain = message::unprotect(&est.keys, bytes, &parsed)?;
         if freshness == Freshness::Repeated {
+            if !plain.asks_again() {
+                return Err("fragment_repeated");
+            }
             // To where it came from: a NAT may have forgotten the old mapping.
             if let Some(answer) = est.answered.last.clone() {
                 self.counters.answers_repeated += 1;
@@ -80,6 +83,9 @@ impl Engine {
             return Err("unexpected_exchange");
         }
         let made = est.unconfirmed.clone();
+        let Some(plain) = self.assemble(now, id, header, plain)? else {
+            return Ok(());
+        };
         self.heard(now, id, from);
         let outcome = plain.payloads().and_then(|payloads| {
             // All but its deletion says that the peer has settled on this SA.
@@ -176,8 +182,11 @@ impl Engine {
         if expected != Some((header.message_id, header.exchange)) {
             return Err("unexpected_answer");
         }
-        let plain = message::unprotect(&est.keys, bytes, &parsed).ok_or("decrypt_failed")?;
         let unsure = (!est.confirmed).then(|| est.unconfirmed.clone());
+        let plain = message::unprotect(&est.keys, bytes, &parsed)?;
+        let Some(plain) = self.assemble(now, id, header, plain)? else {
+            return Ok(());
+        };
         self.heard(now, id, from);
         self.timers.cancel(&Deadline::Retransmit(id));
         let taken = self

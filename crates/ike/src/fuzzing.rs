@@ -60,7 +60,7 @@ pub fn reseal(
     };
     let id = *receiver.by_spi.get(&theirs)?;
     let keys = keys_of(receiver.sas.get(&id)?)?;
-    let plain = message::unprotect(keys, datagram, &parsed)?;
+    let plain = message::unprotect(keys, datagram, &parsed).ok()?;
     let bytes = plain.inner().ok()?.to_vec();
     let (first, bytes) = change(&mut header, plain.first.0, bytes);
     let id = *sender.by_spi.get(&ours)?;

@@ -2,7 +2,7 @@
 //!
 //! [`Engine`] is told configuration, datagrams and the time; it answers with events, datagrams
 //! and the time at which it wants to be called again. What it does not do: EAP, IKEv1,
-//! configuration payloads, fragmentation, MOBIKE.
+//! configuration payloads, MOBIKE.
 #![forbid(unsafe_code)]
 
 mod config;
@@ -12,6 +12,7 @@ mod engine;
 mod error;
 mod event;
 mod exchange;
+mod fragments;
 #[cfg(feature = "fuzzing")]
 pub mod fuzzing;
 mod identity;

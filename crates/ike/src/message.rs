@@ -5,12 +5,13 @@
 //! (RFC 9242, 3.3.2), is computed over the whole: its [`Header`], and [`inner`] or [`Plain`].
 
 use testudo_wire::ike::{
-    Authentication, Certificate, CertificateRequest, Chain, Delete, EncryptedLayout, ExchangeType,
-    Header, Identification, KeyExchange, Message, Notify, NotifyType, ParsedPayload, Payload,
-    PayloadType, Proposal, Sealing, TrafficSelectors, build_clear, build_encrypted,
-    build_fragments, parse_chain, strip_padding,
+    Authentication, Certificate, CertificateRequest, Chain, Delete, Encrypted, EncryptedLayout,
+    ExchangeType, Fragment, Header, Identification, KeyExchange, Message, Notify, NotifyType,
+    ParsedPayload, Payload, PayloadType, Proposal, Sealing, TrafficSelectors, build_clear,
+    build_encrypted, build_fragments, parse_chain, strip_padding,
 };
 
+use crate::engine::Dropped;
 use crate::error::Fault;
 use crate::keys::IkeKeys;
 
@@ -100,35 +101,61 @@ pub(crate) fn seal(keys: &mut IkeKeys, sealing: Sealing) -> Result<Vec<u8>, Faul
     Ok(bytes)
 }
 
-/// A decrypted message: the type of its first payload and the payloads' bytes.
+/// A decrypted message, or one fragment of it: the type of its first payload and the payloads'
+/// bytes.
 pub(crate) struct Plain {
     pub(crate) first: PayloadType,
     /// The payloads, with padding.
     bytes: Vec<u8>,
+    /// Which part of the message it is; `None`: the whole.
+    pub(crate) fragment: Option<Fragment>,
 }
 
-/// Decrypts the SK payload of `message`, which was parsed from `datagram`. `None`: it is not the
-/// peer's, or not encrypted, or a fragment (which we never say we take).
-pub(crate) fn unprotect(keys: &IkeKeys, datagram: &[u8], message: &Message<'_>) -> Option<Plain> {
-    let encrypted = message.encrypted.as_ref()?;
-    if encrypted.fragment.is_some() {
-        return None;
+/// Decrypts the SK or SKF payload of `message`, which was parsed from `datagram`.
+pub(crate) fn unprotect(
+    keys: &IkeKeys,
+    datagram: &[u8],
+    message: &Message<'_>,
+) -> Result<Plain, Dropped> {
+    const FAILED: Dropped = "decrypt_failed";
+    let encrypted = message.encrypted.as_ref().ok_or(FAILED)?;
+    if encrypted.fragment.is_some() && keys.largest.is_none() {
+        return Err("fragment_unnegotiated");
     }
+    let text = decrypt(keys, datagram, encrypted).ok_or(FAILED)?;
+    Ok(Plain {
+        first: encrypted.first_inner,
+        bytes: text,
+        fragment: encrypted.fragment,
+    })
+}
+
+fn decrypt(keys: &IkeKeys, datagram: &[u8], encrypted: &Encrypted) -> Option<Vec<u8>> {
     let ranges = encrypted.ranges(LAYOUT).ok()?;
     let iv: [u8; 8] = datagram.get(ranges.iv)?.try_into().ok()?;
     let icv: [u8; 16] = datagram.get(ranges.icv)?.try_into().ok()?;
     let aad = datagram.get(ranges.aad)?;
     let mut text = datagram.get(ranges.ciphertext)?.to_vec();
-    if !keys.open(iv, aad, &mut text, &icv) {
-        return None;
-    }
-    Some(Plain {
-        first: encrypted.first_inner,
-        bytes: text,
-    })
+    keys.open(iv, aad, &mut text, &icv).then_some(text)
 }
 
 impl Plain {
+    /// A message of which all parts are there; `inner` is their content, without padding.
+    pub(crate) fn joined(first: PayloadType, mut inner: Vec<u8>) -> Self {
+        inner.push(0); // The pad length.
+        Self {
+            first,
+            bytes: inner,
+            fragment: None,
+        }
+    }
+
+    /// Of a repeated request: whether our answer goes out again. Else each of its fragments
+    /// would bring the whole answer (RFC 7383, 2.6.1; lesson L22).
+    pub(crate) fn asks_again(&self) -> bool {
+        self.fragment.is_none_or(|f| f.number == 1)
+    }
+
     /// The payloads' bytes without padding: what RFC 9242, 3.3.2 calls P.
     pub(crate) fn inner(&self) -> Result<&[u8], Fault> {
         strip_padding(&self.bytes).map_err(Fault::Malformed)

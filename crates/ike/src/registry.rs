@@ -164,6 +164,7 @@ impl Engine {
         {
             self.bury(id, reason, now);
         }
+        self.forget_fragments(id);
         let Some(sa) = self.sas.remove(&id) else {
             return;
         };

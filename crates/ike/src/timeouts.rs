@@ -20,6 +20,7 @@ impl Engine {
             Deadline::ExpireIke(id) => self.shut(id, DownReason::Expired, now),
             Deadline::Liveness(id) => self.silent(id, now),
             Deadline::Redundant(id) => self.remove_sa(id, DownReason::Replaced, now),
+            Deadline::Reassembly(id) => self.fragments_over(id),
             Deadline::Keepalive(id) => self.keepalive(id, now),
             Deadline::RekeyChild(id) => self.child_soft_end(id, now),
             Deadline::ExpireChild(id) => self.child_hard_end(id, now),

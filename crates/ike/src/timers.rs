@@ -21,6 +21,8 @@ pub(crate) enum Deadline {
     Liveness(IkeId),
     /// A replaced IKE SA that the peer should have deleted.
     Redundant(IkeId),
+    /// The other fragments of a message must have come.
+    Reassembly(IkeId),
     /// A NAT wants to see a packet (RFC 3948, 4).
     Keepalive(IkeId),
     /// Soft lifetime of a child.
@@ -90,6 +92,7 @@ impl Timers {
             Deadline::ExpireIke(ike),
             Deadline::Liveness(ike),
             Deadline::Redundant(ike),
+            Deadline::Reassembly(ike),
             Deadline::Keepalive(ike),
         ] {
             self.cancel(&deadline);

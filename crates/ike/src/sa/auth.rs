@@ -9,6 +9,7 @@ use crate::config::{Identity, PeerAuth};
 use crate::engine::{Dropped, Engine, Path};
 use crate::error::{Fault, Refusal, check_of};
 use crate::event::{CertificateFacts, DownReason, IkeId};
+use crate::fragments;
 use crate::keys::IkeKeys;
 use crate::message::{self, Answered, Payloads, RawId, Request};
 use crate::nat::Nat;
@@ -67,6 +68,7 @@ impl Engine {
             nonce_r: payloads.nonce.clone().unwrap_or_default(),
         };
         let mut keys = agreed.keys;
+        keys.largest = fragments::largest(&self.config, &payloads, sa.remote);
         let childless = payloads
             .notify(NotifyType::CHILDLESS_IKEV2_SUPPORTED)
             .is_some();
@@ -288,12 +290,19 @@ impl Engine {
         if header.message_id != 1 {
             return Err("message_id");
         }
-        let plain = message::unprotect(&half.keys, bytes, &parsed).ok_or("decrypt_failed")?;
+        let plain = message::unprotect(&half.keys, bytes, &parsed)?;
         if let Some(answer) = half.refused.clone() {
+            if !plain.asks_again() {
+                return Err("fragment_repeated");
+            }
             self.counters.answers_repeated += 1;
             self.send(from, &answer);
             return Ok(());
         }
+        let Some(plain) = self.assemble(now, id, header, plain)? else {
+            return Ok(());
+        };
+        let sa = self.sas.get_mut(&id).ok_or("unknown_spi")?;
         // The peer moves to port 4500 here, and through a NAT from anywhere.
         if sa.nat.encapsulate() || sa.remote.ip() == from.remote.ip() {
             sa.local = from.local;
@@ -485,7 +494,10 @@ impl Engine {
         if header.message_id != 1 {
             return Err("unexpected_answer");
         }
-        let plain = message::unprotect(&sent.keys, bytes, &parsed).ok_or("decrypt_failed")?;
+        let plain = message::unprotect(&sent.keys, bytes, &parsed)?;
+        let Some(plain) = self.assemble(now, id, header, plain)? else {
+            return Ok(());
+        };
         self.timers.cancel(&crate::timers::Deadline::Retransmit(id));
         let payloads = match plain.payloads() {
             Ok(payloads) => payloads,

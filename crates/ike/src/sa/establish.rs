@@ -254,6 +254,7 @@ impl Engine {
             peer: Some(peer.clone()),
             born,
             init_key: None,
+            partial: Vec::new(),
             state: State::Established(Box::new(new)),
         };
         self.insert_sa(sa);

@@ -13,6 +13,7 @@ use testudo_wire::ike::{
 use crate::engine::{Dropped, Engine, Path};
 use crate::error::{Fault, Refusal};
 use crate::event::{DownReason, IkeId};
+use crate::fragments;
 use crate::keys::{IkeKeys, Seeds, skeyseed};
 use crate::message::{self, Payloads, Request};
 use crate::nat::{self, Nat};
@@ -58,6 +59,7 @@ impl Engine {
             peer: Some(peer_id.clone()),
             born,
             init_key: None,
+            partial: Vec::new(),
             state: State::InitSent(Box::new(InitSent {
                 ke,
                 nonce,
@@ -106,6 +108,7 @@ impl Engine {
             &mut *self.random,
         ));
         payloads.push(proof::hashes());
+        payloads.extend(fragments::supported(&self.config));
         match message::clear(&header, &payloads) {
             Ok(bytes) => {
                 init.request = Request::new(0, ExchangeType::IKE_SA_INIT, bytes);
@@ -392,9 +395,11 @@ impl Engine {
         };
         let seed = skeyseed(chosen.suite.prf, &seeds, &secret);
         let export = self.config.danger_export_keys;
-        let keys = IkeKeys::derive(chosen.suite, &seed, &seeds, false, export)?;
-        let response =
-            self.build_init_answer(from, (key.spi_i, spi_ours), &chosen, public, &nonce_r)?;
+        let mut keys = IkeKeys::derive(chosen.suite, &seed, &seeds, false, export)?;
+        keys.largest = fragments::largest(&self.config, &payloads, from.remote);
+        let spis = (key.spi_i, spi_ours);
+        let fragments = keys.largest.is_some();
+        let response = self.build_init_answer(from, spis, &chosen, public, &nonce_r, fragments)?;
         let born = self.tick();
         let forced = self.wants_encapsulation(from);
         let sa = IkeSa {
@@ -408,6 +413,7 @@ impl Engine {
             peer: None,
             born,
             init_key: Some(key),
+            partial: Vec::new(),
             state: State::HalfOpen(Box::new(HalfOpen {
                 keys,
                 transcript: Transcript {
@@ -464,6 +470,7 @@ impl Engine {
         chosen: &proposal::Chosen<crate::keys::Suite>,
         public: Vec<u8>,
         nonce: &[u8],
+        fragments: bool,
     ) -> Result<Vec<u8>, Fault> {
         let forced = self.wants_encapsulation(from);
         let mut payloads = vec![
@@ -482,6 +489,9 @@ impl Engine {
             NotifyType::CHILDLESS_IKEV2_SUPPORTED,
             [],
         )));
+        if fragments {
+            payloads.extend(fragments::supported(&self.config));
+        }
         let header = Header::new(spis.0, spis.1, ExchangeType::IKE_SA_INIT, false, true, 0);
         message::clear(&header, &payloads)
     }

@@ -18,6 +18,7 @@ use testudo_wire::ike::NotifyType;
 
 use crate::config::Identity;
 use crate::event::{CertificateFacts, DownReason, IkeId};
+use crate::fragments::Assembly;
 use crate::keys::IkeKeys;
 use crate::message::{Answered, Datagrams, Request};
 use crate::nat::Nat;
@@ -39,6 +40,8 @@ pub(crate) struct IkeSa {
     pub(crate) born: u64,
     /// How a repeated IKE_SA_INIT request finds it.
     pub(crate) init_key: Option<InitKey>,
+    /// Messages of which only some fragments have come.
+    pub(crate) partial: Vec<Assembly>,
     pub(crate) state: State,
 }
 

@@ -116,7 +116,8 @@ impl Engine {
             .ok_or(Fault::Bug("not established"))?;
         let seed = skeyseed_rekey(&old.keys, &seeds, &shared);
         let export = self.config.danger_export_keys;
-        let keys = IkeKeys::derive(chosen.suite, &seed, &seeds, false, export)?;
+        let mut keys = IkeKeys::derive(chosen.suite, &seed, &seeds, false, export)?;
+        keys.largest = old.keys.largest;
         let answer = vec![
             Payload::Sa(proposal::ike_answer(&chosen, Some(spi_r))),
             Payload::Nonce(nonce_r.clone()),
@@ -188,7 +189,8 @@ impl Engine {
             .ok_or(Fault::Bug("not established"))?;
         let seed = skeyseed_rekey(&old.keys, &seeds, &shared);
         let export = self.config.danger_export_keys;
-        let keys = IkeKeys::derive(suite, &seed, &seeds, true, export)?;
+        let mut keys = IkeKeys::derive(suite, &seed, &seeds, true, export)?;
+        keys.largest = old.keys.largest;
         let birth = SuccessorBirth {
             keys,
             initiator: true,

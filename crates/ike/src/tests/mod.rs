@@ -1,6 +1,7 @@
 //! Engines against each other on virtual time.
 
 mod closing;
+mod fragments;
 mod handshake;
 mod hostile;
 mod life;
