@@ -385,6 +385,7 @@ impl Engine {
                     established: c.since,
                     rekeys: c.rekeys,
                     sending: sending(c),
+                    deleting: !c.is_up(),
                 })
                 .collect()
         });

@@ -294,4 +294,6 @@ pub struct ChildStatus {
     pub rekeys: u32,
     /// Whether packets are sent on it.
     pub sending: bool,
+    /// Whether we are deleting it: it only receives, until the peer has answered.
+    pub deleting: bool,
 }

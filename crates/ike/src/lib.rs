@@ -15,6 +15,7 @@ mod exchange;
 mod fragments;
 #[cfg(feature = "fuzzing")]
 pub mod fuzzing;
+mod held;
 mod identity;
 mod keys;
 mod message;

@@ -232,11 +232,11 @@ impl Engine {
         match established {
             None => self.remove_sa(id, reason, now),
             Some(Phase::Shut | Phase::Gone) => {}
-            Some(phase) => {
+            Some(_) => {
+                // A DELETE that waited for the window is forgotten with the other tasks; one
+                // that is under way is not sent twice.
                 self.bury(id, reason, now);
-                if !matches!(phase, Phase::Leaving(_)) {
-                    self.push_task(id, Task::DeleteIke, now);
-                }
+                self.push_task(id, Task::DeleteIke, now);
             }
         }
     }

@@ -121,7 +121,6 @@ impl Timers {
         }
     }
 
-    #[cfg(any(test, feature = "fuzzing"))]
     pub(crate) fn len(&self) -> usize {
         self.by_name.len()
     }

@@ -3,19 +3,25 @@
 //! [`chaos::run`] lets one seed decide everything: topology, loss, duplicates, reordering,
 //! delay, silences, restarts, commands. [`search::walk`] leaves nothing to chance: it walks every
 //! order in which the datagrams of two engines can arrive, with a number of losses and
-//! duplicates. Both end in the same [`net::Net`], which holds a twin of each node's SAs and
-//! checks after each step:
+//! duplicates. Both hold a twin of each node's SAs ([`node::Twin`]) and check after each step
+//! ([`rules`]):
 //!
-//! - no SPI and no key is given out twice;
+//! - no SPI and no key is given out twice; under no key is an IV used twice;
 //! - nobody sends on an SA whose other half the peer has removed because it was replaced, or
 //!   has not installed yet, while it knows of another that opens;
 //! - a child and an IKE SA go down once, and only after they came up;
 //! - no honest peer is blamed for breaking the protocol.
 //!
 //! Once the network is fair again, both ends must agree within a bound: one IKE SA, one child a
-//! purpose, nothing left over.
+//! purpose, nothing left over. The seeds seal and open real ESP ([`esp`]) on the way; the search
+//! compares SPIs and keys, which comes to the same.
 #![forbid(unsafe_code)]
 
 pub mod chaos;
+pub mod esp;
 pub mod net;
+pub mod node;
+pub mod rules;
+pub mod scene;
 pub mod search;
+mod side;

@@ -2,22 +2,31 @@
 #![forbid(unsafe_code)]
 
 use std::process::ExitCode;
-use std::time::Duration;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Mutex, PoisonError};
 
-use testudo_sim::{chaos, search};
+use testudo_sim::chaos::{self, Outcome};
+use testudo_sim::scene::{SCENES, Scene};
+use testudo_sim::search::{self, Bounds, Walked};
 
 const HELP: &str = "\
-testudo-sim [--seeds N]                            N seeds (10000), then the search of all orders
+testudo-sim [--seeds N] [--from S] [--orders M]    N seeds (10000) from S (0), then all orders of
+                                                   each scene with M seeds (2)
+testudo-sim --orders M                             only the orders
 testudo-sim --seed S                               one seed
-testudo-sim --scene SCENE --seed S --choices 1,0,2 one walk of the search
+testudo-sim --scene SCENE --seed S --order WORDS   one order of the search, told step by step
+    [--traffic yes]                                ... with ESP
 ";
 
 #[derive(Default)]
 struct Arguments {
     seeds: Option<u64>,
+    from: u64,
     seed: Option<u64>,
+    orders: Option<u64>,
     scene: Option<String>,
-    choices: Vec<usize>,
+    order: String,
+    traffic: bool,
 }
 
 fn main() -> ExitCode {
@@ -26,9 +35,9 @@ fn main() -> ExitCode {
         return ExitCode::from(2);
     };
     let done = match (&arguments.scene, arguments.seed) {
-        (Some(scene), seed) => replay(scene, seed.unwrap_or(1), &arguments.choices),
+        (Some(scene), seed) => replay(scene, seed.unwrap_or(1), &arguments),
         (None, Some(seed)) => chaos::run(seed).map(|o| println!("seed {seed}: {o:?}")),
-        (None, None) => all(arguments.seeds.unwrap_or(10_000)),
+        (None, None) => all(&arguments),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
@@ -45,12 +54,12 @@ fn read(mut words: impl Iterator<Item = String>) -> Option<Arguments> {
         let value = words.next()?;
         match word.as_str() {
             "--seeds" => arguments.seeds = Some(value.parse().ok()?),
+            "--from" => arguments.from = value.parse().ok()?,
             "--seed" => arguments.seed = Some(value.parse().ok()?),
+            "--orders" => arguments.orders = Some(value.parse().ok()?),
             "--scene" => arguments.scene = Some(value),
-            "--choices" => {
-                let parts = value.split(',').filter(|p| !p.is_empty());
-                arguments.choices = parts.map(str::parse).collect::<Result<_, _>>().ok()?;
-            }
+            "--order" => arguments.order = value,
+            "--traffic" => arguments.traffic = value == "yes",
             _ => return None,
         }
     }
@@ -58,48 +67,21 @@ fn read(mut words: impl Iterator<Item = String>) -> Option<Arguments> {
 }
 
 /// All seeds, then all orders. Goes on after a failure, to tell how many there are.
-fn all(seeds: u64) -> Result<(), String> {
+fn all(arguments: &Arguments) -> Result<(), String> {
     let mut failures = Vec::new();
-    let (mut datagrams, mut lost, mut commands) = (0, 0, 0);
-    let mut longest = Duration::ZERO;
-    for seed in 0..seeds {
-        match chaos::run(seed) {
-            Ok(outcome) => {
-                datagrams += outcome.datagrams;
-                lost += outcome.lost;
-                commands += outcome.commands;
-                longest = longest.max(outcome.settled);
-            }
-            Err(text) => failures.push(text),
-        }
+    let seeds_wanted = match (arguments.seeds, arguments.orders) {
+        (None, Some(_)) => 0,
+        (wanted, _) => wanted.unwrap_or(10_000),
+    };
+    if seeds_wanted > 0 {
+        failures.extend(seeds(arguments.from, seeds_wanted));
     }
-    println!(
-        "{seeds} seeds, {} failed: {commands} commands, {datagrams} datagrams, {lost} packets \
-         lost, agreement after at most {longest:?}",
-        failures.len()
-    );
-    let mut orders = 0;
-    for scene in search::SCENES {
-        for (seed, bounds) in search::full() {
-            match search::walk(scene, seed, bounds) {
-                Ok(walked) => {
-                    orders += walked.orders;
-                    let cut = if walked.cut { ", cut short" } else { "" };
-                    println!(
-                        "{scene:?}, seed {seed}, {} lost, {} twice: {} orders{cut}",
-                        bounds.losses, bounds.duplicates, walked.orders
-                    );
-                }
-                Err(text) => failures.push(text),
-            }
-        }
-    }
-    println!("{orders} orders walked");
+    failures.extend(orders(arguments.orders.unwrap_or(2)));
     match failures.first() {
         None => Ok(()),
         Some(first) => {
             let replays = failures.iter().filter_map(|f| f.lines().last());
-            let replays: Vec<&str> = replays.take(20).collect();
+            let replays: Vec<&str> = replays.take(40).collect();
             let number = failures.len();
             Err(format!(
                 "{first}\n{number} failures:\n{}",
@@ -109,14 +91,113 @@ fn all(seeds: u64) -> Result<(), String> {
     }
 }
 
-fn replay(scene: &str, seed: u64, choices: &[usize]) -> Result<(), String> {
-    let found = search::SCENES.iter().find(|s| format!("{s:?}") == scene);
-    let scene = *found.ok_or_else(|| format!("no scene {scene}: {:?}", search::SCENES))?;
-    let bounds = search::Bounds {
-        losses: 2,
-        duplicates: 2,
-        choices: choices.len(),
-        walks: 1,
+/// Does `work` for each number below `many`, on all cores.
+fn spread(many: u64, work: impl Fn(u64) + Sync) {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let next = AtomicU64::new(0);
+    std::thread::scope(|scope| {
+        for _ in 0..cores {
+            scope.spawn(|| {
+                loop {
+                    let number = next.fetch_add(1, Relaxed);
+                    if number >= many {
+                        return;
+                    }
+                    work(number);
+                }
+            });
+        }
+    });
+}
+
+fn seeds(from: u64, many: u64) -> Vec<String> {
+    let sum = Mutex::new((Outcome::default(), Vec::new()));
+    spread(many, |n| {
+        let result = chaos::run(from + n);
+        let mut sum = sum.lock().unwrap_or_else(PoisonError::into_inner);
+        match result {
+            Ok(outcome) => {
+                sum.0.datagrams += outcome.datagrams;
+                sum.0.packets += outcome.packets;
+                sum.0.lost += outcome.lost;
+                sum.0.commands += outcome.commands;
+                sum.0.settled = sum.0.settled.max(outcome.settled);
+            }
+            Err(text) => sum.1.push((from + n, text)),
+        }
+    });
+    let (sum, mut failures) = sum.into_inner().unwrap_or_else(PoisonError::into_inner);
+    println!(
+        "{many} seeds from {from}, {} failed: {} commands, {} datagrams, {} ESP packets, {} \
+         lost, agreement after at most {:?}",
+        failures.len(),
+        sum.commands,
+        sum.datagrams,
+        sum.packets,
+        sum.lost,
+        sum.settled
+    );
+    failures.sort();
+    failures.into_iter().map(|(_, text)| text).collect()
+}
+
+/// Walks all scenes with some seeds: different ends win. Every other seed with ESP.
+fn orders(seeds: u64) -> Vec<String> {
+    let mut jobs: Vec<(Scene, u64, Bounds)> = Vec::new();
+    for seed in 1..=seeds {
+        for scene in SCENES {
+            let bounds = Bounds {
+                traffic: seed % 2 == 0,
+                ..search::FULL
+            };
+            jobs.push((scene, seed, bounds));
+        }
+    }
+    let many = u64::try_from(jobs.len()).unwrap_or(u64::MAX);
+    let sum = Mutex::new((0_u128, Vec::new()));
+    spread(many, |n| {
+        let (scene, seed, bounds) = jobs[usize::try_from(n).expect("it is below their number")];
+        let result = search::walk(scene, seed, bounds);
+        let mut sum = sum.lock().unwrap_or_else(PoisonError::into_inner);
+        match result {
+            Ok(walked) => {
+                sum.0 = sum.0.saturating_add(walked.orders);
+                tell(scene, seed, bounds, &walked);
+            }
+            Err(text) => sum.1.push(text),
+        }
+    });
+    let (orders, failures) = sum.into_inner().unwrap_or_else(PoisonError::into_inner);
+    println!("{orders} orders walked, {} scenes failed", failures.len());
+    failures
+}
+
+fn tell(scene: Scene, seed: u64, bounds: Bounds, walked: &Walked) {
+    let cut = match walked.cut {
+        0 => String::new(),
+        cut => format!(", CUT SHORT: {cut} ways not gone"),
     };
-    search::once(scene, seed, bounds, choices).map(|taken| println!("{taken:?}"))
+    let traffic = if bounds.traffic { ", with ESP" } else { "" };
+    println!(
+        "{scene:?}, seed {seed}, up to {} lost and {} twice{traffic}: {} orders through {} states \
+         ({} and {} of the engines){cut}",
+        bounds.losses,
+        bounds.duplicates,
+        walked.orders,
+        walked.states,
+        walked.engines[0],
+        walked.engines[1]
+    );
+}
+
+fn replay(scene: &str, seed: u64, arguments: &Arguments) -> Result<(), String> {
+    let found = SCENES.iter().find(|s| format!("{s:?}") == scene);
+    let scene = *found.ok_or_else(|| format!("no scene {scene}: {SCENES:?}"))?;
+    let bounds = Bounds {
+        traffic: arguments.traffic,
+        ..search::FULL
+    };
+    let story = search::replay(scene, seed, bounds, &arguments.order)?;
+    println!("{story}");
+    Ok(())
 }

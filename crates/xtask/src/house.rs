@@ -60,7 +60,7 @@ const TABLE: [(&str, &[&str]); 19] = [
             "datapath-user",
         ],
     ),
-    ("sim", &["crypto", "ike", "model"]),
+    ("sim", &["crypto", "esp", "ike", "model"]),
     ("fuzz", &["crypto", "esp", "ike", "model", "pki", "wire"]),
     ("xtask", &["interop"]),
 ];

@@ -393,16 +393,19 @@ impl Engine {
             return;
         };
         let mut todo = Vec::new();
+        let mut wanted = BTreeSet::new();
         let mut wait: Option<Monotonic> = None;
+        let best = self.best_ike(id);
         for ike in self.open_sas(id) {
             let Some(est) = self.sas.get(&ike).and_then(IkeSa::established) else {
                 continue;
             };
             let begun = est.lineage.initiated;
-            if self.best_ike(id) != Some(ike) && !begun {
+            if best != Some(ike) && !begun {
                 continue;
             }
             for slot in self.wanted_slots(id, ike, begun) {
+                wanted.insert(slot.clone());
                 match peer.retries.get(&slot) {
                     Some(retry) if retry.not_before > now.monotonic => {
                         let at = wait.map_or(retry.not_before, |w| w.min(retry.not_before));
@@ -411,6 +414,10 @@ impl Engine {
                     _ => todo.push((ike, slot)),
                 }
             }
+        }
+        if let Some(peer) = self.peers.get_mut(id) {
+            // What was refused on an IKE SA that lost may stand on the winner.
+            peer.retries.retain(|slot, _| wanted.contains(slot));
         }
         if let Some(at) = wait {
             self.timers.set(Deadline::Children(id.clone()), at);
@@ -452,6 +459,10 @@ impl Engine {
         let Some(peer) = self.peers.get_mut(id) else {
             return;
         };
+        if peer.child(&slot.name).is_none() {
+            // No longer wanted: the refusal is welcome.
+            return;
+        }
         let failures = peer.retries.get(slot).map_or(1, |r| r.failures + 1);
         let wait = retry_wait(failures);
         let not_before = now.monotonic + wait;

@@ -142,3 +142,33 @@ fn a_successor_settled_on_in_silence_notices_the_silence() {
     net.run(Duration::from_secs(120));
     net.assert_connected(0, 1, 1);
 }
+
+// Found by the simulation: the DELETE that waited for the window was forgotten, and the peer kept
+// the SA for good.
+#[test]
+fn an_sa_closed_while_it_leaves_is_deleted_all_the_same() {
+    let mut net = pair(33);
+    let mut first = true;
+    net.filter = Some(Box::new(move |from, _, bytes| {
+        let answer = from.ip() == address(1) && bytes[18] == 36 && bytes[19] & 0x20 != 0;
+        if answer && std::mem::take(&mut first) {
+            return Fate::Delay(Duration::from_millis(400));
+        }
+        Fate::Pass
+    }));
+    rekey_child(&mut net);
+    net.act(0, |e, now| e.reauthenticate(&peer_id(1), now))
+        .unwrap();
+    net.run_ms(100);
+    let leaves = |net: &Net| {
+        net.nodes[0]
+            .engine
+            .status()
+            .iter()
+            .any(|s| s.state == "leaving")
+    };
+    assert!(leaves(&net), "{}", net.story());
+    net.act(0, |e, now| e.remove_peer(&peer_id(1), now));
+    net.run(Duration::from_secs(100));
+    assert_gone(&net);
+}
