@@ -249,6 +249,8 @@ impl Engine {
         }
         match action(&sa.state, header.exchange, flags.response)? {
             Action::InitAnswer => self.init_answer(now, id, from, bytes),
+            Action::IntermediateRequest => self.intermediate_request(now, id, from, bytes, &header),
+            Action::IntermediateAnswer => self.intermediate_answer(now, id, from, bytes, &header),
             Action::AuthRequest => self.auth_request(now, id, from, bytes, &header),
             Action::AuthAnswer => self.auth_answer(now, id, from, bytes, &header),
             Action::RefusingAnswer => self.refusing_answer(now, id, bytes, &header),

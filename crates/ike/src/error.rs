@@ -56,6 +56,7 @@ pub(crate) enum Refusal {
     TsMaxQueue,
     TemporaryFailure,
     ChildNotFound(u32),
+    StateNotFound,
 }
 
 impl Fault {
@@ -139,6 +140,7 @@ impl Refusal {
             Self::NoAdditionalSas => plain(NotifyType::NO_ADDITIONAL_SAS),
             Self::TsMaxQueue => plain(NotifyType::TS_MAX_QUEUE),
             Self::TemporaryFailure => plain(NotifyType::TEMPORARY_FAILURE),
+            Self::StateNotFound => plain(NotifyType::STATE_NOT_FOUND),
             Self::ChildNotFound(spi) => Notify {
                 protocol: ProtocolId::ESP,
                 ..Notify::about_esp(NotifyType::CHILD_SA_NOT_FOUND, spi)

@@ -92,12 +92,15 @@ impl Engine {
             if !payloads.deletes.contains(&Delete::Ike) {
                 self.peer_uses(id, now);
             }
-            if header.exchange == ExchangeType::CREATE_CHILD_SA {
-                // Before a new child is made: none may be sent on while an older one is sure.
-                self.confirm_ike(id, made.clone(), now);
-                self.create_request(now, id, payloads)
+            if header.exchange == ExchangeType::INFORMATIONAL {
+                return self.informational_request(now, id, payloads);
+            }
+            // Before a new child is made: none may be sent on while an older one is sure.
+            self.confirm_ike(id, made.clone(), now);
+            if header.exchange == ExchangeType::IKE_FOLLOWUP_KE {
+                self.follow_request(now, id, &payloads)
             } else {
-                self.informational_request(now, id, payloads)
+                self.create_request(now, id, payloads)
             }
         });
         if !matches!(outcome, Ok(Reply { gone: Some(_), .. })) {
@@ -217,7 +220,8 @@ impl Engine {
             Pending::CreateChild(_) if self.is_shut(id) => {}
             Pending::CreateChild(request) => {
                 self.create_answer(now, id, from, *request, payloads);
-                if let Some(est) = self.sas.get_mut(&id).and_then(IkeSa::established_mut) {
+                let est = self.sas.get_mut(&id).and_then(IkeSa::established_mut);
+                if let Some(est) = est.filter(|est| !est.awaits_child()) {
                     est.deleted_spis.clear();
                 }
             }
@@ -350,7 +354,7 @@ impl Engine {
                 });
                 self.attempt_failed(id, what, now);
             }
-            State::AuthSent(_) => self.attempt_failed(id, silent, now),
+            State::IntermediateSent(_) | State::AuthSent(_) => self.attempt_failed(id, silent, now),
             State::Refusing(_) | State::HalfOpen(_) | State::Gap => {
                 self.remove_sa(id, DownReason::Dead, now)
             }
@@ -390,7 +394,9 @@ impl Engine {
                 return;
             }
             // A rekeyed SA has one thing left to say.
-            let wanted = |task: &Task| est.phase == Phase::Open || *task == Task::DeleteIke;
+            let wanted = |task: &Task| {
+                est.phase == Phase::Open && !est.yields(task) || *task == Task::DeleteIke
+            };
             let Some(index) = est.tasks.iter().position(wanted) else {
                 return;
             };

@@ -2,6 +2,7 @@
 
 use testudo_crypto::{Aead, AeadKey, KeMethod, Prf, SecretBytes};
 
+use crate::addke::Rounds;
 use crate::error::Fault;
 use crate::event::DangerIkeKeys;
 
@@ -11,6 +12,8 @@ pub(crate) struct Suite {
     pub(crate) aead: Aead,
     pub(crate) prf: Prf,
     pub(crate) ke: KeMethod,
+    /// The key exchanges after it (RFC 9370).
+    pub(crate) additional: Rounds,
 }
 
 impl Suite {
@@ -25,16 +28,25 @@ impl Suite {
             Prf::HmacSha384 => "PRF_HMAC_SHA2_384",
             Prf::HmacSha512 => "PRF_HMAC_SHA2_512",
         };
-        let ke = match self.ke {
-            KeMethod::Modp2048 => "MODP_2048",
-            KeMethod::P256 => "ECP_256",
-            KeMethod::P384 => "ECP_384",
-            KeMethod::P521 => "ECP_521",
-            KeMethod::X25519 => "CURVE_25519",
-            KeMethod::MlKem768 => "ML_KEM_768",
-            KeMethod::MlKem1024 => "ML_KEM_1024",
-        };
-        format!("{aead}/{prf}/{ke}")
+        let mut name = format!("{aead}/{prf}");
+        for ke in std::iter::once(self.ke).chain(self.additional.methods()) {
+            name.push('/');
+            name.push_str(ke_name(ke));
+        }
+        name
+    }
+}
+
+/// A key exchange method, for people.
+fn ke_name(method: KeMethod) -> &'static str {
+    match method {
+        KeMethod::Modp2048 => "MODP_2048",
+        KeMethod::P256 => "ECP_256",
+        KeMethod::P384 => "ECP_384",
+        KeMethod::P521 => "ECP_521",
+        KeMethod::X25519 => "CURVE_25519",
+        KeMethod::MlKem768 => "ML_KEM_768",
+        KeMethod::MlKem1024 => "ML_KEM_1024",
     }
 }
 
@@ -52,16 +64,26 @@ pub(crate) fn skeyseed(prf: Prf, seeds: &Seeds<'_>, shared: &SecretBytes) -> Sec
     prf.compute(&key, &[shared.as_bytes()])
 }
 
-/// SKEYSEED of a rekeyed IKE SA, by the old SA's PRF and SK_d (RFC 7296, 2.18).
+/// SKEYSEED of a rekeyed IKE SA, by the old SA's PRF and SK_d (RFC 7296, 2.18): prf (SK_d,
+/// SK(0) | Ni | Nr | SK(1) | ... | SK(n)) of the `secrets` of all its key exchanges (RFC 9370,
+/// 2.2.4).
 pub(crate) fn skeyseed_rekey(
     old: &IkeKeys,
     seeds: &Seeds<'_>,
-    shared: &SecretBytes,
+    secrets: &[SecretBytes],
 ) -> SecretBytes {
-    old.suite.prf.compute(
-        old.sk_d.as_bytes(),
-        &[shared.as_bytes(), seeds.nonce_i, seeds.nonce_r],
-    )
+    let parts = mixed(secrets, seeds.nonce_i, seeds.nonce_r);
+    old.suite.prf.compute(old.sk_d.as_bytes(), &parts)
+}
+
+/// SK(0) | Ni | Nr | SK(1) | ... | SK(n).
+fn mixed<'a>(secrets: &'a [SecretBytes], nonce_i: &'a [u8], nonce_r: &'a [u8]) -> Vec<&'a [u8]> {
+    let mut secrets = secrets.iter().map(SecretBytes::as_bytes);
+    let first = secrets.next().unwrap_or_default();
+    [first, nonce_i, nonce_r]
+        .into_iter()
+        .chain(secrets)
+        .collect()
 }
 
 /// The keys of an IKE SA, seen from one end.
@@ -126,20 +148,36 @@ impl IkeKeys {
         })
     }
 
-    /// KEYMAT of a child: the key from initiator to responder, then the other (RFC 7296, 2.17).
+    /// The keys after an additional key exchange: all of them anew from SKEYSEED(n) =
+    /// prf (SK_d(n-1), SK(n) | Ni | Nr) (RFC 9370, 2.2.2).
+    pub(crate) fn mix(
+        &self,
+        shared: SecretBytes,
+        seeds: &Seeds<'_>,
+        initiator: bool,
+    ) -> Result<Self, Fault> {
+        let seed = skeyseed_rekey(self, seeds, &[shared]);
+        let export = self.export.is_some();
+        let mut keys = Self::derive(self.suite, &seed, seeds, initiator, export)?;
+        keys.largest = self.largest;
+        Ok(keys)
+    }
+
+    /// KEYMAT of a child: the key from initiator to responder, then the other (RFC 7296, 2.17),
+    /// of the `secrets` of all its key exchanges, of which there may be none (RFC 9370, 2.2.4).
     pub(crate) fn child_keymat(
         &self,
         aead: Aead,
-        shared: Option<&SecretBytes>,
+        secrets: &[SecretBytes],
         nonce_i: &[u8],
         nonce_r: &[u8],
     ) -> (SecretBytes, SecretBytes) {
-        let shared = shared.map_or(&[][..], SecretBytes::as_bytes);
         let len = aead.keymat_len();
-        let stream =
-            self.suite
-                .prf
-                .plus(self.sk_d.as_bytes(), &[shared, nonce_i, nonce_r], 2 * len);
+        let stream = self.suite.prf.plus(
+            self.sk_d.as_bytes(),
+            &mixed(secrets, nonce_i, nonce_r),
+            2 * len,
+        );
         let (to_responder, to_initiator) = stream.as_bytes().split_at(len);
         (to_responder.into(), to_initiator.into())
     }
@@ -198,6 +236,7 @@ mod tests {
             aead: Aead::Aes256Gcm16,
             prf: Prf::HmacSha256,
             ke: KeMethod::X25519,
+            additional: Rounds::default(),
         }
     }
 
@@ -235,9 +274,40 @@ mod tests {
         assert_eq!(export.sk_er.as_bytes(), &all[68..104]);
         assert_eq!(keys.sk_p.0.as_bytes(), &all[104..136]);
         assert_eq!(keys.sk_p.1.as_bytes(), &all[136..168]);
-        let (out, back) = keys.child_keymat(Aead::Aes256Gcm16, Some(&shared), &[1; 32], &[2; 32]);
+        let secrets = [shared];
+        let (out, back) = keys.child_keymat(Aead::Aes256Gcm16, &secrets, &[1; 32], &[2; 32]);
         let child = [vec![5u8; 32], vec![1; 32], vec![2; 32]].concat();
         let all = stream(keys.sk_d.as_bytes(), &child, 72);
+        assert_eq!([out.as_bytes(), back.as_bytes()].concat(), all);
+    }
+
+    // RFC 9370, 2.2.2 and 2.2.4, written out.
+    #[test]
+    fn additional_exchanges_are_mixed_in_as_the_rfc_says() {
+        let secret = |byte| SecretBytes::new(vec![byte; 32]);
+        let seed = skeyseed(Prf::HmacSha256, &seeds(), &secret(5));
+        let first = IkeKeys::derive(suite(), &seed, &seeds(), true, true)
+            .ok()
+            .unwrap();
+        let second = first.mix(secret(6), &seeds(), true).ok().unwrap();
+        let nonces = [[1u8; 32], [2; 32]].concat();
+        let spis = [3u64.to_be_bytes(), 4u64.to_be_bytes()].concat();
+        let by_hand = testudo_crypto::hmac_sha256(first.sk_d.as_bytes(), &[&[6; 32], &nonces]);
+        let all = stream(&by_hand, &[&nonces[..], &spis].concat(), 3 * 32 + 2 * 36);
+        assert_eq!(second.sk_d.as_bytes(), &all[..32]);
+        let export = second.danger_export().unwrap();
+        assert_eq!(export.sk_ei.as_bytes(), &all[32..68]);
+        assert_eq!(export.sk_er.as_bytes(), &all[68..104]);
+        assert_eq!(second.sk_p.0.as_bytes(), &all[104..136]);
+        assert_eq!(second.sk_p.1.as_bytes(), &all[136..168]);
+
+        let secrets = [secret(7), secret(8), secret(9)];
+        let text = [&[7; 32][..], &nonces, &[8; 32], &[9; 32]].concat();
+        let rekeyed = skeyseed_rekey(&second, &seeds(), &secrets);
+        let by_hand = testudo_crypto::hmac_sha256(second.sk_d.as_bytes(), &[&text]);
+        assert_eq!(rekeyed.as_bytes(), by_hand);
+        let (out, back) = second.child_keymat(Aead::Aes256Gcm16, &secrets, &[1; 32], &[2; 32]);
+        let all = stream(second.sk_d.as_bytes(), &text, 72);
         assert_eq!([out.as_bytes(), back.as_bytes()].concat(), all);
     }
 
@@ -270,7 +340,7 @@ mod tests {
         assert_eq!(keys.sk_d.as_bytes(), &dkm[..32]);
         assert_eq!(keys.danger_export().unwrap().sk_ei.as_bytes(), &dkm[32..]);
         let shared = "25f3b12d6f282739256e39bf54eda53b60ffcf379bb7bcc90c27b4c4c578616c";
-        let seed = skeyseed_rekey(&keys, &seeds, &hex(shared).into());
+        let seed = skeyseed_rekey(&keys, &seeds, &[hex(shared).into()]);
         let want = "2d63f6debc92048b4fef3889c4c99ca67d6496e0fac14a2bca9a2d6566ff2398";
         assert_eq!(seed.as_bytes(), hex(want));
     }

@@ -5,6 +5,7 @@
 //! configuration payloads, MOBIKE.
 #![forbid(unsafe_code)]
 
+mod addke;
 mod config;
 mod cookie;
 mod duplicates;
@@ -17,6 +18,7 @@ mod fragments;
 pub mod fuzzing;
 mod held;
 mod identity;
+mod intauth;
 mod keys;
 mod message;
 mod nat;
@@ -34,6 +36,7 @@ mod timers;
 mod ts;
 mod verify;
 
+pub use addke::AdditionalKe;
 pub use config::{
     CertificateCredential, ChildConfig, EngineConfig, Identity, Limits, LocalIdentity, PeerAddress,
     PeerAuth, PeerConfig, Retransmission,

@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use testudo_model::policy::EncapsulationMode;
 use testudo_model::{ChildId, Monotonic};
 
+use crate::addke;
 use crate::config::{ChildConfig, EngineConfig, Identity, PeerAddress, PeerAuth, PeerConfig};
 use crate::error::Misuse;
 use crate::event::IkeId;
@@ -151,6 +152,10 @@ pub(crate) fn validate(config: &PeerConfig, engine: &EngineConfig) -> Result<(),
     }
     if let Some(kind) = config.suites.as_ref().and_then(Suites::missing) {
         return bad(format!("its suites have no {kind}"));
+    }
+    let additional = config.suites.as_ref().map(|s| &s.additional_ke[..]);
+    if let Some(what) = additional.and_then(addke::fault) {
+        return bad(format!("its suites have {what}"));
     }
     let wanted = config
         .children

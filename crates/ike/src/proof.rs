@@ -5,17 +5,20 @@ use testudo_wire::ike::{AuthMethod, Authentication, Notify, NotifyType, Payload}
 
 use crate::config::CertificateCredential;
 use crate::error::Fault;
+use crate::intauth::IntAuth;
 use crate::keys::IkeKeys;
 use crate::verify::FailedCheck;
 
 const KEY_PAD: &[u8] = b"Key Pad for IKEv2";
 
-/// What one side signs: its first message, the other's nonce, prf (SK_p, its ID's body).
+/// What one side signs: its first message, the other's nonce, prf (SK_p, its ID's body), and what
+/// came between IKE_SA_INIT and IKE_AUTH.
 pub(crate) struct Octets<'a> {
     pub(crate) message: &'a [u8],
     pub(crate) nonce: &'a [u8],
     pub(crate) sk_p: &'a SecretBytes,
     pub(crate) id_body: &'a [u8],
+    pub(crate) int_auth: &'a IntAuth,
 }
 
 impl Octets<'_> {
@@ -24,7 +27,13 @@ impl Octets<'_> {
     }
 
     fn joined(&self, keys: &IkeKeys) -> Vec<u8> {
-        [self.message, self.nonce, self.mac(keys).as_bytes()].concat()
+        [
+            self.message,
+            self.nonce,
+            self.mac(keys).as_bytes(),
+            &self.int_auth.octets(),
+        ]
+        .concat()
     }
 }
 
@@ -99,10 +108,7 @@ pub(crate) fn check_signature(
 /// The MAC of a pre-shared key.
 pub(crate) fn psk_auth(psk: &SecretBytes, keys: &IkeKeys, octets: &Octets<'_>) -> Authentication {
     let key = keys.prf(psk.as_bytes(), &[KEY_PAD]);
-    let mac = keys.prf(
-        key.as_bytes(),
-        &[octets.message, octets.nonce, octets.mac(keys).as_bytes()],
-    );
+    let mac = keys.prf(key.as_bytes(), &[&octets.joined(keys)]);
     Authentication {
         method: AuthMethod::SHARED_KEY,
         data: mac.as_bytes().to_vec(),

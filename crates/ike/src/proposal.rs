@@ -5,6 +5,7 @@ use testudo_wire::ike::{
     EncryptionId, EsnId, IntegrityId, KeyExchangeId, Proposal, ProtocolId, Transform, TransformType,
 };
 
+use crate::addke::{self, AdditionalKe, Rounds};
 use crate::error::{Fault, Refusal};
 use crate::keys::Suite;
 use crate::suites::Suites;
@@ -26,34 +27,69 @@ pub(crate) fn ike_offer(suites: &Suites, spi: Option<u64>) -> Vec<Proposal> {
     let mut transforms: Vec<_> = suites.ike_aeads.iter().map(|a| encryption(*a)).collect();
     transforms.extend(suites.prfs.iter().map(|p| prf(*p)));
     transforms.extend(suites.ke_methods.iter().map(|k| ke(*k)));
-    vec![Proposal {
+    let plain = Proposal {
         number: 1,
         protocol: ProtocolId::IKE,
         spi: spi.map_or_else(Vec::new, |spi| spi.to_be_bytes().to_vec()),
         transforms,
-    }]
+    };
+    with_additional(plain, &suites.additional_ke)
 }
 
-/// Our offer for a child; with `with_ke` a fresh key exchange is part of it.
-pub(crate) fn child_offer(suites: &Suites, spi: u32, with_ke: bool) -> Vec<Proposal> {
+/// Our offer for a child; with `with_ke` a fresh key exchange is part of it, after which come
+/// those of `additional`.
+pub(crate) fn child_offer(
+    suites: &Suites,
+    spi: u32,
+    with_ke: bool,
+    additional: &[AdditionalKe],
+) -> Vec<Proposal> {
     let mut transforms: Vec<_> = suites.esp_aeads.iter().map(|a| encryption(*a)).collect();
     if with_ke {
         transforms.extend(suites.ke_methods.iter().map(|k| ke(*k)));
     }
     transforms.push(Transform::esn(EsnId::ESN));
     transforms.push(Transform::esn(EsnId::NO_ESN));
-    vec![Proposal {
+    let plain = Proposal {
         number: 1,
         protocol: ProtocolId::ESP,
         spi: spi.to_be_bytes().to_vec(),
         transforms,
-    }]
+    };
+    with_additional(plain, if with_ke { additional } else { &[] })
 }
 
-/// A choice: the suite and the peer's SPI, and the proposal that says so.
+/// The proposal with additional key exchanges, and after it the one without, if that will do:
+/// a peer that knows nothing of RFC 9370 refuses a proposal with transforms of a strange type.
+fn with_additional(plain: Proposal, additional: &[AdditionalKe]) -> Vec<Proposal> {
+    if additional.is_empty() {
+        return vec![plain];
+    }
+    let mut first = plain.clone();
+    first.transforms.extend(addke::offer(additional));
+    let mut out = vec![first];
+    if addke::may_be_none(additional) {
+        out.push(Proposal { number: 2, ..plain });
+    }
+    out
+}
+
+/// A choice: the suite, and what of it the answer says.
 pub(crate) struct Chosen<S> {
     pub(crate) suite: S,
-    pub(crate) number: u8,
+    number: u8,
+    /// The additional key exchanges, NONE among them.
+    additional: Vec<Transform>,
+}
+
+impl<S> Chosen<S> {
+    fn of(proposal: &Proposal, suite: S, rounds: &Rounds) -> Self {
+        Self {
+            suite,
+            number: proposal.number,
+            additional: addke::answer(rounds, proposal),
+        }
+    }
 }
 
 /// The algorithms of a child.
@@ -61,6 +97,8 @@ pub(crate) struct Chosen<S> {
 pub(crate) struct ChildSuite {
     pub(crate) aead: Aead,
     pub(crate) ke: Option<KeMethod>,
+    /// The key exchanges after it (RFC 9370).
+    pub(crate) additional: Rounds,
     pub(crate) esn: bool,
 }
 
@@ -85,13 +123,21 @@ fn pick_prf(proposal: &Proposal, ours: &[Prf]) -> Option<Prf> {
         .find(|p| has(proposal, TransformType::PRF, p.id()))
 }
 
-/// The method of the KE payload if both want it, else the first of ours that the peer has.
-fn pick_ke(proposal: &Proposal, ours: &[KeMethod], sent: Option<u16>) -> Option<KeMethod> {
+/// The method of the KE payload if both want it, else the first of ours that the peer has, with
+/// the additional key exchanges after it. A method for which there are none is passed over.
+fn pick_ke(
+    proposal: &Proposal,
+    suites: &Suites,
+    sent: Option<u16>,
+    additional: bool,
+) -> Option<(KeMethod, Rounds)> {
     let both = |k: &KeMethod| has(proposal, TransformType::KE, k.id());
-    ours.iter()
-        .copied()
-        .find(|k| Some(k.id()) == sent && both(k))
-        .or_else(|| ours.iter().copied().find(both))
+    let ours = || suites.ke_methods.iter().copied().filter(both);
+    let first = ours().find(|k| Some(k.id()) == sent);
+    first.into_iter().chain(ours()).find_map(|ke| {
+        let rounds = addke::choose(proposal, &suites.additional_ke, Some(ke), additional)?;
+        Some((ke, rounds))
+    })
 }
 
 /// With an AEAD no integrity algorithm is chosen: none, or NONE, must be in the proposal.
@@ -100,32 +146,27 @@ fn integrity_may_be_none(proposal: &Proposal) -> bool {
         || has(proposal, TransformType::INTEG, IntegrityId::NONE.0)
 }
 
-/// Additional key exchanges must be there with a choice of NONE, or not at all (RFC 9370, 2.2.2).
-fn additional_ke_may_be_none(proposal: &Proposal) -> bool {
-    (TransformType::ADDKE1.0..=TransformType::ADDKE7.0)
-        .map(TransformType)
-        .all(|kind| {
-            proposal.of_type(kind).next().is_none() || has(proposal, kind, KeyExchangeId::NONE.0)
-        })
+fn no_additional(proposal: &Proposal) -> bool {
+    addke::choose(proposal, &[], None, false).is_some()
 }
 
 fn acceptable(proposal: &Proposal, protocol: ProtocolId) -> bool {
-    proposal.protocol == protocol
-        && !proposal.has_unknown_type()
-        && integrity_may_be_none(proposal)
-        && additional_ke_may_be_none(proposal)
+    proposal.protocol == protocol && !proposal.has_unknown_type() && integrity_may_be_none(proposal)
 }
 
 /// Chooses for a first IKE SA, when it is not known yet whose it is: what all that it may be
 /// would take, or else what the first of them takes (see [`crate::engine::Engine::suites_at`]).
+/// `intermediate`: the peer has IKE_INTERMEDIATE, without which no additional key exchange can
+/// be (RFC 9370, 2.2.1).
 pub(crate) fn choose_first_ike(
     offer: &[Proposal],
     candidates: &[&Suites],
     sent: u16,
+    intermediate: bool,
 ) -> Result<Chosen<Suite>, Fault> {
     let mut first = None;
     for suites in candidates {
-        let Some((chosen, _)) = pick_ike(offer, suites, sent, false) else {
+        let Some((chosen, _)) = pick_ike(offer, suites, sent, intermediate, false) else {
             continue;
         };
         if candidates.iter().all(|s| s.allow_ike(&chosen.suite)) {
@@ -138,14 +179,16 @@ pub(crate) fn choose_first_ike(
 }
 
 /// Chooses for an IKE SA. `sent` is the method of the peer's KE payload. In a rekey each
-/// proposal has an SPI, which comes with the choice.
+/// proposal has an SPI, which comes with the choice. `additional`: there can be additional key
+/// exchanges.
 pub(crate) fn choose_ike(
     offer: &[Proposal],
     suites: &Suites,
     sent: u16,
+    additional: bool,
     rekey: bool,
 ) -> Result<(Chosen<Suite>, u64), Fault> {
-    let (chosen, spi) = pick_ike(offer, suites, sent, rekey)
+    let (chosen, spi) = pick_ike(offer, suites, sent, additional, rekey)
         .ok_or(Fault::Incompatible(Refusal::NoProposalChosen))?;
     Ok((with_method(chosen, sent)?, spi))
 }
@@ -164,6 +207,7 @@ fn pick_ike(
     offer: &[Proposal],
     suites: &Suites,
     sent: u16,
+    additional: bool,
     rekey: bool,
 ) -> Option<(Chosen<Suite>, u64)> {
     for proposal in offer {
@@ -177,31 +221,37 @@ fn pick_ike(
         if esn || !acceptable(proposal, ProtocolId::IKE) {
             continue;
         }
-        let (Some(aead), Some(prf), Some(ke)) = (
+        let (Some(aead), Some(prf), Some((ke, rounds))) = (
             pick_aead(proposal, &suites.ike_aeads),
             pick_prf(proposal, &suites.prfs),
-            pick_ke(proposal, &suites.ke_methods, Some(sent)),
+            pick_ke(proposal, suites, Some(sent), additional),
         ) else {
             continue;
         };
-        let suite = Suite { aead, prf, ke };
-        let number = proposal.number;
-        return Some((Chosen { suite, number }, spi));
+        let suite = Suite {
+            aead,
+            prf,
+            ke,
+            additional: rounds,
+        };
+        return Some((Chosen::of(proposal, suite, &rounds), spi));
     }
     None
 }
 
 /// The one proposal that says what was chosen.
 pub(crate) fn ike_answer(chosen: &Chosen<Suite>, spi: Option<u64>) -> Vec<Proposal> {
+    let mut transforms = vec![
+        encryption(chosen.suite.aead),
+        prf(chosen.suite.prf),
+        ke(chosen.suite.ke),
+    ];
+    transforms.extend(&chosen.additional);
     vec![Proposal {
         number: chosen.number,
         protocol: ProtocolId::IKE,
         spi: spi.map_or_else(Vec::new, |spi| spi.to_be_bytes().to_vec()),
-        transforms: vec![
-            encryption(chosen.suite.aead),
-            prf(chosen.suite.prf),
-            ke(chosen.suite.ke),
-        ],
+        transforms,
     }]
 }
 
@@ -233,20 +283,26 @@ pub(crate) fn choose_child(
         let wants_ke =
             !in_auth && usable(proposal, TransformType::KE).any(|t| t.id != KeyExchangeId::NONE.0);
         let none_allowed = !wants_ke || has(proposal, TransformType::KE, KeyExchangeId::NONE.0);
-        let ke = match pick_ke(proposal, &suites.ke_methods, sent) {
-            Some(ke) if wants_ke && Some(ke.id()) == sent => Some(ke),
-            Some(ke) if wants_ke && sent.is_some() => {
+        let (ke, additional) = match pick_ke(proposal, suites, sent, true) {
+            Some((ke, rounds)) if wants_ke && Some(ke.id()) == sent => (Some(ke), rounds),
+            Some((ke, _)) if wants_ke && (sent.is_some() || !none_allowed) => {
                 return Err(Fault::Incompatible(Refusal::InvalidKe(ke.id())));
             }
-            Some(ke) if !none_allowed => {
-                return Err(Fault::Incompatible(Refusal::InvalidKe(ke.id())));
-            }
-            _ if none_allowed => None,
+            // No additional exchange without the main one; in IKE_AUTH neither is asked for.
+            _ if none_allowed && (in_auth || no_additional(proposal)) => (None, Rounds::default()),
             _ => continue,
         };
-        let suite = ChildSuite { aead, ke, esn };
-        let number = proposal.number;
-        return Ok((Chosen { suite, number }, spi));
+        let suite = ChildSuite {
+            aead,
+            ke,
+            additional,
+            esn,
+        };
+        let mut chosen = Chosen::of(proposal, suite, &additional);
+        if in_auth {
+            chosen.additional.clear();
+        }
+        return Ok((chosen, spi));
     }
     Err(Fault::Incompatible(Refusal::NoProposalChosen))
 }
@@ -261,6 +317,7 @@ pub(crate) fn child_answer(chosen: &Chosen<ChildSuite>, spi: u32) -> Vec<Proposa
         EsnId::NO_ESN
     };
     transforms.push(Transform::esn(esn));
+    transforms.extend(&chosen.additional);
     vec![Proposal {
         number: chosen.number,
         protocol: ProtocolId::ESP,
@@ -287,13 +344,14 @@ pub(crate) fn read_ike_answer(
     answer: &[Proposal],
     suites: &Suites,
     sent: KeMethod,
+    additional: bool,
     rekey: bool,
 ) -> Result<(Suite, u64), Fault> {
     let offer = ike_offer(suites, None);
     if !is_single_choice(answer, &offer) {
         return Err(Fault::Misbehaved("answer_not_offered"));
     }
-    let (chosen, spi) = choose_ike(answer, suites, sent.id(), rekey)
+    let (chosen, spi) = choose_ike(answer, suites, sent.id(), additional, rekey)
         .map_err(|_| Fault::Misbehaved("answer_not_offered"))?;
     Ok((chosen.suite, spi))
 }
@@ -303,8 +361,9 @@ pub(crate) fn read_child_answer(
     answer: &[Proposal],
     suites: &Suites,
     sent: Option<KeMethod>,
+    additional: &[AdditionalKe],
 ) -> Result<(ChildSuite, u32), Fault> {
-    let offer = child_offer(suites, 0, sent.is_some());
+    let offer = child_offer(suites, 0, sent.is_some(), additional);
     if !is_single_choice(answer, &offer) {
         return Err(Fault::Misbehaved("answer_not_offered"));
     }
@@ -320,26 +379,30 @@ pub(crate) fn read_child_answer(
 mod tests {
     use super::*;
 
+    /// Without additional key exchanges.
     fn suites() -> Suites {
-        Suites::default()
+        Suites {
+            additional_ke: Vec::new(),
+            ..Suites::default()
+        }
     }
 
     #[test]
     fn our_offers_are_accepted_by_ourselves() {
         let offer = ike_offer(&suites(), None);
-        let (chosen, _) = choose_ike(&offer, &suites(), 31, false).unwrap();
+        let (chosen, _) = choose_ike(&offer, &suites(), 31, true, false).unwrap();
         assert_eq!(chosen.suite.ke, KeMethod::X25519);
         let answer = ike_answer(&chosen, None);
-        assert!(read_ike_answer(&answer, &suites(), KeMethod::X25519, false).is_ok());
-        let offer = child_offer(&suites(), 0x1000, true);
+        assert!(read_ike_answer(&answer, &suites(), KeMethod::X25519, true, false).is_ok());
+        let offer = child_offer(&suites(), 0x1000, true, &[]);
         let (chosen, spi) = choose_child(&offer, &suites(), Some(19), false).unwrap();
         assert_eq!(
             (chosen.suite.ke, chosen.suite.esn, spi),
             (Some(KeMethod::P256), true, 0x1000)
         );
         let answer = child_answer(&chosen, 0x2000);
-        assert!(read_child_answer(&answer, &suites(), Some(KeMethod::P256)).is_ok());
-        assert!(read_child_answer(&answer, &suites(), None).is_err());
+        assert!(read_child_answer(&answer, &suites(), Some(KeMethod::P256), &[]).is_ok());
+        assert!(read_child_answer(&answer, &suites(), None, &[]).is_err());
     }
 
     // CVE-2016-5391 (lesson L03): a proposal without one of the mandatory transforms.
@@ -349,12 +412,12 @@ mod tests {
             let mut offer = ike_offer(&suites(), None);
             offer[0].transforms.retain(|t| t.kind != kind);
             assert_eq!(
-                choose_ike(&offer, &suites(), 31, false).err(),
+                choose_ike(&offer, &suites(), 31, true, false).err(),
                 Some(Fault::Incompatible(Refusal::NoProposalChosen))
             );
         }
         for kind in [TransformType::ENCR, TransformType::ESN] {
-            let mut offer = child_offer(&suites(), 0x1000, false);
+            let mut offer = child_offer(&suites(), 0x1000, false, &[]);
             offer[0].transforms.retain(|t| t.kind != kind);
             assert!(choose_child(&offer, &suites(), None, true).is_err());
         }
@@ -387,16 +450,101 @@ mod tests {
                 number: 2,
                 ..good.clone()
             };
-            let (chosen, _) = choose_ike(&[bad, second], &suites(), 31, false).unwrap();
+            let (chosen, _) = choose_ike(&[bad, second], &suites(), 31, true, false).unwrap();
             assert_eq!(chosen.number, 2);
         }
+    }
+
+    fn hybrid(required: bool) -> Suites {
+        Suites {
+            additional_ke: vec![AdditionalKe {
+                methods: vec![KeMethod::MlKem768],
+                required,
+            }],
+            ..Suites::default()
+        }
+    }
+
+    #[test]
+    fn an_old_peer_chooses_the_proposal_without_additional_exchanges() {
+        let offer = ike_offer(&hybrid(false), None);
+        assert_eq!(offer.len(), 2);
+        let known = |p: &Proposal| p.of_type(TransformType::ADDKE1).next().is_none();
+        assert!(!known(&offer[0]) && known(&offer[1]));
+        // A required exchange leaves it nothing.
+        assert_eq!(ike_offer(&hybrid(true), None).len(), 1);
+        for (suites, intermediate) in [(suites(), true), (hybrid(false), false)] {
+            let (chosen, _) = choose_ike(&offer, &suites, 31, intermediate, false).unwrap();
+            assert!(chosen.suite.additional.is_empty());
+            let answer = ike_answer(&chosen, None);
+            let read = read_ike_answer(&answer, &hybrid(false), KeMethod::X25519, true, false);
+            assert!(read.unwrap().0.additional.is_empty());
+        }
+        let required = choose_ike(&offer, &hybrid(true), 31, false, false);
+        assert!(required.is_err());
+    }
+
+    #[test]
+    fn additional_exchanges_are_chosen_and_read() {
+        for required in [false, true] {
+            let suites = hybrid(required);
+            let offer = ike_offer(&suites, Some(7));
+            let (chosen, spi) = choose_ike(&offer, &suites, 31, true, true).unwrap();
+            let answer = ike_answer(&chosen, Some(8));
+            let read = read_ike_answer(&answer, &suites, KeMethod::X25519, true, true);
+            let (suite, spi_r) = read.unwrap();
+            assert_eq!((suite, spi, spi_r), (chosen.suite, 7, 8));
+            assert_eq!(suite.additional.after(0), Some(KeMethod::MlKem768));
+            assert_eq!(suite.additional.after(1), None);
+            // The peer cannot have chosen it without IKE_INTERMEDIATE.
+            let read = read_ike_answer(&answer, &suites, KeMethod::X25519, false, true);
+            assert!(read.is_err());
+
+            let additional = &suites.additional_ke;
+            let offer = child_offer(&suites, 0x1000, true, additional);
+            let (chosen, _) = choose_child(&offer, &suites, Some(31), false).unwrap();
+            assert_eq!(chosen.suite.additional.after(0), Some(KeMethod::MlKem768));
+            let answer = child_answer(&chosen, 0x2000);
+            let sent = Some(KeMethod::X25519);
+            assert!(read_child_answer(&answer, &suites, sent, additional).is_ok());
+            // It was not offered.
+            assert!(read_child_answer(&answer, &suites, sent, &[]).is_err());
+            // A child of IKE_AUTH has no key exchange.
+            let offer = child_offer(&suites, 0x1000, false, additional);
+            let (chosen, _) = choose_child(&offer, &suites, None, true).unwrap();
+            assert_eq!(chosen.suite.additional, Rounds::default());
+        }
+    }
+
+    // Lesson L41: the main method again.
+    #[test]
+    fn the_main_method_is_not_an_additional_one() {
+        let mut suites = hybrid(true);
+        suites.ke_methods = vec![KeMethod::MlKem768, KeMethod::X25519];
+        let offer = ike_offer(&suites, None);
+        assert_eq!(
+            choose_ike(&offer, &suites, 36, true, false).err(),
+            Some(Fault::Incompatible(Refusal::InvalidKe(31)))
+        );
+        let answer = |main| {
+            let mut answer = offer.clone();
+            answer[0].transforms = vec![
+                encryption(Aead::Aes256Gcm16),
+                prf(Prf::HmacSha256),
+                ke(main),
+                Transform::new(TransformType::ADDKE1, 36),
+            ];
+            read_ike_answer(&answer, &suites, main, true, false)
+        };
+        assert!(answer(KeMethod::X25519).is_ok());
+        assert!(answer(KeMethod::MlKem768).is_err());
     }
 
     #[test]
     fn a_method_we_do_not_have_asks_for_one_that_we_have() {
         let offer = ike_offer(&suites(), None);
         assert_eq!(
-            choose_ike(&offer, &suites(), 14, false).err(),
+            choose_ike(&offer, &suites(), 14, true, false).err(),
             Some(Fault::Incompatible(Refusal::InvalidKe(31)))
         );
     }
@@ -404,12 +552,12 @@ mod tests {
     #[test]
     fn an_answer_that_we_did_not_offer_is_refused() {
         let mut answer = ike_offer(&suites(), None);
-        assert!(read_ike_answer(&answer, &suites(), KeMethod::X25519, false).is_err());
+        assert!(read_ike_answer(&answer, &suites(), KeMethod::X25519, true, false).is_err());
         answer[0].transforms = vec![
             encryption(Aead::Aes128Gcm16),
             prf(Prf::HmacSha256),
             ke(KeMethod::X25519),
         ];
-        assert!(read_ike_answer(&answer, &suites(), KeMethod::X25519, false).is_err());
+        assert!(read_ike_answer(&answer, &suites(), KeMethod::X25519, true, false).is_err());
     }
 }

@@ -200,6 +200,7 @@ impl Engine {
         }
         est.phase = Phase::Shut;
         est.tasks.clear();
+        est.followers.clear();
         let successors = est.successors.clone();
         let children: Vec<_> = est.children.iter().copied().collect();
         for deadline in [

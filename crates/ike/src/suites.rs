@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use testudo_crypto::{Aead, KeMethod, Prf};
 use testudo_model::PeerId;
 
+use crate::addke::AdditionalKe;
 use crate::engine::Engine;
 use crate::event::IkeId;
 use crate::keys::Suite;
@@ -15,6 +16,9 @@ use crate::keys::Suite;
 pub struct Suites {
     /// Key exchange methods (RFC 7296, 3.3.2, transform type 4).
     pub ke_methods: Vec<KeMethod>,
+    /// Key exchanges after that one (RFC 9370, transform types 6 to 12), of IKE SAs and of
+    /// children that have a key exchange.
+    pub additional_ke: Vec<AdditionalKe>,
     /// PRFs.
     pub prfs: Vec<Prf>,
     /// Ciphers for IKE.
@@ -35,6 +39,10 @@ impl Default for Suites {
                 KeMethod::P384,
                 KeMethod::P521,
             ],
+            additional_ke: vec![AdditionalKe {
+                methods: vec![KeMethod::MlKem768],
+                required: false,
+            }],
             prfs: vec![Prf::HmacSha256, Prf::HmacSha384, Prf::HmacSha512],
             ike_aeads: vec![Aead::Aes256Gcm16],
             esp_aeads: vec![Aead::Aes256Gcm16],
@@ -49,6 +57,7 @@ impl Suites {
         self.ike_aeads.contains(&suite.aead)
             && self.prfs.contains(&suite.prf)
             && self.ke_methods.contains(&suite.ke)
+            && suite.additional.allowed_by(&self.additional_ke)
     }
 
     /// The first kind of algorithm of which there is none, for people.

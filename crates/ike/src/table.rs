@@ -10,6 +10,10 @@ use crate::sa::{Phase, State};
 pub(crate) enum Action {
     /// The answer to our IKE_SA_INIT.
     InitAnswer,
+    /// The peer's IKE_INTERMEDIATE.
+    IntermediateRequest,
+    /// The answer to our IKE_INTERMEDIATE.
+    IntermediateAnswer,
     /// The peer's IKE_AUTH.
     AuthRequest,
     /// The answer to our IKE_AUTH.
@@ -31,13 +35,19 @@ pub(crate) fn action(
     const UNEXPECTED: Dropped = "unexpected_exchange";
     let later = matches!(
         exchange,
-        ExchangeType::CREATE_CHILD_SA | ExchangeType::INFORMATIONAL
+        ExchangeType::CREATE_CHILD_SA | ExchangeType::INFORMATIONAL | ExchangeType::IKE_FOLLOWUP_KE
     );
     match (state, response) {
         (State::InitSent(_), true) if exchange == ExchangeType::IKE_SA_INIT => {
             Ok(Action::InitAnswer)
         }
+        (State::IntermediateSent(_), true) if exchange == ExchangeType::IKE_INTERMEDIATE => {
+            Ok(Action::IntermediateAnswer)
+        }
         (State::AuthSent(_), true) if exchange == ExchangeType::IKE_AUTH => Ok(Action::AuthAnswer),
+        (State::HalfOpen(_), false) if exchange == ExchangeType::IKE_INTERMEDIATE => {
+            Ok(Action::IntermediateRequest)
+        }
         (State::HalfOpen(_), false) if exchange == ExchangeType::IKE_AUTH => {
             Ok(Action::AuthRequest)
         }

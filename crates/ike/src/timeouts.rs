@@ -21,6 +21,7 @@ impl Engine {
             Deadline::Liveness(id) => self.silent(id, now),
             Deadline::Redundant(id) => self.remove_sa(id, DownReason::Replaced, now),
             Deadline::Reassembly(id) => self.fragments_over(id),
+            Deadline::FollowUp(id) => self.follow_ups_over(id, now),
             Deadline::Keepalive(id) => self.keepalive(id, now),
             Deadline::RekeyChild(id) => self.child_soft_end(id, now),
             Deadline::ExpireChild(id) => self.child_hard_end(id, now),

@@ -23,6 +23,8 @@ pub(crate) enum Deadline {
     Redundant(IkeId),
     /// The other fragments of a message must have come.
     Reassembly(IkeId),
+    /// The peer must have gone on with additional key exchanges.
+    FollowUp(IkeId),
     /// A NAT wants to see a packet (RFC 3948, 4).
     Keepalive(IkeId),
     /// Soft lifetime of a child.
@@ -93,6 +95,7 @@ impl Timers {
             Deadline::Liveness(ike),
             Deadline::Redundant(ike),
             Deadline::Reassembly(ike),
+            Deadline::FollowUp(ike),
             Deadline::Keepalive(ike),
         ] {
             self.cancel(&deadline);

@@ -117,6 +117,7 @@ pub fn config() -> EngineConfig {
         liveness: Duration::from_secs(30),
         suites: Suites {
             pfs: false,
+            additional_ke: Vec::new(),
             ..Suites::default()
         },
         ..EngineConfig::default()

@@ -1,5 +1,7 @@
 //! IKE_AUTH (RFC 7296, 1.2 and 2.15), both ends.
 
+use std::sync::Arc;
+
 use testudo_model::{Now, PeerId, UnixTime};
 use testudo_wire::ike::{
     CertEncoding, Certificate, ExchangeType, Header, Message, Notify, NotifyType, Payload,
@@ -9,14 +11,13 @@ use crate::config::{Identity, PeerAuth};
 use crate::engine::{Dropped, Engine, Path};
 use crate::error::{Fault, Refusal, check_of};
 use crate::event::{CertificateFacts, DownReason, IkeId};
-use crate::fragments;
+use crate::intauth::IntAuth;
 use crate::keys::IkeKeys;
-use crate::message::{self, Answered, Payloads, RawId, Request};
-use crate::nat::Nat;
+use crate::message::{self, Answered, Freshness, Payloads, RawId, Request};
 use crate::proof::{self, Octets};
 use crate::sa::establish::Birth;
-use crate::sa::init::{Agreed, peer_hashes};
-use crate::sa::{AuthSent, ChildOffer, IkeSa, Refusing, Slot, State, Transcript};
+use crate::sa::intermediate::is_complete;
+use crate::sa::{AuthSent, ChildOffer, Greeting, IkeSa, Refusing, Slot, State};
 use crate::verify::{FailedCheck, PeerExpectation};
 
 /// Certificates in one message: a leaf and its intermediates.
@@ -32,91 +33,50 @@ pub(crate) struct Proven {
 }
 
 impl Engine {
-    /// Sends IKE_AUTH after a good IKE_SA_INIT.
+    /// Sends IKE_AUTH after IKE_SA_INIT and all additional key exchanges.
     pub(crate) fn send_auth(
         &mut self,
-        now: Now,
         id: IkeId,
-        from: Path,
-        agreed: Agreed,
-        response: &[u8],
-        payloads: Payloads,
-    ) -> Result<(), Dropped> {
-        let Some(mut sa) = self.sas.remove(&id) else {
-            return Err("unknown_spi");
-        };
-        let Some(peer_id) = sa.peer.clone() else {
-            return Err("bug");
-        };
-        sa.spi_peer = agreed.spi_r;
-        let forced = sa.nat.forced;
-        sa.nat = Nat::detect(&payloads, sa.spis(), sa.local, from.remote, forced);
-        if sa.nat.encapsulate() {
-            sa.local.set_port(self.config.nat_port);
-            if sa.remote.port() == self.config.port {
-                sa.remote.set_port(self.config.nat_port);
-            }
-        }
-        let previous = std::mem::replace(&mut sa.state, State::gap());
-        let State::InitSent(init) = previous else {
-            return Err("unexpected_exchange");
-        };
-        let transcript = Transcript {
-            request: init.request.bytes.whole().to_vec(),
-            response: response.to_vec(),
-            nonce_i: init.nonce.clone(),
-            nonce_r: payloads.nonce.clone().unwrap_or_default(),
-        };
-        let mut keys = agreed.keys;
-        keys.largest = fragments::largest(&self.config, &payloads, sa.remote);
-        let childless = payloads
-            .notify(NotifyType::CHILDLESS_IKEV2_SUPPORTED)
-            .is_some();
-        let hashes = peer_hashes(&payloads);
-        let built = self.auth_payloads(&peer_id, &keys, &transcript, &hashes, childless);
-        let header = sa.request_header(ExchangeType::IKE_AUTH, 1);
-        let sealed = built
-            .and_then(|(list, child)| Ok((message::protect(&mut keys, &header, &list)?, child)));
-        match sealed {
-            Ok((bytes, child)) => {
-                let path = sa.path();
-                sa.state = State::AuthSent(Box::new(AuthSent {
-                    keys,
-                    transcript,
-                    request: Request::new(1, ExchangeType::IKE_AUTH, bytes.clone()),
-                    child,
-                }));
-                self.sas.insert(id, sa);
-                self.send(path, &bytes);
-                self.arm_retransmit(id, 1, now);
-                Ok(())
-            }
-            Err(fault) => {
-                sa.state = State::InitSent(init);
-                self.sas.insert(id, sa);
-                self.attempt_failed(id, (fault.check(), fault.text()), now);
-                Err(fault.reason())
-            }
-        }
+        mut keys: IkeKeys,
+        int_auth: IntAuth,
+        greeting: Arc<Greeting>,
+    ) -> Result<(), Fault> {
+        let sa = self.sas.get(&id).ok_or(Fault::Bug("no such SA"))?;
+        let peer_id = sa.peer.clone().ok_or(Fault::Bug("no peer"))?;
+        let (list, child) = self.auth_payloads(&peer_id, &keys, &int_auth, &greeting)?;
+        let sa = self.sas.get_mut(&id).ok_or(Fault::Bug("no such SA"))?;
+        let (exchange, message_id) = (ExchangeType::IKE_AUTH, int_auth.auth_message_id());
+        let header = sa.request_header(exchange, message_id);
+        let bytes = message::protect(&mut keys, &header, &list)?;
+        let path = sa.path();
+        sa.state = State::AuthSent(Box::new(AuthSent {
+            keys,
+            int_auth,
+            greeting,
+            request: Request::new(message_id, exchange, bytes.clone()),
+            child,
+        }));
+        self.send(path, &bytes);
+        Ok(())
     }
 
     pub(crate) fn auth_payloads(
         &mut self,
         peer_id: &PeerId,
         keys: &IkeKeys,
-        transcript: &Transcript,
-        peer_hashes: &[u16],
-        childless: bool,
+        int_auth: &IntAuth,
+        greeting: &Greeting,
     ) -> Result<(Vec<Payload>, Option<ChildOffer>), Fault> {
         let identity = self.identity.as_ref().ok_or_else(no_identity)?;
         let id = identity.id.to_wire();
         let octets = Octets {
-            message: &transcript.request,
-            nonce: &transcript.nonce_r,
+            message: &greeting.transcript.request,
+            nonce: &greeting.transcript.nonce_r,
             sk_p: &keys.sk_p.0,
             id_body: &id.body(),
+            int_auth,
         };
-        let proof = self.prove_ourselves(peer_id, peer_hashes, keys, &octets)?;
+        let proof = self.prove_ourselves(peer_id, &greeting.peer_hashes, keys, &octets)?;
         let peer = self.peers.get(peer_id).ok_or(Fault::Bug("no such peer"))?;
         let mut out = vec![Payload::IdInitiator(id)];
         out.extend(proof.certs);
@@ -142,7 +102,7 @@ impl Engine {
             resource: 0,
         });
         let Some(slot) = first else {
-            return if childless {
+            return if greeting.childless {
                 Ok((out, None))
             } else {
                 Err(Fault::Unproven(
@@ -154,7 +114,7 @@ impl Engine {
         let offer = self
             .offer_child(peer_id, &slot)
             .ok_or(Fault::Bug("no such child"))?;
-        out.extend(self.offer_payloads(self.suites_of(peer_id), &offer, false));
+        out.extend(self.offer_payloads(self.suites_of(peer_id), &offer, false, &[]));
         Ok((out, Some(offer)))
     }
 
@@ -283,31 +243,21 @@ impl Engine {
         header: &Header,
     ) -> Result<(), Dropped> {
         let parsed = Message::parse(bytes).map_err(|e| e.reason())?;
-        let sa = self.sas.get_mut(&id).ok_or("unknown_spi")?;
-        let State::HalfOpen(half) = &sa.state else {
-            return Err("unexpected_exchange");
-        };
-        if header.message_id != 1 {
+        let half = self.half_open(id).map_err(|_| "unexpected_exchange")?;
+        if half.answered.freshness(header.message_id) != Freshness::New {
             return Err("message_id");
         }
+        if !is_complete(half) {
+            return Err("intermediate_missing");
+        }
         let plain = message::unprotect(&half.keys, bytes, &parsed)?;
-        if let Some(answer) = half.refused.clone() {
-            if !plain.asks_again() {
-                return Err("fragment_repeated");
-            }
-            self.counters.answers_repeated += 1;
-            self.send(from, &answer);
+        if self.repeat_refusal(id, from, &plain)? {
             return Ok(());
         }
         let Some(plain) = self.assemble(now, id, header, plain)? else {
             return Ok(());
         };
-        let sa = self.sas.get_mut(&id).ok_or("unknown_spi")?;
-        // The peer moves to port 4500 here, and through a NAT from anywhere.
-        if sa.nat.encapsulate() || sa.remote.ip() == from.remote.ip() {
-            sa.local = from.local;
-            sa.remote = from.remote;
-        }
+        self.half_open_path(id, from);
         let outcome = plain
             .payloads()
             .map_err(|fault| (None, fault))
@@ -320,14 +270,14 @@ impl Engine {
             Err((peer, fault)) => (peer, fault, false),
             Ok((proven, payloads)) => {
                 let peer = proven.peer.clone();
-                match self.admit(id, from, proven, &payloads, now) {
+                match self.admit(id, from, header, proven, &payloads, now) {
                     Ok(()) => return Ok(()),
                     Err(fault) => (Some(peer), fault, true),
                 }
             }
         };
         self.fault(peer, from, None, &fault, proven);
-        self.refuse_auth(id, from, &fault)
+        self.refuse_half_open(id, from, header, &fault)
     }
 
     fn check_initiator(
@@ -349,6 +299,7 @@ impl Engine {
             nonce: &half.transcript.nonce_r,
             sk_p: &half.keys.sk_p.1,
             id_body: &claimed.body,
+            int_auth: &half.int_auth,
         };
         let proven = self.prove_peer(&peer_id, identity, payloads, &half.keys, &octets, now);
         proven.map_err(|fault| (Some(peer_id), fault))
@@ -371,34 +322,18 @@ impl Engine {
         Ok((identity, peer.clone()))
     }
 
-    /// AUTHENTICATION_FAILED or another refusal; the half-open SA stays to repeat it.
-    fn refuse_auth(&mut self, id: IkeId, to: Path, fault: &Fault) -> Result<(), Dropped> {
-        if let Some(sa) = self.sas.get_mut(&id) {
-            let header = sa.answer_header(ExchangeType::IKE_AUTH, 1);
-            if let State::HalfOpen(half) = &mut sa.state {
-                let notify = Payload::Notify(fault.notify());
-                if let Ok(bytes) = message::protect(&mut half.keys, &header, &[notify]) {
-                    half.refused = Some(bytes.clone());
-                    self.send(to, &bytes);
-                }
-            }
-        }
-        Err(fault.reason())
-    }
-
     /// The initiator is who it says: prove ourselves, negotiate the child, establish.
     fn admit(
         &mut self,
         id: IkeId,
         from: Path,
+        header: &Header,
         proven: Proven,
         payloads: &Payloads,
         now: Now,
     ) -> Result<(), Fault> {
         let peer_id = proven.peer.clone();
-        let Some(State::HalfOpen(half)) = self.sas.get(&id).map(|sa| &sa.state) else {
-            return Err(Fault::Bug("not half open"));
-        };
+        let half = self.half_open(id)?;
         // IKE_SA_INIT chose without knowing for whom.
         if !self.suites_of(&peer_id).allow_ike(&half.keys.suite) {
             return Err(Fault::Incompatible(Refusal::NoProposalChosen));
@@ -410,6 +345,7 @@ impl Engine {
             nonce: &half.transcript.nonce_i,
             sk_p: &half.keys.sk_p.0,
             id_body: &our_id.body(),
+            int_auth: &half.int_auth,
         };
         let proof = self.prove_ourselves(&peer_id, &half.peer_hashes, &half.keys, &octets)?;
         let mut answer = vec![Payload::IdResponder(our_id)];
@@ -418,7 +354,7 @@ impl Engine {
         let Some(sa) = self.sas.get_mut(&id) else {
             return Err(Fault::Bug("not half open"));
         };
-        let header = sa.answer_header(ExchangeType::IKE_AUTH, 1);
+        let header = sa.answer_header(ExchangeType::IKE_AUTH, header.message_id);
         let State::HalfOpen(half) = std::mem::replace(&mut sa.state, State::gap()) else {
             return Err(Fault::Bug("not half open"));
         };
@@ -430,10 +366,7 @@ impl Engine {
         let birth = Birth {
             keys: half.keys,
             tie: half.transcript.tie(),
-            answered: Answered {
-                next: 1,
-                last: None,
-            },
+            answered: half.answered,
             next_request: 0,
         };
         self.establish(id, birth, proven, now);
@@ -491,7 +424,7 @@ impl Engine {
         let State::AuthSent(sent) = &sa.state else {
             return Err("unexpected_exchange");
         };
-        if header.message_id != 1 {
+        if header.message_id != sent.request.message_id {
             return Err("unexpected_answer");
         }
         let plain = message::unprotect(&sent.keys, bytes, &parsed)?;
@@ -540,10 +473,11 @@ impl Engine {
                 Fault::Unproven(FailedCheck::Identity, text)
             })?;
         let octets = Octets {
-            message: &sent.transcript.response,
-            nonce: &sent.transcript.nonce_i,
+            message: &sent.greeting.transcript.response,
+            nonce: &sent.greeting.transcript.nonce_i,
             sk_p: &sent.keys.sk_p.1,
             id_body: &claimed.body,
+            int_auth: &sent.int_auth,
         };
         self.prove_peer(peer_id, identity, payloads, &sent.keys, &octets, now)
     }
@@ -554,12 +488,13 @@ impl Engine {
             return;
         };
         let (path, peer_id) = (sa.path(), sa.peer.clone());
-        let header = sa.request_header(ExchangeType::INFORMATIONAL, 2);
         if let State::AuthSent(sent) = std::mem::replace(&mut sa.state, State::gap()) {
+            let (exchange, message_id) = (ExchangeType::INFORMATIONAL, sent.after());
+            let header = sa.request_header(exchange, message_id);
             let mut keys = sent.keys;
             let notify = Payload::Notify(Notify::new(NotifyType::AUTHENTICATION_FAILED, []));
             if let Ok(bytes) = message::protect(&mut keys, &header, &[notify]) {
-                let request = Request::new(2, ExchangeType::INFORMATIONAL, bytes.clone());
+                let request = Request::new(message_id, exchange, bytes.clone());
                 sa.state = State::Refusing(Box::new(Refusing { keys, request }));
                 self.send(path, &bytes);
                 self.arm_retransmit(id, 1, now);
@@ -587,17 +522,19 @@ impl Engine {
         let State::AuthSent(sent) = std::mem::replace(&mut sa.state, State::gap()) else {
             return Err("unexpected_exchange");
         };
+        let next_request = sent.after();
         let AuthSent {
             keys,
-            transcript,
+            greeting,
             child,
             ..
         } = *sent;
+        let transcript = &greeting.transcript;
         let birth = Birth {
             keys,
             tie: transcript.tie(),
             answered: Answered::default(),
-            next_request: 2,
+            next_request,
         };
         self.establish(id, birth, proven, now);
         if let Some(offer) = child {
@@ -606,6 +543,13 @@ impl Engine {
         }
         self.settle_in(id, &peer_id, now);
         Ok(())
+    }
+}
+
+impl AuthSent {
+    /// The message ID after that of IKE_AUTH.
+    fn after(&self) -> u32 {
+        self.request.message_id + 1
     }
 }
 

@@ -7,12 +7,13 @@ use testudo_model::{
 };
 use testudo_wire::ike::{Notify, NotifyType, Payload};
 
+use crate::addke::AdditionalKe;
 use crate::engine::{Engine, Path};
 use crate::error::{Fault, Refusal, check_of};
 use crate::event::{ChildUp, Event, IkeId, UseOutbound};
 use crate::message::Payloads;
 use crate::proposal::{self, ChildSuite, Chosen};
-use crate::sa::{Child, ChildOffer, ChildState, IkeSa, Slot, Task, resource};
+use crate::sa::{Child, ChildOffer, ChildRequest, ChildState, IkeSa, Slot, Task, resource};
 use crate::suites::Suites;
 use crate::timers::Deadline;
 use crate::ts;
@@ -52,6 +53,13 @@ pub(crate) struct NewChild {
     pub(crate) shares: Option<bool>,
 }
 
+/// What the key exchanges of a child gave: none with IKE_AUTH.
+struct Exchanged<'a> {
+    method: Option<KeMethod>,
+    secrets: &'a [SecretBytes],
+    nonces: (&'a [u8], &'a [u8]),
+}
+
 impl Engine {
     /// Our offer of a configured child.
     pub(crate) fn offer_child(&mut self, peer_id: &PeerId, slot: &Slot) -> Option<ChildOffer> {
@@ -75,6 +83,7 @@ impl Engine {
         suites: &Suites,
         offer: &ChildOffer,
         with_ke: bool,
+        additional: &[AdditionalKe],
     ) -> Vec<Payload> {
         let mut out = Vec::new();
         if offer.mode == SaMode::Transport {
@@ -83,7 +92,7 @@ impl Engine {
         if offer.shares {
             out.push(resource::info(offer.slot.resource));
         }
-        let proposals = proposal::child_offer(suites, offer.spi, with_ke);
+        let proposals = proposal::child_offer(suites, offer.spi, with_ke, additional);
         out.push(Payload::Sa(proposals));
         out.push(Payload::TsInitiator(ts::to_wire(&offer.local_ts)));
         out.push(Payload::TsResponder(ts::to_wire(&offer.remote_ts)));
@@ -218,7 +227,7 @@ impl Engine {
             .sas
             .get(&ike)
             .and_then(IkeSa::established)
-            .map(|e| e.keys.child_keymat(aead, None, &nonces.0, &nonces.1))
+            .map(|e| e.keys.child_keymat(aead, &[], &nonces.0, &nonces.1))
         else {
             return Vec::new();
         };
@@ -260,33 +269,65 @@ impl Engine {
                 check_of(error.kind),
                 format!("the peer answers {}", error.kind),
             )),
-            None => self
-                .accept_child(ike, offer, payloads, None, nonces, None, now)
-                .map_err(|fault| (fault.check(), fault.text())),
+            None => {
+                let exchanged = Exchanged {
+                    method: None,
+                    secrets: &[],
+                    nonces,
+                };
+                self.take_child(ike, offer, payloads, exchanged, None, now)
+                    .map_err(|fault| (fault.check(), fault.text()))
+            }
         };
         if let Err(what) = outcome {
             self.child_failed(&peer, from, &slot, what, now);
         }
     }
 
-    /// Reads the peer's answer to an offer and installs the child.
-    #[allow(clippy::too_many_arguments)]
+    /// The same of a child that we asked for with CREATE_CHILD_SA: `secrets` are those of its key
+    /// exchanges, of which the first was by `method`.
     pub(crate) fn accept_child(
+        &mut self,
+        ike: IkeId,
+        request: ChildRequest,
+        answer: &Payloads,
+        method: Option<KeMethod>,
+        secrets: &[SecretBytes],
+        now: Now,
+    ) -> Result<(), Fault> {
+        let nonce_r = answer
+            .nonce
+            .as_ref()
+            .ok_or(Fault::Misbehaved("missing_payload"))?;
+        let exchanged = Exchanged {
+            method,
+            secrets,
+            nonces: (&request.nonce, nonce_r),
+        };
+        self.take_child(ike, request.offer, answer, exchanged, request.rekeys, now)
+    }
+
+    /// Reads the peer's answer to an offer and installs the child.
+    fn take_child(
         &mut self,
         ike: IkeId,
         offer: ChildOffer,
         payloads: &Payloads,
-        ke: Option<(KeMethod, SecretBytes)>,
-        nonces: (&[u8], &[u8]),
+        exchanged: Exchanged<'_>,
         replaces: Option<ChildId>,
         now: Now,
     ) -> Result<(), Fault> {
+        let Exchanged {
+            method,
+            secrets,
+            nonces,
+        } = exchanged;
         let (Some(answer), Some(ts_i), Some(ts_r)) = (&payloads.sa, &payloads.ts_i, &payloads.ts_r)
         else {
             return Err(Fault::Misbehaved("missing_payload"));
         };
-        let (method, shared) = ke.unzip();
-        let (suite, spi_out) = proposal::read_child_answer(answer, self.suites_on(ike), method)?;
+        let (suites, additional) = (self.suites_on(ike), self.additional_on(ike));
+        let (suite, spi_out) = proposal::read_child_answer(answer, suites, method, additional)?;
         let est = self
             .sas
             .get_mut(&ike)
@@ -323,10 +364,7 @@ impl Engine {
             .sas
             .get(&ike)
             .and_then(IkeSa::established)
-            .map(|e| {
-                e.keys
-                    .child_keymat(suite.aead, shared.as_ref(), nonces.0, nonces.1)
-            })
+            .map(|e| e.keys.child_keymat(suite.aead, secrets, nonces.0, nonces.1))
             .ok_or(Fault::Bug("no such IKE SA"))?;
         let new = NewChild {
             ike,
@@ -344,6 +382,9 @@ impl Engine {
             replaces,
             shares: offer.shares.then_some(shares),
         };
+        if let Some(old) = replaces {
+            self.forget_lost_followers(ike, old, &new.tie);
+        }
         self.install(new, now);
         Ok(())
     }

@@ -11,10 +11,12 @@ use crate::error::{Fault, Refusal, check_of};
 use crate::event::{DownReason, IkeId};
 use crate::exchange::Reply;
 use crate::message::Payloads;
+use crate::proposal;
 use crate::sa::child::{NewChild, UNMATCHED};
+use crate::sa::followup::{ChildMaking, Making};
 use crate::sa::init::NONCE_LEN;
 use crate::sa::{
-    ChildOffer, ChildRequest, Established, IkeSa, Pending, Phase, Slot, Task, resource,
+    ChildFollow, ChildOffer, ChildRequest, Established, IkeSa, Pending, Phase, Slot, Task, resource,
 };
 use crate::timers::Deadline;
 
@@ -106,7 +108,8 @@ impl Engine {
             let notify = Notify::about_esp(NotifyType::REKEY_SA, old.spi_in);
             payloads.push(Payload::Notify(notify));
         }
-        let offered = self.offer_payloads(self.suites_on(ike), &offer, ke.is_some());
+        let (suites, additional) = (self.suites_on(ike), self.additional_on(ike));
+        let offered = self.offer_payloads(suites, &offer, ke.is_some(), additional);
         let mut offered = offered.into_iter().peekable();
         // SA, Ni, KEi, TSi, TSr, after the notifies.
         while let Some(p) = offered.next_if(|p| !matches!(p, Payload::TsInitiator(_))) {
@@ -126,6 +129,7 @@ impl Engine {
             nonce,
             ke,
             tried,
+            follow: None,
         };
         self.send_request(
             now,
@@ -184,6 +188,10 @@ impl Engine {
             }
         };
         let suite = agreement.chosen.suite;
+        let goes_on = !suite.additional.is_empty();
+        if goes_on {
+            self.may_follow(id)?;
+        }
         let exchanged = match suite.ke {
             Some(method) => Some(self.answer_ke(method, &payloads)?),
             None => None,
@@ -204,15 +212,49 @@ impl Engine {
         answer.push(Payload::Nonce(nonce_r.clone()));
         answer.extend(public);
         answer.extend(agreed);
-        let keys = self
-            .sas
-            .get(&id)
-            .and_then(IkeSa::established)
-            .map(|e| {
-                e.keys
-                    .child_keymat(suite.aead, shared.as_ref(), &nonce_i, &nonce_r)
-            })
-            .ok_or(Fault::Bug("not established"))?;
+        let making = ChildMaking {
+            shares: says_info.then_some(agreement.shares),
+            agreement,
+            spi_in,
+            nonce_i,
+            nonce_r,
+            rekeyed,
+            born,
+        };
+        match shared {
+            Some(shared) if goes_on => {
+                let makes = Making::Child(Box::new(making));
+                answer.push(self.keep_follower(id, suite.additional, shared, makes, now));
+            }
+            shared => self.made_child(id, making, shared.as_slice(), now)?,
+        }
+        Ok(Reply::of(answer))
+    }
+
+    /// All key exchanges of a child that we agreed to are done: `secrets` are theirs.
+    pub(crate) fn made_child(
+        &mut self,
+        id: IkeId,
+        making: ChildMaking,
+        secrets: &[SecretBytes],
+        now: Now,
+    ) -> Result<(), Fault> {
+        let sa = self.sas.get(&id).ok_or(Fault::Bug("no such SA"))?;
+        let peer = sa.peer.clone().ok_or(Fault::Bug("no peer"))?;
+        let est = sa.established().ok_or(Fault::Bug("not established"))?;
+        let ChildMaking {
+            agreement,
+            shares,
+            spi_in,
+            nonce_i,
+            nonce_r,
+            rekeyed,
+            born,
+        } = making;
+        let suite = agreement.chosen.suite;
+        let keys = est
+            .keys
+            .child_keymat(suite.aead, secrets, &nonce_i, &nonce_r);
         let new = NewChild {
             ike: id,
             slot: agreement.slot,
@@ -227,11 +269,11 @@ impl Engine {
             born,
             tie: nonce_i.min(nonce_r),
             replaces: rekeyed,
-            shares: says_info.then_some(agreement.shares),
+            shares,
         };
         self.install(new, now);
         self.resolve(&peer, false, now);
-        Ok(Reply::of(answer))
+        Ok(())
     }
 
     /// The child that REKEY_SA names, by the SPI that the peer receives on.
@@ -269,7 +311,7 @@ impl Engine {
     ) -> Result<(Payload, SecretBytes), Fault> {
         let bad = Fault::Misbehaved("bad_public_key");
         let ke = payloads.ke.as_ref().ok_or(bad.clone())?;
-        if ke.data.len() != method.public_len() {
+        if ke.method != method.id() || ke.data.len() != method.public_len() {
             return Err(bad);
         }
         let answer = method
@@ -288,7 +330,7 @@ impl Engine {
         now: Now,
         id: IkeId,
         from: Path,
-        request: ChildRequest,
+        mut request: ChildRequest,
         payloads: Payloads,
     ) {
         let Some(peer) = self.sas.get(&id).and_then(|sa| sa.peer.clone()) else {
@@ -300,7 +342,10 @@ impl Engine {
         }
         let (slot, rekeys) = (request.offer.slot.clone(), request.rekeys);
         let spi = request.offer.spi;
-        let outcome = self.take_created(now, id, request, &payloads);
+        let outcome = match request.follow.take() {
+            None => self.take_created(now, id, request, payloads),
+            Some(follow) => self.take_followed(now, id, request, *follow, &payloads),
+        };
         match outcome {
             Ok(()) => self.resolve(&peer, false, now),
             Err(Fault::Incompatible(Refusal::TsMaxQueue)) => self.resources_full(id, &slot.name),
@@ -326,19 +371,61 @@ impl Engine {
         &mut self,
         now: Now,
         id: IkeId,
-        request: ChildRequest,
+        mut request: ChildRequest,
+        answer: Payloads,
+    ) -> Result<(), Fault> {
+        let (Some(chosen), Some(nonce_r)) = (&answer.sa, &answer.nonce) else {
+            return Err(Fault::Misbehaved("missing_payload"));
+        };
+        let method = request.ke.as_ref().map(KePrivate::method);
+        let (suites, additional) = (self.suites_on(id), self.additional_on(id));
+        let (suite, _) = proposal::read_child_answer(chosen, suites, method, additional)?;
+        let tie = request.nonce.clone().min(nonce_r.clone());
+        let lost = |old: &ChildId| self.rekey_is_lost(id, *old, &tie);
+        if let Some(old) = request
+            .rekeys
+            .filter(lost)
+            .filter(|_| !suite.additional.is_empty())
+        {
+            // The peer's goes on; if it comes to nothing, ours begins anew.
+            self.rekey_later(old, now);
+            return Ok(());
+        }
+        let secrets = match request.ke.take() {
+            Some(private) => vec![finish_ke(private, &answer)?.1],
+            None => Vec::new(),
+        };
+        if suite.additional.is_empty() {
+            return self.accept_child(id, request, &answer, method, &secrets, now);
+        }
+        let (up, payloads) = self.next_follow_up(suite.additional, secrets, &answer)?;
+        let follow = ChildFollow { answer, method, up };
+        request.follow = Some(Box::new(follow));
+        let pending = Pending::CreateChild(Box::new(request));
+        self.send_follow_up(now, id, &payloads, pending);
+        Ok(())
+    }
+
+    /// The answer to an additional key exchange.
+    fn take_followed(
+        &mut self,
+        now: Now,
+        id: IkeId,
+        mut request: ChildRequest,
+        follow: ChildFollow,
         payloads: &Payloads,
     ) -> Result<(), Fault> {
-        let nonce_r = payloads
-            .nonce
-            .as_ref()
-            .ok_or(Fault::Misbehaved("missing_payload"))?;
-        let ke = match request.ke {
-            Some(private) => Some(finish_ke(private, payloads)?),
-            None => None,
-        };
-        let nonces = (&request.nonce[..], &nonce_r[..]);
-        self.accept_child(id, request.offer, payloads, ke, nonces, request.rekeys, now)
+        let ChildFollow { answer, method, up } = follow;
+        let (rounds, secrets) = up.take(payloads)?;
+        if rounds.after(secrets.len() - 1).is_none() {
+            return self.accept_child(id, request, &answer, method, &secrets, now);
+        }
+        let (up, payloads) = self.next_follow_up(rounds, secrets, payloads)?;
+        let follow = ChildFollow { answer, method, up };
+        request.follow = Some(Box::new(follow));
+        let pending = Pending::CreateChild(Box::new(request));
+        self.send_follow_up(now, id, &payloads, pending);
+        Ok(())
     }
 
     fn create_refused(
@@ -366,7 +453,8 @@ impl Engine {
                     return;
                 }
             }
-            NotifyType::TEMPORARY_FAILURE => {
+            // The peer has forgotten what it agreed to (RFC 9370, 2.2.4): as much a matter of time.
+            NotifyType::TEMPORARY_FAILURE | NotifyType::STATE_NOT_FOUND => {
                 match rekeys {
                     Some(old) => self.rekey_later(old, now),
                     None => self.retry_child(peer, &offer.slot, now),

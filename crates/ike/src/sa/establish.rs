@@ -71,6 +71,7 @@ impl Engine {
             outstanding: None,
             tasks: VecDeque::new(),
             successors: Vec::new(),
+            followers: Vec::new(),
             deleted_spis: Vec::new(),
             rekey_failures: 0,
             most_resources: BTreeMap::new(),
@@ -111,8 +112,8 @@ impl Engine {
         self.pump(id, now);
     }
 
-    /// The peer was faster: our own attempt, if the peer cannot know keys of it yet, is of no
-    /// use. An attempt past IKE_SA_INIT goes on and is resolved when it stands.
+    /// The peer was faster: our own attempt, if the peer cannot have established it yet, is of no
+    /// use. One that has come to IKE_AUTH goes on and is resolved when it stands.
     fn drop_early_attempt(&mut self, peer_id: &PeerId, now: Now) {
         let Some(peer) = self.peers.get(peer_id) else {
             return;
@@ -123,7 +124,7 @@ impl Engine {
         let early = self
             .sas
             .get(&attempt)
-            .is_some_and(|sa| matches!(sa.state, State::InitSent(_)));
+            .is_some_and(|sa| matches!(sa.state, State::InitSent(_) | State::IntermediateSent(_)));
         if early {
             self.remove_sa(attempt, DownReason::Replaced, now);
         }
@@ -239,6 +240,7 @@ impl Engine {
             outstanding: None,
             tasks: VecDeque::new(),
             successors: Vec::new(),
+            followers: Vec::new(),
             deleted_spis: Vec::new(),
             rekey_failures: 0,
             most_resources: est.most_resources.clone(),

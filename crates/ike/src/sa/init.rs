@@ -14,8 +14,9 @@ use crate::engine::{Dropped, Engine, Path};
 use crate::error::{Fault, Refusal};
 use crate::event::{DownReason, IkeId};
 use crate::fragments;
+use crate::intauth::IntAuth;
 use crate::keys::{IkeKeys, Seeds, skeyseed};
-use crate::message::{self, Payloads, Request};
+use crate::message::{self, Answered, Payloads, Request};
 use crate::nat::{self, Nat};
 use crate::proof;
 use crate::proposal;
@@ -95,6 +96,7 @@ impl Engine {
         }
         let suites = self.suites_for(sa.peer.as_ref());
         payloads.push(Payload::Sa(proposal::ike_offer(suites, None)));
+        let additional = !suites.additional_ke.is_empty();
         payloads.push(Payload::KeyExchange(KeyExchange {
             method: init.ke.method().id(),
             data: init.ke.public().to_vec(),
@@ -109,6 +111,9 @@ impl Engine {
         ));
         payloads.push(proof::hashes());
         payloads.extend(fragments::supported(&self.config));
+        if additional {
+            payloads.push(intermediate_supported());
+        }
         match message::clear(&header, &payloads) {
             Ok(bytes) => {
                 init.request = Request::new(0, ExchangeType::IKE_SA_INIT, bytes);
@@ -192,7 +197,7 @@ impl Engine {
                 self.send_init(id, now);
                 Ok(())
             }
-            Verdict::Agreed(agreed) => self.send_auth(now, id, from, *agreed, bytes, payloads),
+            Verdict::Agreed(agreed) => self.greeted(now, id, from, *agreed, bytes, payloads),
         }
     }
 
@@ -243,7 +248,8 @@ impl Engine {
         }
         let suites = self.suites_for(sa.peer.as_ref());
         let (suite, _) =
-            proposal::read_ike_answer(answer, suites, method, false).map_err(|f| f.reason())?;
+            proposal::read_ike_answer(answer, suites, method, has_intermediate(payloads), false)
+                .map_err(|f| f.reason())?;
         // A key that is on no curve costs us the attempt's private key; draw a new one so that
         // the true answer to the next transmission still counts.
         let fresh = KePrivate::generate(method, &mut *self.random);
@@ -377,7 +383,9 @@ impl Engine {
             address,
             proven: busy,
         };
-        let chosen = proposal::choose_first_ike(offer, &self.suites_at(address), ke.method)?;
+        let candidates = self.suites_at(address);
+        let intermediate = has_intermediate(&payloads);
+        let chosen = proposal::choose_first_ike(offer, &candidates, ke.method, intermediate)?;
         let method = chosen.suite.ke;
         if ke.data.len() != method.public_len() {
             return Err(Fault::Misbehaved("bad_public_key").into());
@@ -424,6 +432,12 @@ impl Engine {
                 },
                 peer_hashes: peer_hashes(&payloads),
                 source,
+                int_auth: IntAuth::default(),
+                prior: None,
+                answered: Answered {
+                    next: 1,
+                    last: None,
+                },
                 refused: None,
             })),
         };
@@ -485,6 +499,9 @@ impl Engine {
         payloads.extend(nat::notifies(spis, from.local, from.remote, forced, random));
         payloads.extend(self.certificate_request());
         payloads.push(proof::hashes());
+        if !chosen.suite.additional.is_empty() {
+            payloads.push(intermediate_supported());
+        }
         payloads.push(Payload::Notify(Notify::new(
             NotifyType::CHILDLESS_IKEV2_SUPPORTED,
             [],
@@ -515,6 +532,17 @@ pub(crate) fn peer_hashes(payloads: &Payloads) -> Vec<u16> {
         .notify(NotifyType::SIGNATURE_HASH_ALGORITHMS)
         .map(|n| n.data_u16s().take(32).collect())
         .unwrap_or_default()
+}
+
+/// The sender has IKE_INTERMEDIATE (RFC 9242, 3.1).
+fn intermediate_supported() -> Payload {
+    let kind = NotifyType::INTERMEDIATE_EXCHANGE_SUPPORTED;
+    Payload::Notify(Notify::new(kind, []))
+}
+
+fn has_intermediate(payloads: &Payloads) -> bool {
+    let kind = NotifyType::INTERMEDIATE_EXCHANGE_SUPPORTED;
+    payloads.notify(kind).is_some()
 }
 
 /// What became of an answer to IKE_SA_INIT.

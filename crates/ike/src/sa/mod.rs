@@ -4,13 +4,16 @@ pub(crate) mod auth;
 pub(crate) mod child;
 pub(crate) mod create;
 pub(crate) mod establish;
+pub(crate) mod followup;
 pub(crate) mod informational;
 pub(crate) mod init;
+pub(crate) mod intermediate;
 pub(crate) mod rekey;
 pub(crate) mod resource;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 
 use testudo_crypto::{KeMethod, KePrivate};
 use testudo_model::{ChildId, Encapsulation, Monotonic, PeerId, SaMode, TrafficSelector, UnixTime};
@@ -19,9 +22,11 @@ use testudo_wire::ike::NotifyType;
 use crate::config::Identity;
 use crate::event::{CertificateFacts, DownReason, IkeId};
 use crate::fragments::Assembly;
+use crate::intauth::IntAuth;
 use crate::keys::IkeKeys;
-use crate::message::{Answered, Datagrams, Request};
+use crate::message::{Answered, Datagrams, Payloads, Request};
 use crate::nat::Nat;
+use crate::sa::followup::{FollowUp, Follower, IkeMaking};
 
 /// An IKE SA in any state.
 pub(crate) struct IkeSa {
@@ -65,9 +70,11 @@ pub(crate) struct Source {
 pub(crate) enum State {
     /// We sent IKE_SA_INIT.
     InitSent(Box<InitSent>),
+    /// We sent IKE_INTERMEDIATE.
+    IntermediateSent(Box<IntermediateSent>),
     /// We sent IKE_AUTH.
     AuthSent(Box<AuthSent>),
-    /// We answered IKE_SA_INIT.
+    /// We answered IKE_SA_INIT, and perhaps IKE_INTERMEDIATE.
     HalfOpen(Box<HalfOpen>),
     /// Both ends are authenticated.
     Established(Box<Established>),
@@ -105,9 +112,28 @@ impl Transcript {
     }
 }
 
+/// What the initiator keeps of IKE_SA_INIT until IKE_AUTH.
+pub(crate) struct Greeting {
+    pub(crate) transcript: Transcript,
+    /// Hashes that the peer takes.
+    pub(crate) peer_hashes: Vec<u16>,
+    /// The peer takes an IKE_AUTH without a child (RFC 6023).
+    pub(crate) childless: bool,
+}
+
+pub(crate) struct IntermediateSent {
+    pub(crate) keys: IkeKeys,
+    pub(crate) int_auth: IntAuth,
+    pub(crate) greeting: Arc<Greeting>,
+    /// Our half of the key exchange under way.
+    pub(crate) ke: KePrivate,
+    pub(crate) request: Request,
+}
+
 pub(crate) struct AuthSent {
     pub(crate) keys: IkeKeys,
-    pub(crate) transcript: Transcript,
+    pub(crate) int_auth: IntAuth,
+    pub(crate) greeting: Arc<Greeting>,
     pub(crate) request: Request,
     /// The child offered with it.
     pub(crate) child: Option<ChildOffer>,
@@ -141,7 +167,13 @@ pub(crate) struct HalfOpen {
     pub(crate) peer_hashes: Vec<u16>,
     /// What the bound per source counts it for.
     pub(crate) source: Source,
-    /// Our refusal of its IKE_AUTH, to be repeated.
+    /// What AUTH covers of the additional key exchanges so far.
+    pub(crate) int_auth: IntAuth,
+    /// The keys that the last additional key exchange went under, for its repetition.
+    pub(crate) prior: Option<IkeKeys>,
+    /// IKE_INTERMEDIATE requests and our answers.
+    pub(crate) answered: Answered,
+    /// Our refusal of its last request, to be repeated.
     pub(crate) refused: Option<Datagrams>,
 }
 
@@ -221,14 +253,32 @@ pub(crate) struct ChildRequest {
     pub(crate) nonce: Vec<u8>,
     pub(crate) ke: Option<KePrivate>,
     pub(crate) tried: Vec<KeMethod>,
+    /// What CREATE_CHILD_SA gave, while additional key exchanges go on (RFC 9370, 2.2.4).
+    pub(crate) follow: Option<Box<ChildFollow>>,
+}
+
+/// The peer has agreed to a child, and the key exchanges after that.
+pub(crate) struct ChildFollow {
+    pub(crate) answer: Payloads,
+    /// The method of the first.
+    pub(crate) method: Option<KeMethod>,
+    pub(crate) up: FollowUp,
 }
 
 /// An IKE SA that we asked for with CREATE_CHILD_SA.
 pub(crate) struct IkeRequest {
     pub(crate) spi: u64,
     pub(crate) nonce: Vec<u8>,
-    pub(crate) ke: KePrivate,
+    pub(crate) ke: Option<KePrivate>,
     pub(crate) tried: Vec<KeMethod>,
+    /// What CREATE_CHILD_SA gave, while additional key exchanges go on (RFC 9370, 2.2.4).
+    pub(crate) follow: Option<Box<IkeFollow>>,
+}
+
+/// The peer has agreed to an IKE SA, and the key exchanges after that.
+pub(crate) struct IkeFollow {
+    pub(crate) made: IkeMaking,
+    pub(crate) up: FollowUp,
 }
 
 pub(crate) struct Established {
@@ -256,6 +306,8 @@ pub(crate) struct Established {
     pub(crate) outstanding: Option<(Request, Pending)>,
     pub(crate) tasks: VecDeque<Task>,
     pub(crate) successors: Vec<Successor>,
+    /// Requests of the peer's that go on in additional key exchanges.
+    pub(crate) followers: Vec<Follower>,
     /// SPIs that the peer deleted before we knew them (a DELETE overtook an answer).
     pub(crate) deleted_spis: Vec<u32>,
     /// Refusals in a row of our rekey of the IKE SA.
@@ -317,6 +369,7 @@ impl State {
     pub(crate) fn name(&self) -> &'static str {
         match self {
             Self::InitSent(_) => "init_sent",
+            Self::IntermediateSent(_) => "intermediate_sent",
             Self::AuthSent(_) => "auth_sent",
             Self::HalfOpen(_) => "half_open",
             Self::Refusing(_) => "refusing",
@@ -336,6 +389,7 @@ impl State {
     pub(crate) fn request(&mut self) -> Option<&mut Request> {
         match self {
             Self::InitSent(s) => Some(&mut s.request),
+            Self::IntermediateSent(s) => Some(&mut s.request),
             Self::AuthSent(s) => Some(&mut s.request),
             Self::Refusing(s) => Some(&mut s.request),
             Self::Established(s) => s.outstanding.as_mut().map(|(request, _)| request),

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use testudo_crypto::{KeMethod, KePrivate};
+use testudo_crypto::{KeMethod, KePrivate, SecretBytes};
 use testudo_model::Now;
 use testudo_wire::ike::{ExchangeType, KeyExchange, NotifyType, Payload};
 
@@ -11,13 +11,14 @@ use crate::engine::{Engine, Path};
 use crate::error::{Fault, Refusal, check_of};
 use crate::event::{DownReason, IkeId};
 use crate::exchange::Reply;
-use crate::keys::{IkeKeys, Seeds, skeyseed_rekey};
+use crate::keys::{IkeKeys, Seeds, Suite, skeyseed_rekey};
 use crate::message::{Answered, Payloads};
 use crate::proposal;
 use crate::sa::create::{finish_ke, retry_wait};
 use crate::sa::establish::SuccessorBirth;
+use crate::sa::followup::{IkeMaking, Making};
 use crate::sa::init::NONCE_LEN;
-use crate::sa::{IkeRequest, IkeSa, Pending, Phase, Successor, Task};
+use crate::sa::{IkeFollow, IkeRequest, IkeSa, Pending, Phase, Successor, Task};
 use crate::timers::Deadline;
 
 /// How long the peer has to delete an IKE SA that is its to delete.
@@ -60,8 +61,9 @@ impl Engine {
         let request = IkeRequest {
             spi,
             nonce,
-            ke,
+            ke: Some(ke),
             tried,
+            follow: None,
         };
         self.send_request(
             now,
@@ -99,40 +101,81 @@ impl Engine {
         else {
             return Err(Fault::Misbehaved("missing_payload"));
         };
-        let (chosen, spi_i) = proposal::choose_ike(offer, self.suites_on(id), ke.method, true)?;
+        let suites = self.suites_on(id);
+        let (chosen, spi_i) = proposal::choose_ike(offer, suites, ke.method, true, true)?;
+        let goes_on = !chosen.suite.additional.is_empty();
+        if goes_on {
+            self.may_follow(id)?;
+        }
         let (public, shared) = self.answer_ke(chosen.suite.ke, &payloads)?;
         let nonce_r = self.random_bytes(NONCE_LEN);
         let spi_r = self.ike_spi();
-        let seeds = Seeds {
-            nonce_i,
-            nonce_r: &nonce_r,
-            spi_i,
-            spi_r,
-        };
-        let old = self
-            .sas
-            .get(&id)
-            .and_then(IkeSa::established)
-            .ok_or(Fault::Bug("not established"))?;
-        let seed = skeyseed_rekey(&old.keys, &seeds, &shared);
-        let export = self.config.danger_export_keys;
-        let mut keys = IkeKeys::derive(chosen.suite, &seed, &seeds, false, export)?;
-        keys.largest = old.keys.largest;
-        let answer = vec![
+        let mut answer = vec![
             Payload::Sa(proposal::ike_answer(&chosen, Some(spi_r))),
             Payload::Nonce(nonce_r.clone()),
             public,
         ];
+        let making = IkeMaking {
+            suite: chosen.suite,
+            spi_i,
+            spi_r,
+            nonce_i: nonce_i.clone(),
+            nonce_r,
+        };
+        if goes_on {
+            let (rounds, makes) = (making.suite.additional, Making::Ike(making));
+            answer.push(self.keep_follower(id, rounds, shared, makes, now));
+        } else {
+            self.made_ike(id, &making, &[shared], now)?;
+        }
+        Ok(Reply::of(answer))
+    }
+
+    /// All key exchanges of a successor that we agreed to are done: `secrets` are theirs.
+    pub(crate) fn made_ike(
+        &mut self,
+        id: IkeId,
+        making: &IkeMaking,
+        secrets: &[SecretBytes],
+        now: Now,
+    ) -> Result<(), Fault> {
+        let seeds = Seeds {
+            nonce_i: &making.nonce_i,
+            nonce_r: &making.nonce_r,
+            spi_i: making.spi_i,
+            spi_r: making.spi_r,
+        };
+        let keys = self.successor_keys(id, making.suite, &seeds, secrets, false)?;
         let birth = SuccessorBirth {
             keys,
             initiator: false,
-            spi_ours: spi_r,
-            spi_peer: spi_i,
+            spi_ours: making.spi_r,
+            spi_peer: making.spi_i,
             answered: Answered::default(),
         };
-        let tie = nonce_i.clone().min(nonce_r);
+        let tie = making.nonce_i.clone().min(making.nonce_r.clone());
         self.add_successor(id, birth, tie, now);
-        Ok(Reply::of(answer))
+        Ok(())
+    }
+
+    fn successor_keys(
+        &self,
+        old: IkeId,
+        suite: Suite,
+        seeds: &Seeds<'_>,
+        secrets: &[SecretBytes],
+        initiator: bool,
+    ) -> Result<IkeKeys, Fault> {
+        let old = self
+            .sas
+            .get(&old)
+            .and_then(IkeSa::established)
+            .ok_or(Fault::Bug("not established"))?;
+        let seed = skeyseed_rekey(&old.keys, seeds, secrets);
+        let export = self.config.danger_export_keys;
+        let mut keys = IkeKeys::derive(suite, &seed, seeds, initiator, export)?;
+        keys.largest = old.keys.largest;
+        Ok(keys)
     }
 
     /// A peer that rekeys again and again leaves IKE SAs behind that stay for a while to repeat
@@ -150,7 +193,7 @@ impl Engine {
         now: Now,
         id: IkeId,
         from: Path,
-        request: IkeRequest,
+        mut request: IkeRequest,
         payloads: Payloads,
     ) {
         if let Some(error) = payloads.error() {
@@ -158,47 +201,122 @@ impl Engine {
             self.rekey_refused(now, id, from, request, kind, wanted);
             return;
         }
-        match self.take_rekeyed(id, request, &payloads) {
-            Ok((birth, tie)) => self.add_successor(id, birth, tie, now),
-            Err(fault) => self.broken_answer(now, id, from, &fault),
+        let outcome = match request.follow.take() {
+            None => self.take_rekeyed(now, id, request, &payloads),
+            Some(follow) => self.take_rekey_followed(now, id, request, *follow, &payloads),
+        };
+        if let Err(fault) = outcome {
+            self.broken_answer(now, id, from, &fault);
         }
     }
 
     fn take_rekeyed(
         &mut self,
+        now: Now,
         id: IkeId,
-        request: IkeRequest,
+        mut request: IkeRequest,
         payloads: &Payloads,
-    ) -> Result<(SuccessorBirth, Vec<u8>), Fault> {
+    ) -> Result<(), Fault> {
         let (Some(answer), Some(nonce_r)) = (&payloads.sa, &payloads.nonce) else {
             return Err(Fault::Misbehaved("missing_payload"));
         };
-        let sent = request.ke.method();
-        let (suite, spi_r) = proposal::read_ike_answer(answer, self.suites_on(id), sent, true)?;
-        let (_, shared) = finish_ke(request.ke, payloads)?;
-        let seeds = Seeds {
-            nonce_i: &request.nonce,
-            nonce_r,
+        let private = request
+            .ke
+            .take()
+            .ok_or(Fault::Bug("no key exchange is under way"))?;
+        let (suites, sent) = (self.suites_on(id), private.method());
+        let (suite, spi_r) = proposal::read_ike_answer(answer, suites, sent, true, true)?;
+        let tie = request.nonce.clone().min(nonce_r.clone());
+        if !suite.additional.is_empty() && self.ike_rekey_is_lost(id, &tie) {
+            // The peer's goes on; if it comes to nothing, ours begins anew.
+            self.rekey_ike_later(id, now);
+            self.settle(id, now);
+            return Ok(());
+        }
+        let (_, shared) = finish_ke(private, payloads)?;
+        let made = IkeMaking {
+            suite,
             spi_i: request.spi,
             spi_r,
+            nonce_i: request.nonce.clone(),
+            nonce_r: nonce_r.clone(),
         };
-        let old = self
-            .sas
-            .get(&id)
-            .and_then(IkeSa::established)
-            .ok_or(Fault::Bug("not established"))?;
-        let seed = skeyseed_rekey(&old.keys, &seeds, &shared);
-        let export = self.config.danger_export_keys;
-        let mut keys = IkeKeys::derive(suite, &seed, &seeds, true, export)?;
-        keys.largest = old.keys.largest;
+        if suite.additional.is_empty() {
+            return self.take_successor(id, &made, &[shared], now);
+        }
+        let (up, next) = self.next_follow_up(suite.additional, vec![shared], payloads)?;
+        request.follow = Some(Box::new(IkeFollow { made, up }));
+        let pending = Pending::RekeyIke(Box::new(request));
+        self.send_follow_up(now, id, &next, pending);
+        Ok(())
+    }
+
+    /// The answer to an additional key exchange.
+    fn take_rekey_followed(
+        &mut self,
+        now: Now,
+        id: IkeId,
+        mut request: IkeRequest,
+        follow: IkeFollow,
+        payloads: &Payloads,
+    ) -> Result<(), Fault> {
+        let IkeFollow { made, up } = follow;
+        let (rounds, secrets) = up.take(payloads)?;
+        if rounds.after(secrets.len() - 1).is_none() {
+            return self.take_successor(id, &made, &secrets, now);
+        }
+        let (up, next) = self.next_follow_up(rounds, secrets, payloads)?;
+        request.follow = Some(Box::new(IkeFollow { made, up }));
+        let pending = Pending::RekeyIke(Box::new(request));
+        self.send_follow_up(now, id, &next, pending);
+        Ok(())
+    }
+
+    /// All key exchanges of a successor that we asked for are done: `secrets` are theirs.
+    fn take_successor(
+        &mut self,
+        id: IkeId,
+        made: &IkeMaking,
+        secrets: &[SecretBytes],
+        now: Now,
+    ) -> Result<(), Fault> {
+        let seeds = Seeds {
+            nonce_i: &made.nonce_i,
+            nonce_r: &made.nonce_r,
+            spi_i: made.spi_i,
+            spi_r: made.spi_r,
+        };
+        let keys = self.successor_keys(id, made.suite, &seeds, secrets, true)?;
         let birth = SuccessorBirth {
             keys,
             initiator: true,
-            spi_ours: request.spi,
-            spi_peer: spi_r,
+            spi_ours: made.spi_i,
+            spi_peer: made.spi_r,
             answered: Answered::default(),
         };
-        Ok((birth, request.nonce.min(nonce_r.clone())))
+        let tie = made.nonce_i.clone().min(made.nonce_r.clone());
+        self.add_successor(id, birth, tie, now);
+        Ok(())
+    }
+
+    /// Whether our rekey with the nonces `tie` has lost to one of the peer's that we know of.
+    fn ike_rekey_is_lost(&self, id: IkeId, tie: &[u8]) -> bool {
+        let est = self.sas.get(&id).and_then(IkeSa::established);
+        est.is_some_and(|e| {
+            let mut made = e.successors.iter().filter(|s| self.is_waiting(s.ike));
+            e.loses_to_follower(tie) || made.any(|s| &s.tie[..] > tie)
+        })
+    }
+
+    /// A rekey that was refused for now is tried again.
+    fn rekey_ike_later(&mut self, id: IkeId, now: Now) {
+        let Some(est) = self.sas.get_mut(&id).and_then(IkeSa::established_mut) else {
+            return;
+        };
+        est.rekey_failures += 1;
+        let wait = retry_wait(est.rekey_failures);
+        let at = now.monotonic + wait + self.jitter(wait, 100);
+        self.timers.set(Deadline::RekeyIke(id), at);
     }
 
     fn rekey_refused(
@@ -232,11 +350,11 @@ impl Engine {
             self.settle(id, now);
             return;
         }
-        est.rekey_failures += 1;
-        let wait = retry_wait(est.rekey_failures);
-        if kind == NotifyType::TEMPORARY_FAILURE {
-            let at = now.monotonic + wait + self.jitter(wait, 100);
-            self.timers.set(Deadline::RekeyIke(id), at);
+        if matches!(
+            kind,
+            NotifyType::TEMPORARY_FAILURE | NotifyType::STATE_NOT_FOUND
+        ) {
+            self.rekey_ike_later(id, now);
             return;
         }
         let what = (check_of(kind), format!("the peer answers {kind}"));
@@ -275,7 +393,7 @@ impl Engine {
 
     /// Once it is known which successors there are, the one with the greater smallest nonce
     /// wins.
-    fn settle(&mut self, old: IkeId, now: Now) {
+    pub(crate) fn settle(&mut self, old: IkeId, now: Now) {
         let Some(est) = self.sas.get(&old).and_then(IkeSa::established) else {
             return;
         };
@@ -289,7 +407,8 @@ impl Engine {
             .filter(|s| self.is_waiting(s.ike))
             .max_by(|a, b| a.tie.cmp(&b.tie))
             .cloned();
-        if let Some(best) = best {
+        // A better one that the peer is still making comes, or is given up in time.
+        if let Some(best) = best.filter(|best| !est.loses_to_follower(&best.tie)) {
             self.settle_on(old, &best, now);
         }
     }
@@ -314,6 +433,7 @@ impl Engine {
             .cloned()
             .collect();
         est.phase = Phase::Rekeyed;
+        est.followers.clear();
         let children = std::mem::take(&mut est.children);
         let unconfirmed = std::mem::take(&mut est.unconfirmed);
         let tasks: Vec<_> = est
@@ -334,6 +454,7 @@ impl Engine {
         self.timers.cancel(&Deadline::Redundant(best.ike));
         self.timers.cancel(&Deadline::RekeyIke(old));
         self.timers.cancel(&Deadline::Liveness(old));
+        self.timers.cancel(&Deadline::FollowUp(old));
         for task in tasks {
             self.push_task(best.ike, task, now);
         }

@@ -33,6 +33,7 @@ fn every_algorithm_works() {
                 let config = EngineConfig {
                     suites: Suites {
                         ke_methods: vec![ke],
+                        additional_ke: Vec::new(),
                         prfs: vec![prf],
                         ike_aeads: vec![aead],
                         esp_aeads: vec![aead],

@@ -1,9 +1,11 @@
 //! Engines against each other on virtual time.
 
 mod closing;
+mod followup;
 mod fragments;
 mod handshake;
 mod hostile;
+mod hybrid;
 mod life;
 mod net;
 mod rekey;

@@ -14,7 +14,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use testudo_crypto::{DangerousSeededRandom, KeyType, Random, SecretBytes, SigningKey};
+use testudo_crypto::{DangerousSeededRandom, KeMethod, KeyType, Random, SecretBytes, SigningKey};
 use testudo_model::policy::EncapsulationMode;
 use testudo_model::{
     ChildId, Monotonic, Now, PeerId, PortRange, SaMode, TrafficSelector, UnixTime,
@@ -195,8 +195,29 @@ pub(crate) fn config() -> EngineConfig {
         child_lifetime: Duration::from_secs(100_000),
         ike_lifetime: Duration::from_secs(800_000),
         liveness: Duration::ZERO,
+        suites: Suites {
+            additional_ke: Vec::new(),
+            ..Suites::default()
+        },
         ..EngineConfig::default()
     }
+}
+
+/// The same with additional key exchanges, one a list of methods.
+pub(crate) fn hybrid(rounds: &[&[KeMethod]], required: bool) -> EngineConfig {
+    let mut config = EngineConfig {
+        // One message is one datagram.
+        fragment_size: 0,
+        ..config()
+    };
+    config.suites.additional_ke = rounds
+        .iter()
+        .map(|methods| AdditionalKe {
+            methods: methods.to_vec(),
+            required,
+        })
+        .collect();
+    config
 }
 
 pub(crate) fn child(n: usize, local: usize, remote: usize) -> ChildConfig {

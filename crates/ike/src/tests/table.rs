@@ -10,8 +10,8 @@ use crate::*;
 
 /// A node's newest IKE SA in each state that can be reached.
 fn states() -> Vec<(&'static str, Net, usize)> {
-    let stop_after = |count: usize| {
-        let mut net = Net::new(1, 2);
+    let stop_with = |config: EngineConfig, count: usize| {
+        let mut net = Net::with(1, 2, config);
         let mut seen = 0;
         net.filter = Some(Box::new(move |_, _, _| {
             seen += 1;
@@ -25,6 +25,8 @@ fn states() -> Vec<(&'static str, Net, usize)> {
         net.run_ms(100);
         net
     };
+    let stop_after = |count| stop_with(config(), count);
+    let additional = hybrid(&[&[testudo_crypto::KeMethod::MlKem768]], true);
     let bad = || {
         let mut net = Net::new(2, 2);
         let kind = testudo_crypto::KeyType::Ed25519;
@@ -49,6 +51,7 @@ fn states() -> Vec<(&'static str, Net, usize)> {
     vec![
         ("init_sent", stop_after(0), 0),
         ("half_open", stop_after(1), 1),
+        ("intermediate_sent", stop_with(additional, 2), 0),
         ("auth_sent", stop_after(2), 0),
         ("refusing", bad(), 0),
         ("established", stop_after(4), 0),
@@ -63,13 +66,15 @@ fn states() -> Vec<(&'static str, Net, usize)> {
 fn expected(state: &str, exchange: u8, response: bool) -> Option<Action> {
     match (state, exchange, response) {
         ("init_sent", 34, true) => Some(Action::InitAnswer),
+        ("half_open", 43, false) => Some(Action::IntermediateRequest),
+        ("intermediate_sent", 43, true) => Some(Action::IntermediateAnswer),
         ("half_open", 35, false) => Some(Action::AuthRequest),
         ("auth_sent", 35, true) => Some(Action::AuthAnswer),
         ("refusing", 37, true) => Some(Action::RefusingAnswer),
-        ("init_sent" | "half_open" | "auth_sent" | "refusing", _, _) => None,
-        (_, 35..=37, false) => Some(Action::Request),
+        ("init_sent" | "intermediate_sent" | "half_open" | "auth_sent" | "refusing", _, _) => None,
+        (_, 35..=37 | 44, false) => Some(Action::Request),
         ("gone", _, true) => None,
-        (_, 36 | 37, true) => Some(Action::Answer),
+        (_, 36 | 37 | 44, true) => Some(Action::Answer),
         _ => None,
     }
 }

@@ -28,8 +28,7 @@ fn auth_payloads(net: &mut Net) -> Vec<Payload> {
     let State::AuthSent(sent) = &mut sa.state else {
         panic!("IKE_AUTH was not sent");
     };
-    let hashes = [2, 3, 4, 5];
-    let built = engine.auth_payloads(&peer_id(1), &sent.keys, &sent.transcript, &hashes, true);
+    let built = engine.auth_payloads(&peer_id(1), &sent.keys, &sent.int_auth, &sent.greeting);
     let (list, _) = built.map_err(|f| f.text()).unwrap();
     engine.sas.insert(id, sa);
     list
