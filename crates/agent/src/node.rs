@@ -234,9 +234,19 @@ impl Node {
     fn update_trust(&mut self, now: Now) {
         let bundle = match &self.objects.bundle {
             Some(bundle) => match TrustBundle::from_pem(&bundle.spec.certificates) {
-                Ok(bundle) => {
-                    self.problems.remove("trust");
-                    bundle
+                Ok(mut trusted) => {
+                    let lists = &bundle.spec.revocation_lists;
+                    let refused = trusted.add_revocation_lists_from_pem(lists);
+                    match refused.first() {
+                        Some(error) => {
+                            let text = format!("{error}; it is left out");
+                            self.problems.insert("trust", text);
+                        }
+                        None => {
+                            self.problems.remove("trust");
+                        }
+                    }
+                    trusted
                 }
                 Err(error) => {
                     self.problems

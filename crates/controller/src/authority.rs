@@ -21,6 +21,7 @@ impl Authority {
     ///
     /// Certificates and key stand in one file, so that there is no moment at which a crash
     /// leaves one without the other. Certificates after the first are trusted, but do not sign.
+    /// Revocation lists (`X509 CRL`) of any of them are published with the bundle.
     pub(crate) fn open(
         secrets: &Path,
         options: &CaOptions,
@@ -48,7 +49,14 @@ impl Authority {
         for der in chain_from_pem(text)? {
             bundle.add(&der)?;
         }
-        Ok(Self { ca, bundle })
+        match bundle
+            .add_revocation_lists_from_pem(text)
+            .into_iter()
+            .next()
+        {
+            None => Ok(Self { ca, bundle }),
+            Some(error) => Err(error.into()),
+        }
     }
 
     fn create(
@@ -110,6 +118,29 @@ mod tests {
         std::fs::set_permissions(&path, PermissionsExt::from_mode(0o644)).unwrap();
         let error = open(dir.path()).err().unwrap();
         assert!(format!("{error:#}").contains("chmod 0600"), "{error:#}");
+    }
+
+    #[test]
+    fn revocation_lists_are_read_and_a_strange_one_stops_the_controller() {
+        let dir = tempfile::tempdir().unwrap();
+        let first = open(dir.path()).unwrap();
+        let path = file(dir.path());
+        let good = std::fs::read(&path).unwrap();
+        let with = |ca: &Ca| {
+            let list = ca.revocation_list(&[], 1, NOW, NOW + 1000).unwrap();
+            let block = testudo_pki::revocation_list_to_pem(&list);
+            std::fs::write(&path, [good.as_slice(), block.as_bytes()].concat()).unwrap();
+        };
+        with(&first.ca);
+        let read = open(dir.path()).unwrap();
+        assert!(read.bundle.revocation_lists_to_pem().contains("X509 CRL"));
+
+        with(&Ca::generate(&CaOptions::default(), NOW, &mut SystemRandom::new()).unwrap());
+        let error = open(dir.path()).err().unwrap();
+        assert!(
+            format!("{error:#}").contains("no CA of the bundle"),
+            "{error:#}"
+        );
     }
 
     #[test]

@@ -149,6 +149,7 @@ impl Controller {
     async fn publish_bundle(&mut self) -> Result<(), StoreError> {
         let spec = TrustBundleSpec {
             certificates: self.authority.bundle.to_pem(),
+            revocation_lists: self.authority.bundle.revocation_lists_to_pem(),
         };
         let published = self.world.bundles.objects.get(CLUSTER);
         if published.is_some_and(|b| b.spec == spec) {

@@ -24,4 +24,8 @@ impl Kind for TrustBundleKind {
 pub struct TrustBundleSpec {
     /// One or more CA certificates, PEM, concatenated.
     pub certificates: String,
+    /// Revocation lists of those CAs, PEM (`X509 CRL`), concatenated. One that none of them
+    /// signed is left out and told in the nodes' conditions.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub revocation_lists: String,
 }

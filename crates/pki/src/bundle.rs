@@ -2,12 +2,15 @@
 
 use std::collections::BTreeMap;
 
-use crate::{CertificateFacts, MAX_ANCHORS, MAX_CERTIFICATE, PkiError};
+use crate::revocation::{MAX_REVOCATION_LIST, MAX_REVOCATION_LISTS, RevocationList};
+use crate::{CertificateFacts, MAX_ANCHORS, MAX_CERTIFICATE, PkiError, RevocationError};
 
-/// CA certificates, in DER, in the order in which they were added.
+/// CA certificates, in DER, in the order in which they were added, and what those CAs have
+/// revoked.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct TrustBundle {
     anchors: Vec<Vec<u8>>,
+    revoked: Vec<RevocationList>,
 }
 
 /// A CA cannot be dropped: nodes still present certificates that it issued.
@@ -25,6 +28,7 @@ impl TrustBundle {
     pub const fn new() -> Self {
         Self {
             anchors: Vec::new(),
+            revoked: Vec::new(),
         }
     }
 
@@ -84,7 +88,53 @@ impl TrustBundle {
             });
         }
         self.anchors.remove(index);
+        // Without its CA a list means nothing.
+        let lists = std::mem::take(&mut self.revoked);
+        for list in lists {
+            let _ = self.add_revocation_list(list.der());
+        }
         Ok(true)
+    }
+
+    /// Adds a revocation list (DER) of one of its CAs; says whether it was new. A list that is
+    /// refused changes nothing: what was revoked before stays revoked.
+    pub fn add_revocation_list(&mut self, der: &[u8]) -> Result<bool, RevocationError> {
+        if self.revoked.iter().any(|list| list.der() == der) {
+            return Ok(false);
+        }
+        let list = RevocationList::read(der, self.anchors())?;
+        if self.revoked.len() == MAX_REVOCATION_LISTS {
+            return Err(RevocationError::TooMany);
+        }
+        self.revoked.push(list);
+        Ok(true)
+    }
+
+    /// Adds every `X509 CRL` block of a PEM text, and gives the reasons of those refused.
+    pub fn add_revocation_lists_from_pem(&mut self, text: &str) -> Vec<RevocationError> {
+        if text.len() > MAX_REVOCATION_LISTS * MAX_REVOCATION_LIST * 2 {
+            return vec![RevocationError::Malformed("the PEM is too long".into())];
+        }
+        let blocks = match pem::parse_many(text) {
+            Ok(blocks) => blocks,
+            Err(error) => return vec![RevocationError::Malformed(error.to_string())],
+        };
+        blocks
+            .into_iter()
+            .filter(|block| block.tag() == "X509 CRL")
+            .filter_map(|block| self.add_revocation_list(block.contents()).err())
+            .collect()
+    }
+
+    /// Its revocation lists as PEM.
+    pub fn revocation_lists_to_pem(&self) -> String {
+        let lists = self.revoked.iter().map(RevocationList::der);
+        lists.map(revocation_list_to_pem).collect()
+    }
+
+    /// What its CAs have revoked.
+    pub(crate) fn revoked(&self) -> &[RevocationList] {
+        &self.revoked
     }
 
     /// The CA certificates in DER.
@@ -126,9 +176,18 @@ pub fn chain_from_pem(text: &str) -> Result<Vec<Vec<u8>>, PkiError> {
 
 /// Certificates in DER as PEM, in the order given.
 pub fn chain_to_pem<C: AsRef<[u8]>>(chain: &[C]) -> String {
-    let config = pem::EncodeConfig::new().set_line_ending(pem::LineEnding::LF);
-    let block = |der: &C| pem::encode_config(&pem::Pem::new("CERTIFICATE", der.as_ref()), config);
+    let block = |der: &C| block("CERTIFICATE", der.as_ref());
     chain.iter().map(block).collect()
+}
+
+/// A revocation list in DER as PEM.
+pub fn revocation_list_to_pem(der: &[u8]) -> String {
+    block("X509 CRL", der)
+}
+
+fn block(tag: &str, der: &[u8]) -> String {
+    let config = pem::EncodeConfig::new().set_line_ending(pem::LineEnding::LF);
+    pem::encode_config(&pem::Pem::new(tag, der), config)
 }
 
 fn read_ca(der: &[u8]) -> Result<CertificateFacts, PkiError> {

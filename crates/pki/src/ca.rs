@@ -10,6 +10,7 @@ use time::OffsetDateTime;
 
 use crate::rcgen_key::{RcgenKey, subject_public_key};
 use crate::request::{IPSEC_IKE, check_request, node_params};
+use crate::revocation::{self, Revoked};
 use crate::{
     BACKDATE, CertificateFacts, NodeIdentity, PkiError, RequestError, chain_from_pem, chain_to_pem,
     hex, key_from_pem, key_to_pem, utc,
@@ -157,6 +158,28 @@ impl Ca {
         Ok(IssuedCertificate { der, facts })
     }
 
+    /// Takes certificates back: a revocation list (DER) in force from `now` on. `number` rises by
+    /// one with each list (RFC 5280 section 5.2.3); `next_update` is when the next one will be
+    /// there at the latest. A list names all that are revoked, not only the newest.
+    pub fn revocation_list(
+        &self,
+        revoked: &[Revoked],
+        number: u64,
+        now: u64,
+        next_update: u64,
+    ) -> Result<Vec<u8>, PkiError> {
+        let making = |e: rcgen::Error| PkiError::Making {
+            what: "the revocation list",
+            why: e.to_string(),
+        };
+        let issuer_der = CertificateDer::from(self.certificate.as_slice());
+        let issuer =
+            Issuer::from_ca_cert_der(&issuer_der, RcgenKey::new(&self.key)?).map_err(making)?;
+        let parameters = revocation::parameters(revoked, number, now, next_update)?;
+        let list = parameters.signed_by(&issuer).map_err(making)?;
+        Ok(list.der().to_vec())
+    }
+
     fn issue(
         &self,
         spki: &[u8],
@@ -198,7 +221,7 @@ fn new_serial(random: &mut dyn Random) -> SerialNumber {
     SerialNumber::from_slice(&serial)
 }
 
-fn date(seconds: u64) -> Result<OffsetDateTime, PkiError> {
+pub(crate) fn date(seconds: u64) -> Result<OffsetDateTime, PkiError> {
     let out_of_range = PkiError::Time(seconds);
     let signed = i64::try_from(seconds).map_err(|_| out_of_range.clone())?;
     OffsetDateTime::from_unix_timestamp(signed).map_err(|_| out_of_range)

@@ -4,7 +4,7 @@
 //! its join token that the request is its own ([`join_proof`]). The controller holds the [`Ca`]
 //! and signs for that node alone ([`Ca::sign_request`]). Peers check each other with
 //! [`verify_chain`] against a [`TrustBundle`], which may hold several CAs while one follows
-//! another. [`renewal`] says when a certificate is to be replaced.
+//! another, and the revocation lists of those CAs. [`renewal`] says when a certificate is to be replaced.
 //!
 //! All is pure: the time (seconds since 1970, UTC) and the randomness are arguments, and nothing
 //! here reads or writes a file.
@@ -19,10 +19,11 @@ mod key;
 mod rcgen_key;
 mod renewal;
 mod request;
+mod revocation;
 mod token;
 mod verify;
 
-pub use bundle::{InUse, TrustBundle, chain_from_pem, chain_to_pem};
+pub use bundle::{InUse, TrustBundle, chain_from_pem, chain_to_pem, revocation_list_to_pem};
 pub use ca::{Ca, CaOptions, IssuedCertificate};
 pub use error::{CertificateCheck, CertificateError, PkiError, RequestError};
 pub use facts::{CertificateFacts, CertificateTimes, hex, utc};
@@ -30,6 +31,7 @@ pub use identity::{NODE_DNS_SUFFIX, NODE_URI_PREFIX, NodeIdentity};
 pub use key::{key_from_pem, key_to_pem};
 pub use renewal::{Renewal, RenewalPolicy, renewal};
 pub use request::{certificate_request, request_from_pem, request_to_pem};
+pub use revocation::{MAX_REVOCATION_LIST, MAX_REVOCATION_LISTS, RevocationError, Revoked};
 pub use token::{TOKEN_LEN, check_join_proof, join_proof, new_token, token_from_hex, token_to_hex};
 pub use verify::{ExpectedPeer, PeerCertificate, verify_chain};
 

@@ -10,6 +10,8 @@ use testudo_crypto::{KeyType, Random, SecretBytes, SigningKey};
 
 use crate::*;
 
+mod revocation;
+
 const NOW: u64 = 1_800_000_000;
 const YEAR: u64 = 365 * 24 * 3600;
 

@@ -3,11 +3,13 @@
 use rustls_pki_types::{CertificateDer, SignatureVerificationAlgorithm, TrustAnchor, UnixTime};
 use std::time::Duration;
 use webpki::{
-    EndEntityCert, Error, ExtendedKeyUsageValidator, KeyPurposeId, KeyPurposeIdIter, aws_lc_rs,
+    EndEntityCert, Error, ExtendedKeyUsageValidator, KeyPurposeId, KeyPurposeIdIter, VerifiedPath,
+    aws_lc_rs,
 };
 
 use crate::error::CertificateCheck;
 use crate::facts::strip_zeros;
+use crate::revocation::{RevocationList, content, is_revoked};
 use crate::{
     CertificateError, CertificateFacts, CertificateTimes, MAX_CERTIFICATE, MAX_CHAIN,
     NODE_DNS_SUFFIX, NODE_URI_PREFIX, NodeIdentity, TrustBundle, hex, utc,
@@ -81,7 +83,8 @@ pub fn verify_chain(
     let anchors: Vec<Anchor> = bundle.anchors().filter_map(Anchor::read).collect();
     let in_time = |a: &&Anchor| a.times.not_before <= now && now <= a.times.not_after;
     let usable: Vec<&Anchor> = anchors.iter().filter(in_time).collect();
-    if let Err(error) = verify_path(&leaf, &ders[1..], &usable, now) {
+    let revoked = bundle.revoked();
+    if let Err(error) = verify_path(&leaf, &ders[1..], &usable, revoked, now) {
         return Err(explain(error, chain[0], &leaf, &ders[1..], &anchors, now));
     }
 
@@ -145,6 +148,7 @@ fn verify_path(
     leaf: &EndEntityCert<'_>,
     intermediates: &[CertificateDer<'_>],
     anchors: &[&Anchor],
+    revoked: &[RevocationList],
     now: u64,
 ) -> Result<(), Error> {
     let anchors: Vec<TrustAnchor<'_>> = anchors.iter().filter_map(|a| a.trust_anchor()).collect();
@@ -156,9 +160,38 @@ fn verify_path(
         time,
         IkeUsage,
         None,
-        None,
+        Some(&|path: &VerifiedPath<'_>| check_revocation(path, revoked, now)),
     )
     .map(|_| ())
+}
+
+/// That no certificate of the path was revoked by the one that issued it. The lists' signatures
+/// were checked when they were added; what a handshake costs does not grow with them.
+fn check_revocation(
+    path: &VerifiedPath<'_>,
+    revoked: &[RevocationList],
+    now: u64,
+) -> Result<(), Error> {
+    if revoked.is_empty() {
+        return Ok(());
+    }
+    let mut serial = path.end_entity().serial().to_vec();
+    for intermediate in path.intermediate_certificates() {
+        let key = intermediate.subject_public_key_info();
+        if is_revoked(revoked, content(&key), &serial, now) {
+            return Err(Error::CertRevoked);
+        }
+        serial = intermediate.serial().to_vec();
+    }
+    match is_revoked(
+        revoked,
+        &path.anchor().subject_public_key_info,
+        &serial,
+        now,
+    ) {
+        true => Err(Error::CertRevoked),
+        false => Ok(()),
+    }
 }
 
 /// Finds out what exactly is wrong where the library's answer alone would mislead.
@@ -180,7 +213,7 @@ fn explain(
             // A CA that we know, but whose own time is over or has not come, is not "unknown".
             let all: Vec<&Anchor> = anchors.iter().collect();
             let past = |a: &&Anchor| a.times.not_after < now;
-            if verify_path(leaf, intermediates, &all, now).is_ok() {
+            if verify_path(leaf, intermediates, &all, &[], now).is_ok() {
                 let ended: Vec<&Anchor> = anchors.iter().filter(past).collect();
                 return match ended.first() {
                     Some(ca) => CertificateError::new(

@@ -8,7 +8,7 @@ use testudo_ike::{
 use testudo_model::bundle::TrustBundleKind;
 use testudo_model::policy::EncapsulationMode;
 use testudo_model::{BootId, NodeEncryptionSpec, NodeUid, PortRange, SaMode, TrafficSelector};
-use testudo_pki::{Ca, CaOptions, NodeIdentity, TrustBundle, certificate_request};
+use testudo_pki::{Ca, CaOptions, NodeIdentity, Revoked, TrustBundle, certificate_request};
 
 use super::*;
 use crate::clock::seconds;
@@ -113,6 +113,7 @@ enum Flaw {
     Expired,
     OtherNode,
     BrokenSignature,
+    Revoked,
 }
 
 /// A certificate for n2 with a flaw, and the CAs that n1 is to trust.
@@ -135,10 +136,13 @@ fn flawed(flaw: Flaw, bundle: &mut TrustBundle) -> (Vec<u8>, SigningKey) {
     };
     let key = SigningKey::generate(KeyType::EcdsaP256).unwrap();
     let request = certificate_request(&key, &node).unwrap();
-    let mut der = ca
-        .sign_request(&request, &node, 24 * 3600, made, random)
-        .unwrap()
-        .der;
+    let issued = ca.sign_request(&request, &node, 24 * 3600, made, random);
+    let mut der = issued.unwrap().der;
+    if matches!(flaw, Flaw::Revoked) {
+        let revoked = Revoked::certificate(&der, now).unwrap();
+        let list = ca.revocation_list(&[revoked], 1, now, now + 3600).unwrap();
+        bundle.add_revocation_list(&list).unwrap();
+    }
     if matches!(flaw, Flaw::BrokenSignature) {
         *der.last_mut().unwrap() ^= 1;
     }
@@ -181,6 +185,7 @@ fn refused(subnet: u8, flaw: Flaw, check: &'static str) {
         let mut changed = published.clone();
         changed.metadata.resource_version = None;
         changed.spec.certificates = trusted.to_pem();
+        changed.spec.revocation_lists = trusted.revocation_lists_to_pem();
         cluster.store.apply(changed).await.unwrap();
 
         let begin = Instant::now();
@@ -218,6 +223,11 @@ fn an_expired_certificate_is_refused_by_name() {
 #[test]
 fn a_certificate_of_another_node_is_refused_by_name() {
     refused(23, Flaw::OtherNode, "certificate_wrong_identity");
+}
+
+#[test]
+fn a_revoked_certificate_is_refused_by_name() {
+    refused(25, Flaw::Revoked, "certificate_revoked");
 }
 
 #[test]
