@@ -149,7 +149,8 @@ impl IkeKeys {
     }
 
     /// The keys after an additional key exchange: all of them anew from SKEYSEED(n) =
-    /// prf (SK_d(n-1), SK(n) | Ni | Nr) (RFC 9370, 2.2.2).
+    /// prf (SK_d(n-1), SK(n) | Ni | Nr) (RFC 9370, 2.2.2). The IVs go on from where they are, so
+    /// that none comes twice on an IKE SA.
     pub(crate) fn mix(
         &self,
         shared: SecretBytes,
@@ -160,6 +161,7 @@ impl IkeKeys {
         let export = self.export.is_some();
         let mut keys = Self::derive(self.suite, &seed, seeds, initiator, export)?;
         keys.largest = self.largest;
+        keys.next_iv = self.next_iv;
         Ok(keys)
     }
 

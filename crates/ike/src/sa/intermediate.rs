@@ -266,11 +266,11 @@ impl Engine {
         let State::HalfOpen(half) = &mut sa.state else {
             return Err(Fault::Bug("not half open"));
         };
-        let keys = half.keys.mix(shared, &half.transcript.seeds(spis), false)?;
         let mut int_auth = half.int_auth.clone();
         int_auth.add_theirs(&half.keys, message, plain.first, plain.inner()?);
         int_auth.add_ours(&half.keys, &header, &chain);
         let answer = message::protect_chain(&mut half.keys, &header, &chain)?;
+        let keys = half.keys.mix(shared, &half.transcript.seeds(spis), false)?;
         Ok(Mixed {
             keys,
             int_auth,
