@@ -1,5 +1,6 @@
 //! Engines against each other on virtual time.
 
+mod chains;
 mod closing;
 mod followup;
 mod fragments;
