@@ -55,6 +55,7 @@ impl Peer {
             id: self.id.clone(),
             remote_identity: IkeIdentity::Fqdn(format!("{}{NODE_DNS_SUFFIX}", self.id)),
             auth: PeerAuth::Certificate,
+            ppk: None,
             addresses: self.addresses.clone(),
             initiate: self.initiate,
             encapsulation: self.encapsulation,

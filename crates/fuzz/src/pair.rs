@@ -160,6 +160,7 @@ impl Pair {
                 mode: SaMode::Transport,
                 local_ts: vec![TrafficSelector::host(address(n)).with(17, port)],
                 remote_ts: vec![TrafficSelector::host(address(1 - n)).with(17, port)],
+                resources: 0,
             }
         };
         let config = PeerConfig {
@@ -169,6 +170,7 @@ impl Pair {
                 Proof::PreSharedKey => PeerAuth::PreSharedKey(SecretBytes::from(&b"secret"[..])),
                 Proof::Certificate => PeerAuth::Certificate,
             },
+            ppk: None,
             addresses: vec![PeerAddress {
                 local: address(n),
                 remote: address(1 - n),

@@ -48,6 +48,19 @@ pub enum PeerAuth {
     PreSharedKey(SecretBytes),
 }
 
+/// A post-quantum pre-shared key (RFC 8784): in addition to [`PeerAuth`], which it does not take
+/// the place of.
+#[derive(Clone, PartialEq, Eq)]
+pub struct PpkConfig {
+    /// Its name, the same at both ends. It travels encrypted, to the peer alone.
+    pub id: Vec<u8>,
+    /// The key: at least 32 bytes of full entropy (RFC 8784, 4).
+    pub secret: SecretBytes,
+    /// Whether a peer that does not use it is refused. Else the two go on without it: for the
+    /// time until all have it.
+    pub required: bool,
+}
+
 /// An address pair on which a peer may be reached. Ports start at
 /// [`EngineConfig::port`] and move to [`EngineConfig::nat_port`] behind a NAT.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -66,6 +79,8 @@ pub struct PeerConfig {
     pub remote_identity: Identity,
     /// How both sides authenticate.
     pub auth: PeerAuth,
+    /// A post-quantum pre-shared key besides.
+    pub ppk: Option<PpkConfig>,
     /// Where it may be reached; tried in this order, the next one after a failure.
     pub addresses: Vec<PeerAddress>,
     /// Whether this side starts by itself. Exactly one side should; both may.

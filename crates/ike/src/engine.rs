@@ -53,6 +53,8 @@ pub struct Engine {
     pub(crate) half_open: BTreeMap<Source, usize>,
     /// What peers at an address want otherwise than the default.
     pub(crate) special: BTreeMap<IpAddr, Special>,
+    /// Peers with a PPK.
+    pub(crate) ppk_peers: usize,
     pub(crate) half_open_total: usize,
     pub(crate) cookies: Cookies,
     pub(crate) incomplete: Incomplete,
@@ -81,6 +83,7 @@ impl Engine {
             by_spi_in: BTreeMap::new(),
             half_open: BTreeMap::new(),
             special: BTreeMap::new(),
+            ppk_peers: 0,
             half_open_total: 0,
             cookies: Cookies::new(),
             incomplete: Incomplete::default(),
@@ -175,6 +178,7 @@ impl Engine {
         };
         self.by_identity
             .insert(peer.config.remote_identity.normal(), id.clone());
+        self.ppk_peers += usize::from(peer.config.ppk.is_some());
         let (forced, suites) = (peer.forced(), peer.config.suites.as_ref());
         if forced || suites.is_some() {
             for address in &peer.config.addresses {
@@ -190,6 +194,7 @@ impl Engine {
         };
         self.by_identity
             .remove(&peer.config.remote_identity.normal());
+        self.ppk_peers -= usize::from(peer.config.ppk.is_some());
         let (forced, suites) = (peer.forced(), peer.config.suites.as_ref());
         if !forced && suites.is_none() {
             return;

@@ -75,6 +75,8 @@ pub struct IkeUp {
     pub spis: ([u8; 8], [u8; 8]),
     /// The algorithms, for people: `AES_GCM_16_256/PRF_HMAC_SHA2_256/CURVE25519`.
     pub suite: String,
+    /// Whether a post-quantum pre-shared key is in its keys (RFC 8784).
+    pub ppk: bool,
     /// The IKE SA that this one replaces by a rekey.
     pub replaces: Option<IkeId>,
     /// The peer's proven identity.

@@ -86,6 +86,13 @@ fn mixed<'a>(secrets: &'a [SecretBytes], nonce_i: &'a [u8], nonce_r: &'a [u8]) -
         .collect()
 }
 
+/// The keys of an IKE SA that a PPK changes.
+pub(crate) struct Roots {
+    sk_d: SecretBytes,
+    /// SK_p of our side and of the peer's.
+    pub(crate) sk_p: (SecretBytes, SecretBytes),
+}
+
 /// The keys of an IKE SA, seen from one end.
 pub(crate) struct IkeKeys {
     pub(crate) suite: Suite,
@@ -101,6 +108,8 @@ pub(crate) struct IkeKeys {
     /// The largest message in one datagram, in bytes; larger ones are cut (RFC 7383). `None` if
     /// the peer takes no fragments. A rekeyed IKE SA inherits it.
     pub(crate) largest: Option<usize>,
+    /// A PPK is in them.
+    pub(crate) ppk: bool,
 }
 
 impl IkeKeys {
@@ -145,6 +154,7 @@ impl IkeKeys {
             export: export.then(|| (SecretBytes::from(sk_ei), SecretBytes::from(sk_er))),
             next_iv: 0,
             largest: None,
+            ppk: false,
         })
     }
 
@@ -163,6 +173,26 @@ impl IkeKeys {
         keys.largest = self.largest;
         keys.next_iv = self.next_iv;
         Ok(keys)
+    }
+
+    /// SK_d, SK_pi and SK_pr with a PPK: prf+ (PPK, SK_x') each (RFC 8784, 3). A rekeyed IKE SA
+    /// inherits it by SK_d alone.
+    pub(crate) fn with_ppk(&self, ppk: &SecretBytes) -> Roots {
+        let mix = |old: &SecretBytes| {
+            let len = old.as_bytes().len();
+            self.suite.prf.plus(ppk.as_bytes(), &[old.as_bytes()], len)
+        };
+        Roots {
+            sk_d: mix(&self.sk_d),
+            sk_p: (mix(&self.sk_p.0), mix(&self.sk_p.1)),
+        }
+    }
+
+    /// Goes on with those.
+    pub(crate) fn set_roots(&mut self, roots: Roots) {
+        self.sk_d = roots.sk_d;
+        self.sk_p = roots.sk_p;
+        self.ppk = true;
     }
 
     /// KEYMAT of a child: the key from initiator to responder, then the other (RFC 7296, 2.17),
@@ -311,6 +341,31 @@ mod tests {
         let (out, back) = second.child_keymat(Aead::Aes256Gcm16, &secrets, &[1; 32], &[2; 32]);
         let all = stream(second.sk_d.as_bytes(), &text, 72);
         assert_eq!([out.as_bytes(), back.as_bytes()].concat(), all);
+    }
+
+    /// RFC 8784, 3, written out: each of three keys through prf+ once more, the others as they
+    /// were.
+    #[test]
+    fn a_ppk_changes_what_it_must_and_no_more() {
+        let shared = SecretBytes::new(vec![5; 32]);
+        let seed = skeyseed(Prf::HmacSha256, &seeds(), &shared);
+        for initiator in [true, false] {
+            let derive = || {
+                IkeKeys::derive(suite(), &seed, &seeds(), initiator, true)
+                    .ok()
+                    .unwrap()
+            };
+            let (old, mut new) = (derive(), derive());
+            let ppk = SecretBytes::new(vec![9; 40]);
+            new.set_roots(old.with_ppk(&ppk));
+            let mixed = |key: &SecretBytes| stream(&[9; 40], key.as_bytes(), 32);
+            assert_eq!(new.sk_d.as_bytes(), mixed(&old.sk_d));
+            assert_eq!(new.sk_p.0.as_bytes(), mixed(&old.sk_p.0));
+            assert_eq!(new.sk_p.1.as_bytes(), mixed(&old.sk_p.1));
+            let (a, b) = (old.danger_export().unwrap(), new.danger_export().unwrap());
+            assert_eq!(a.sk_ei.as_bytes(), b.sk_ei.as_bytes());
+            assert_eq!(a.sk_er.as_bytes(), b.sk_er.as_bytes());
+        }
     }
 
     /// NIST's vector for the key derivation of IKEv2 with SHA-256 (SP 800-135, CAVS).

@@ -23,6 +23,7 @@ mod keys;
 mod message;
 mod nat;
 mod peer;
+mod ppk;
 mod proof;
 mod proposal;
 mod registry;
@@ -39,7 +40,7 @@ mod verify;
 pub use addke::AdditionalKe;
 pub use config::{
     CertificateCredential, ChildConfig, EngineConfig, Identity, Limits, LocalIdentity, PeerAddress,
-    PeerAuth, PeerConfig, Retransmission,
+    PeerAuth, PeerConfig, PpkConfig, Retransmission,
 };
 pub use engine::Engine;
 pub use error::Misuse;

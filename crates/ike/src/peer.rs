@@ -10,9 +10,13 @@ use crate::addke;
 use crate::config::{ChildConfig, EngineConfig, Identity, PeerAddress, PeerAuth, PeerConfig};
 use crate::error::Misuse;
 use crate::event::IkeId;
+use crate::ppk::PPK_MIN;
 use crate::sa::Slot;
 use crate::suites::Suites;
 use crate::ts;
+
+/// Most bytes of a PPK's name.
+const PPK_ID_MAX: usize = 1024;
 
 /// A peer's failed tries to make one of its children.
 #[derive(Debug, Clone, Copy)]
@@ -96,7 +100,8 @@ impl Peer {
         let old = &self.config;
         Change {
             restart: old.remote_identity.normal() != new.remote_identity.normal()
-                || !same_auth(&old.auth, &new.auth),
+                || !same_auth(&old.auth, &new.auth)
+                || old.ppk != new.ppk,
             reauth: old.encapsulation != new.encapsulation || old.suites != new.suites,
             addresses: old.addresses != new.addresses,
             closed: old
@@ -146,6 +151,19 @@ pub(crate) fn validate(config: &PeerConfig, engine: &EngineConfig) -> Result<(),
     }
     if matches!(&config.auth, PeerAuth::PreSharedKey(key) if key.is_empty()) {
         return bad("its pre-shared key is empty".into());
+    }
+    if let Some(ppk) = &config.ppk {
+        let len = ppk.secret.as_bytes().len();
+        if len < PPK_MIN {
+            return bad(format!(
+                "its PPK has {len} bytes; at least {PPK_MIN} are needed"
+            ));
+        }
+        if !(1..=PPK_ID_MAX).contains(&ppk.id.len()) {
+            return bad(format!(
+                "the name of its PPK must have 1 to {PPK_ID_MAX} bytes"
+            ));
+        }
     }
     if Identity::from_wire(&config.remote_identity.to_wire()).is_none() {
         return bad(format!("\"{}\" is no identity", config.remote_identity));

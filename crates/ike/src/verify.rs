@@ -76,6 +76,8 @@ pub enum FailedCheck {
     AuthSignature,
     /// The AUTH payload was not made with our pre-shared key.
     PreSharedKey,
+    /// The peer does not use the post-quantum pre-shared key that it must (RFC 8784).
+    Ppk,
     /// The peer proved itself by another method than the configured one.
     AuthMethod,
     /// The peer claimed another identity than the configured one.
@@ -111,6 +113,7 @@ impl FailedCheck {
             Self::CertificateMalformed => "certificate_malformed",
             Self::AuthSignature => "auth_signature",
             Self::PreSharedKey => "pre_shared_key",
+            Self::Ppk => "ppk",
             Self::AuthMethod => "auth_method",
             Self::Identity => "identity",
             Self::UnknownPeer => "unknown_peer",

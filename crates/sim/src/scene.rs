@@ -162,6 +162,7 @@ pub fn peer_config(local: usize, remote: usize, initiate: bool, children: usize)
         id: peer_id(remote),
         remote_identity: identity(remote),
         auth: PeerAuth::PreSharedKey(SecretBytes::from(&b"a secret that both know"[..])),
+        ppk: None,
         addresses: vec![PeerAddress {
             local: address(local),
             remote: address(remote),

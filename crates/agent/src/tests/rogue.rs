@@ -52,6 +52,7 @@ impl Rogue {
             id: peer(1),
             remote_identity: Identity::Fqdn("n1.node.testudo".into()),
             auth: PeerAuth::Certificate,
+            ppk: None,
             addresses: vec![PeerAddress {
                 local: ours,
                 remote: theirs,

@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use testudo_model::{Now, PeerId, UnixTime};
 use testudo_wire::ike::{
-    CertEncoding, Certificate, ExchangeType, Header, Message, Notify, NotifyType, Payload,
+    Authentication, CertEncoding, Certificate, ExchangeType, Header, Message, Notify, NotifyType,
+    Payload,
 };
 
 use crate::config::{Identity, PeerAuth};
@@ -12,8 +13,9 @@ use crate::engine::{Dropped, Engine, Path};
 use crate::error::{Fault, Refusal, check_of};
 use crate::event::{CertificateFacts, DownReason, IkeId};
 use crate::intauth::IntAuth;
-use crate::keys::IkeKeys;
+use crate::keys::{IkeKeys, Roots};
 use crate::message::{self, Answered, Freshness, Payloads, RawId, Request};
+use crate::ppk::{self, PpkOffer};
 use crate::proof::{self, Octets};
 use crate::sa::establish::Birth;
 use crate::sa::intermediate::is_complete;
@@ -30,6 +32,8 @@ pub(crate) struct Proven {
     pub(crate) certificate: Option<CertificateFacts>,
     pub(crate) chain: Vec<Vec<u8>>,
     pub(crate) not_after: Option<UnixTime>,
+    /// The keys with the PPK, if one is used.
+    pub(crate) roots: Option<Roots>,
 }
 
 impl Engine {
@@ -43,7 +47,9 @@ impl Engine {
     ) -> Result<(), Fault> {
         let sa = self.sas.get(&id).ok_or(Fault::Bug("no such SA"))?;
         let peer_id = sa.peer.clone().ok_or(Fault::Bug("no peer"))?;
-        let (list, child) = self.auth_payloads(&peer_id, &keys, &int_auth, &greeting)?;
+        let ppk = self.offer_ppk(&peer_id, &keys, greeting.use_ppk)?;
+        let offered = ppk.as_ref();
+        let (list, child) = self.auth_payloads(&peer_id, &keys, &int_auth, &greeting, offered)?;
         let sa = self.sas.get_mut(&id).ok_or(Fault::Bug("no such SA"))?;
         let (exchange, message_id) = (ExchangeType::IKE_AUTH, int_auth.auth_message_id());
         let header = sa.request_header(exchange, message_id);
@@ -55,6 +61,7 @@ impl Engine {
             greeting,
             request: Request::new(message_id, exchange, bytes.clone()),
             child,
+            ppk,
         }));
         self.send(path, &bytes);
         Ok(())
@@ -66,17 +73,28 @@ impl Engine {
         keys: &IkeKeys,
         int_auth: &IntAuth,
         greeting: &Greeting,
+        ppk: Option<&PpkOffer>,
     ) -> Result<(Vec<Payload>, Option<ChildOffer>), Fault> {
         let identity = self.identity.as_ref().ok_or_else(no_identity)?;
         let id = identity.id.to_wire();
         let octets = Octets {
             message: &greeting.transcript.request,
             nonce: &greeting.transcript.nonce_r,
-            sk_p: &keys.sk_p.0,
+            sk_p: ppk.map_or(&keys.sk_p.0, |ppk| &ppk.roots.sk_p.0),
             id_body: &id.body(),
             int_auth,
         };
         let proof = self.prove_ourselves(peer_id, &greeting.peer_hashes, keys, &octets)?;
+        let without = match ppk.filter(|ppk| ppk.is_optional()) {
+            Some(_) => {
+                let octets = Octets {
+                    sk_p: &keys.sk_p.0,
+                    ..octets
+                };
+                Some(self.prove_ourselves(peer_id, &greeting.peer_hashes, keys, &octets)?)
+            }
+            None => None,
+        };
         let peer = self.peers.get(peer_id).ok_or(Fault::Bug("no such peer"))?;
         let mut out = vec![Payload::IdInitiator(id)];
         out.extend(proof.certs);
@@ -84,7 +102,9 @@ impl Engine {
             out.extend(self.certificate_request());
         }
         out.push(Payload::IdResponder(peer.config.remote_identity.to_wire()));
-        out.push(proof.auth);
+        out.push(Payload::Authentication(proof.auth));
+        out.extend(ppk.map(PpkOffer::identity));
+        out.extend(without.map(|proof| ppk::no_ppk_auth(proof.auth)));
         let stands = peer.sas.iter().any(|id| {
             self.sas
                 .get(id)
@@ -129,7 +149,7 @@ impl Engine {
         let peer = self.peers.get(peer_id).ok_or(Fault::Bug("no such peer"))?;
         match &peer.config.auth {
             PeerAuth::PreSharedKey(psk) => Ok(OurProof {
-                auth: Payload::Authentication(proof::psk_auth(psk, keys, octets)),
+                auth: proof::psk_auth(psk, keys, octets),
                 certs: Vec::new(),
             }),
             PeerAuth::Certificate => {
@@ -154,10 +174,7 @@ impl Engine {
                         })
                     })
                     .collect();
-                Ok(OurProof {
-                    auth: Payload::Authentication(auth),
-                    certs,
-                })
+                Ok(OurProof { auth, certs })
             }
         }
     }
@@ -186,6 +203,7 @@ impl Engine {
             certificate: None,
             chain: Vec::new(),
             not_after: None,
+            roots: None,
         };
         match &peer.config.auth {
             PeerAuth::PreSharedKey(psk) => proof::check_psk(psk, auth, keys, octets)?,
@@ -261,8 +279,8 @@ impl Engine {
         let outcome = plain
             .payloads()
             .map_err(|fault| (None, fault))
-            .and_then(|payloads| {
-                let proven = self.check_initiator(id, &payloads, now)?;
+            .and_then(|mut payloads| {
+                let proven = self.check_initiator(id, &mut payloads, now)?;
                 Ok((proven, payloads))
             });
         let (peer, fault, proven) = match outcome {
@@ -283,7 +301,7 @@ impl Engine {
     fn check_initiator(
         &self,
         id: IkeId,
-        payloads: &Payloads,
+        payloads: &mut Payloads,
         now: Now,
     ) -> Result<Proven, (Option<PeerId>, Fault)> {
         let Some(State::HalfOpen(half)) = self.sas.get(&id).map(|sa| &sa.state) else {
@@ -294,15 +312,22 @@ impl Engine {
             .as_ref()
             .ok_or((None, Fault::Misbehaved("missing_payload")))?;
         let (identity, peer_id) = self.who_is(claimed).map_err(|fault| (None, fault))?;
+        let body = claimed.body.clone();
+        let roots = match self.choose_ppk(&peer_id, half.use_ppk, &half.keys, payloads) {
+            Ok(roots) => roots,
+            Err(fault) => return Err((Some(peer_id), fault)),
+        };
         let octets = Octets {
             message: &half.transcript.request,
             nonce: &half.transcript.nonce_r,
-            sk_p: &half.keys.sk_p.1,
-            id_body: &claimed.body,
+            sk_p: roots.as_ref().map_or(&half.keys.sk_p.1, |r| &r.sk_p.1),
+            id_body: &body,
             int_auth: &half.int_auth,
         };
-        let proven = self.prove_peer(&peer_id, identity, payloads, &half.keys, &octets, now);
-        proven.map_err(|fault| (Some(peer_id), fault))
+        match self.prove_peer(&peer_id, identity, payloads, &half.keys, &octets, now) {
+            Ok(proven) => Ok(Proven { roots, ..proven }),
+            Err(fault) => Err((Some(peer_id), fault)),
+        }
     }
 
     /// The configured peer of a claimed identity.
@@ -328,11 +353,12 @@ impl Engine {
         id: IkeId,
         from: Path,
         header: &Header,
-        proven: Proven,
+        mut proven: Proven,
         payloads: &Payloads,
         now: Now,
     ) -> Result<(), Fault> {
         let peer_id = proven.peer.clone();
+        let roots = proven.roots.take();
         let half = self.half_open(id)?;
         // IKE_SA_INIT chose without knowing for whom.
         if !self.suites_of(&peer_id).allow_ike(&half.keys.suite) {
@@ -343,21 +369,25 @@ impl Engine {
         let octets = Octets {
             message: &half.transcript.response,
             nonce: &half.transcript.nonce_i,
-            sk_p: &half.keys.sk_p.0,
+            sk_p: roots.as_ref().map_or(&half.keys.sk_p.0, |r| &r.sk_p.0),
             id_body: &our_id.body(),
             int_auth: &half.int_auth,
         };
         let proof = self.prove_ourselves(&peer_id, &half.peer_hashes, &half.keys, &octets)?;
         let mut answer = vec![Payload::IdResponder(our_id)];
         answer.extend(proof.certs);
-        answer.push(proof.auth);
+        answer.push(Payload::Authentication(proof.auth));
+        answer.extend(roots.is_some().then(ppk::in_use));
         let Some(sa) = self.sas.get_mut(&id) else {
             return Err(Fault::Bug("not half open"));
         };
         let header = sa.answer_header(ExchangeType::IKE_AUTH, header.message_id);
-        let State::HalfOpen(half) = std::mem::replace(&mut sa.state, State::gap()) else {
+        let State::HalfOpen(mut half) = std::mem::replace(&mut sa.state, State::gap()) else {
             return Err(Fault::Bug("not half open"));
         };
+        if let Some(roots) = roots {
+            half.keys.set_roots(roots);
+        }
         self.uncount_half_open(half.source);
         let nonces = (
             half.transcript.nonce_i.clone(),
@@ -472,10 +502,12 @@ impl Engine {
                 };
                 Fault::Unproven(FailedCheck::Identity, text)
             })?;
+        let used = self.ppk_answered(peer_id, sent.ppk.as_ref(), payloads)?;
+        let roots = sent.ppk.as_ref().filter(|_| used).map(|ppk| &ppk.roots);
         let octets = Octets {
             message: &sent.greeting.transcript.response,
             nonce: &sent.greeting.transcript.nonce_i,
-            sk_p: &sent.keys.sk_p.1,
+            sk_p: roots.map_or(&sent.keys.sk_p.1, |r| &r.sk_p.1),
             id_body: &claimed.body,
             int_auth: &sent.int_auth,
         };
@@ -524,11 +556,17 @@ impl Engine {
         };
         let next_request = sent.after();
         let AuthSent {
-            keys,
+            mut keys,
             greeting,
             child,
+            ppk,
             ..
         } = *sent;
+        // As check_responder judged it.
+        let used = payloads.notify(NotifyType::PPK_IDENTITY).is_some();
+        if let Some(ppk) = ppk.filter(|_| used) {
+            keys.set_roots(ppk.roots);
+        }
         let transcript = &greeting.transcript;
         let birth = Birth {
             keys,
@@ -555,7 +593,7 @@ impl AuthSent {
 
 /// What proves us.
 struct OurProof {
-    auth: Payload,
+    auth: Authentication,
     certs: Vec<Payload>,
 }
 

@@ -192,6 +192,7 @@ impl Engine {
             nat: sa.nat.encapsulate(),
             spis: (spi_i.to_be_bytes(), spi_r.to_be_bytes()),
             suite: est.keys.suite.name(),
+            ppk: est.keys.ppk,
             replaces,
             identity: est.identity.clone(),
             certificate: est.certificate.clone(),

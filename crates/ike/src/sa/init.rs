@@ -18,6 +18,7 @@ use crate::intauth::IntAuth;
 use crate::keys::{IkeKeys, Seeds, skeyseed};
 use crate::message::{self, Answered, Payloads, Request};
 use crate::nat::{self, Nat};
+use crate::ppk;
 use crate::proof;
 use crate::proposal;
 use crate::sa::{HalfOpen, IkeSa, InitKey, InitSent, Source, State, Transcript};
@@ -113,6 +114,9 @@ impl Engine {
         payloads.extend(fragments::supported(&self.config));
         if additional {
             payloads.push(intermediate_supported());
+        }
+        if sa.peer.as_ref().is_some_and(|peer| self.asks_ppk(peer)) {
+            payloads.push(ppk::use_ppk());
         }
         match message::clear(&header, &payloads) {
             Ok(bytes) => {
@@ -406,8 +410,15 @@ impl Engine {
         let mut keys = IkeKeys::derive(chosen.suite, &seed, &seeds, false, export)?;
         keys.largest = fragments::largest(&self.config, &payloads, from.remote);
         let spis = (key.spi_i, spi_ours);
-        let fragments = keys.largest.is_some();
-        let response = self.build_init_answer(from, spis, &chosen, public, &nonce_r, fragments)?;
+        let use_ppk = self.answers_ppk(&payloads);
+        let mut also = Vec::new();
+        if keys.largest.is_some() {
+            also.extend(fragments::supported(&self.config));
+        }
+        if use_ppk {
+            also.push(ppk::use_ppk());
+        }
+        let response = self.build_init_answer(from, spis, &chosen, public, &nonce_r, also)?;
         let born = self.tick();
         let forced = self.wants_encapsulation(from);
         let sa = IkeSa {
@@ -431,6 +442,7 @@ impl Engine {
                     nonce_r,
                 },
                 peer_hashes: peer_hashes(&payloads),
+                use_ppk,
                 source,
                 int_auth: IntAuth::default(),
                 prior: None,
@@ -484,7 +496,7 @@ impl Engine {
         chosen: &proposal::Chosen<crate::keys::Suite>,
         public: Vec<u8>,
         nonce: &[u8],
-        fragments: bool,
+        also: Vec<Payload>,
     ) -> Result<Vec<u8>, Fault> {
         let forced = self.wants_encapsulation(from);
         let mut payloads = vec![
@@ -506,9 +518,7 @@ impl Engine {
             NotifyType::CHILDLESS_IKEV2_SUPPORTED,
             [],
         )));
-        if fragments {
-            payloads.extend(fragments::supported(&self.config));
-        }
+        payloads.extend(also);
         let header = Header::new(spis.0, spis.1, ExchangeType::IKE_SA_INIT, false, true, 0);
         message::clear(&header, &payloads)
     }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use testudo_crypto::KePrivate;
 use testudo_model::Now;
-use testudo_wire::ike::{ExchangeType, Header, KeyExchange, Message, Payload};
+use testudo_wire::ike::{ExchangeType, Header, KeyExchange, Message, NotifyType, Payload};
 
 use crate::engine::{Dropped, Engine, Path};
 use crate::error::{Fault, check_of};
@@ -65,6 +65,7 @@ impl Engine {
             transcript,
             peer_hashes: peer_hashes(&payloads),
             childless: childless(&payloads),
+            use_ppk: payloads.notify(NotifyType::USE_PPK).is_some(),
         };
         sa.spi_peer = agreed.spi_r;
         let forced = sa.nat.forced;
@@ -372,7 +373,7 @@ fn take_answer(
 }
 
 fn childless(payloads: &Payloads) -> bool {
-    let kind = testudo_wire::ike::NotifyType::CHILDLESS_IKEV2_SUPPORTED;
+    let kind = NotifyType::CHILDLESS_IKEV2_SUPPORTED;
     payloads.notify(kind).is_some()
 }
 

@@ -26,6 +26,7 @@ use crate::intauth::IntAuth;
 use crate::keys::IkeKeys;
 use crate::message::{Answered, Datagrams, Payloads, Request};
 use crate::nat::Nat;
+use crate::ppk::PpkOffer;
 use crate::sa::followup::{FollowUp, Follower, IkeMaking};
 
 /// An IKE SA in any state.
@@ -119,6 +120,8 @@ pub(crate) struct Greeting {
     pub(crate) peer_hashes: Vec<u16>,
     /// The peer takes an IKE_AUTH without a child (RFC 6023).
     pub(crate) childless: bool,
+    /// The peer uses a PPK too.
+    pub(crate) use_ppk: bool,
 }
 
 pub(crate) struct IntermediateSent {
@@ -137,6 +140,8 @@ pub(crate) struct AuthSent {
     pub(crate) request: Request,
     /// The child offered with it.
     pub(crate) child: Option<ChildOffer>,
+    /// The PPK offered with it.
+    pub(crate) ppk: Option<PpkOffer>,
 }
 
 /// What a child is for: of several that stand for the same, one is too many.
@@ -165,6 +170,8 @@ pub(crate) struct HalfOpen {
     pub(crate) transcript: Transcript,
     /// Hashes that the peer takes.
     pub(crate) peer_hashes: Vec<u16>,
+    /// Both ends said USE_PPK.
+    pub(crate) use_ppk: bool,
     /// What the bound per source counts it for.
     pub(crate) source: Source,
     /// What AUTH covers of the additional key exchanges so far.

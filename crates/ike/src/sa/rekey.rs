@@ -175,6 +175,7 @@ impl Engine {
         let export = self.config.danger_export_keys;
         let mut keys = IkeKeys::derive(suite, &seed, seeds, initiator, export)?;
         keys.largest = old.keys.largest;
+        keys.ppk = old.keys.ppk;
         Ok(keys)
     }
 

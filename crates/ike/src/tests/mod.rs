@@ -9,6 +9,7 @@ mod hostile;
 mod hybrid;
 mod life;
 mod net;
+mod ppk;
 mod rekey;
 mod resources;
 mod table;

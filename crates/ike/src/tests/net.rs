@@ -236,6 +236,7 @@ pub(crate) fn peer_config(local: usize, remote: usize, initiate: bool) -> PeerCo
         id: peer_id(remote),
         remote_identity: identity(remote),
         auth: PeerAuth::Certificate,
+        ppk: None,
         addresses: vec![PeerAddress {
             local: address(local),
             remote: address(remote),

@@ -28,7 +28,13 @@ fn auth_payloads(net: &mut Net) -> Vec<Payload> {
     let State::AuthSent(sent) = &mut sa.state else {
         panic!("IKE_AUTH was not sent");
     };
-    let built = engine.auth_payloads(&peer_id(1), &sent.keys, &sent.int_auth, &sent.greeting);
+    let built = engine.auth_payloads(
+        &peer_id(1),
+        &sent.keys,
+        &sent.int_auth,
+        &sent.greeting,
+        None,
+    );
     let (list, _) = built.map_err(|f| f.text()).unwrap();
     engine.sas.insert(id, sa);
     list

@@ -205,6 +205,7 @@ impl Us {
                 Some(text) => PeerAuth::PreSharedKey(SecretBytes::new(text.as_bytes().to_vec())),
                 None => PeerAuth::Certificate,
             },
+            ppk: None,
             addresses: vec![PeerAddress {
                 local: ours,
                 remote: theirs,
