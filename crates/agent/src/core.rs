@@ -97,13 +97,9 @@ impl Core {
                 }
             }
             PathEvent::PeerMoved { child, remote } => {
-                let moved = self
-                    .tunnels
-                    .child(child)
-                    .map(|c| (c.peer.clone(), c.encapsulation));
-                if let Some((peer, Encapsulation::Udp { local, .. })) = moved {
+                self.engine.note_moved(child, remote);
+                if let Some(peer) = self.tunnels.child(child).map(|c| c.peer.clone()) {
                     tracing::info!(%peer, %remote, "the peer's packets come from a new address");
-                    self.with_datapath(|d| d.rebind(child, Encapsulation::Udp { local, remote }));
                     self.probe(&peer, now);
                 }
             }
@@ -143,12 +139,17 @@ impl Core {
             self.event(event, now);
         }
         while let Some(out) = self.engine.poll_transmit() {
-            if out.marker {
+            if out.local.port() == self.engine.config().nat_port {
                 let Some(datapath) = &mut self.datapath else {
                     self.count("ike_datagrams_without_datapath");
                     continue;
                 };
-                if let Err(error) = datapath.send_ike(out.local, out.remote, &out.bytes) {
+                let sent = match out.marker {
+                    true => datapath.send_ike(out.local, out.remote, &out.bytes),
+                    // The mapping that it keeps alive is this socket's.
+                    false => datapath.send_keepalive(out.local, out.remote),
+                };
+                if let Err(error) = sent {
                     tracing::debug!(remote = %out.remote, "IKE datagram not sent: {error}");
                     self.count("ike_datagrams_unsent");
                 }

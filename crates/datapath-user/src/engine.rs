@@ -121,6 +121,16 @@ impl Engine {
         let mut datagram = Vec::with_capacity(4 + message.len());
         datagram.extend_from_slice(&NON_ESP_MARKER);
         datagram.extend_from_slice(message);
+        self.send_udp(local, remote, &datagram)
+    }
+
+    /// Sends a datagram as it is from the socket of UDP encapsulation.
+    pub(crate) fn send_udp(
+        &self,
+        local: IpAddr,
+        remote: SocketAddr,
+        datagram: &[u8],
+    ) -> io::Result<()> {
         let sockets = &self.sockets[0];
         let socket = match remote {
             SocketAddr::V4(_) => Some(sockets.udp4.as_fd()),
@@ -140,7 +150,7 @@ impl Engine {
         };
         // Rare enough for buffers of its own.
         SendBatch::new()
-            .send(socket, &datagram, &[(0, datagram.len())], &[item])
+            .send(socket, datagram, &[(0, datagram.len())], &[item])
             .map(|_| ())
     }
 }

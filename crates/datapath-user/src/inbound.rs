@@ -221,7 +221,9 @@ impl Opener {
         if opened.first {
             self.events.push(Event::FirstInbound { child: entry.child });
         }
-        if outer.udp && entry.note_end(outer.remote) {
+        // A packet that was overtaken speaks of the past (RFC 7296 2.23).
+        let newest = opened.sequence >= entry.sa.newest();
+        if outer.udp && newest && entry.note_end(outer.remote) {
             self.events.push(Event::PeerMoved {
                 child: entry.child,
                 remote: outer.remote,
@@ -290,7 +292,7 @@ fn transport(
     next_header: u8,
     outer: Outer,
 ) -> Result<Opened, Count> {
-    let (local, remote) = (entry.encapsulation.local(), entry.encapsulation.remote());
+    let (local, remote) = entry.inner_ends();
     let straight = matches!(entry.encapsulation, Encapsulation::None { .. });
     let data = &mut bytes[payload.clone()];
     let ports = match (next_header, data.first_chunk::<4>()) {

@@ -346,6 +346,19 @@ impl Datapath for UserDatapath {
             })
     }
 
+    fn send_keepalive(
+        &mut self,
+        local: SocketAddr,
+        remote: SocketAddr,
+    ) -> Result<(), DatapathError> {
+        self.ensure_engine()?
+            .send_udp(local.ip(), remote, &[0xff])
+            .map_err(|e| DatapathError::Refused {
+                operation: format!("send a keepalive from {} to {remote}", local.ip()),
+                reason: e.to_string(),
+            })
+    }
+
     fn poll_event(&mut self) -> Option<Event> {
         self.events.next()
     }

@@ -200,6 +200,22 @@ impl Inbound {
                 .any(|s| s.matches(destination, protocol, to))
     }
 
+    /// The ends of packets in transport mode: those of the outer packet, unless a NAT may change
+    /// these (RFC 7296 2.23.1); then those that the selectors name.
+    pub(crate) fn inner_ends(&self) -> (IpAddr, IpAddr) {
+        let (local, remote) = (self.encapsulation.local(), self.encapsulation.remote());
+        let named = |list: &[TrafficSelector], seen: IpAddr| {
+            let mut hosts = list.iter().filter(|s| s.first == s.last);
+            hosts
+                .find(|s| s.first.is_ipv4() == seen.is_ipv4())
+                .map_or(seen, |s| s.first)
+        };
+        match self.encapsulation {
+            Encapsulation::None { .. } => (local, remote),
+            Encapsulation::Udp { .. } => (named(&self.local, local), named(&self.remote, remote)),
+        }
+    }
+
     /// True once for each new end that packets come from.
     pub(crate) fn note_end(&self, from: SocketAddr) -> bool {
         let Encapsulation::Udp { remote, .. } = self.encapsulation else {

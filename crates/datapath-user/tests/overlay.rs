@@ -263,6 +263,14 @@ fn events_say_what_the_agent_must_know() {
         message: b"an IKE message".to_vec(),
     };
     assert!(events(&world, 1).contains(&expected));
+    // A keepalive leaves from the same socket and is nobody's message.
+    world.nodes[0].with(move |d| {
+        d.send_keepalive((one, 4500).into(), (two, 4500).into())
+            .unwrap();
+    });
+    pause(100);
+    let notices = world.nodes[1].with(|d| d.counters().notices);
+    assert_eq!(notices.get("keepalive"), Some(&1));
     // A soft limit is told once, and sending goes on.
     let pair = Pair {
         udp: true,

@@ -60,6 +60,13 @@ pub trait Datapath: Send {
         message: &[u8],
     ) -> Result<(), DatapathError>;
 
+    /// Sends a NAT keepalive, one byte 0xff, from the datapath's UDP 4500 socket (RFC 3948 2.3).
+    fn send_keepalive(
+        &mut self,
+        local: SocketAddr,
+        remote: SocketAddr,
+    ) -> Result<(), DatapathError>;
+
     /// What happened since the last call. Never blocks.
     fn poll_event(&mut self) -> Option<Event>;
 
@@ -112,7 +119,8 @@ pub enum Event {
         /// The pair.
         child: ChildId,
     },
-    /// A good packet of a UDP-encapsulated pair came from another end than the pair's.
+    /// A good packet, and the newest, of a UDP-encapsulated pair came from another end than the
+    /// pair's.
     PeerMoved {
         /// The pair.
         child: ChildId,

@@ -29,6 +29,8 @@ pub enum Operation {
     Rebind,
     /// [`Datapath::send_ike`].
     SendIke,
+    /// [`Datapath::send_keepalive`].
+    SendKeepalive,
     /// [`Datapath::clear`].
     Clear,
 }
@@ -50,6 +52,8 @@ pub enum Call {
     Rebind(ChildId, Encapsulation),
     /// Local end, remote end, message.
     SendIke(SocketAddr, SocketAddr, Vec<u8>),
+    /// Local end, remote end.
+    SendKeepalive(SocketAddr, SocketAddr),
     /// All removed.
     Clear,
 }
@@ -351,6 +355,16 @@ impl Datapath for Twin {
         state
             .calls
             .push(Call::SendIke(local, remote, message.to_vec()));
+        Ok(())
+    }
+
+    fn send_keepalive(
+        &mut self,
+        local: SocketAddr,
+        remote: SocketAddr,
+    ) -> Result<(), DatapathError> {
+        let mut state = self.enter(Operation::SendKeepalive, "send_keepalive")?;
+        state.calls.push(Call::SendKeepalive(local, remote));
         Ok(())
     }
 

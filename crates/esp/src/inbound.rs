@@ -94,6 +94,11 @@ impl InboundSa {
             .map_err(|reason| self.drops.count(reason))
     }
 
+    /// The highest sequence number accepted.
+    pub fn newest(&self) -> u64 {
+        self.window.highest()
+    }
+
     /// Counters now.
     pub fn counters(&self) -> Counters {
         self.drops.snapshot(

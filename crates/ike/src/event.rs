@@ -1,7 +1,7 @@
 //! What the engine says: events for the agent, datagrams for the sockets, numbers for people.
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use testudo_crypto::SecretBytes;
 use testudo_model::{ChildId, Encapsulation, InboundSaSpec, OutboundSaSpec, PeerId, Spi, UnixTime};
@@ -13,8 +13,9 @@ use crate::verify::FailedCheck;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct IkeId(pub u64);
 
-/// A datagram to send. On port 4500 the sender of the datagram puts the non-ESP marker
-/// (RFC 3948, 2.2) before `bytes`: `marker` says so.
+/// A datagram to send, from the socket that `local` names: a keepalive leaves from that of port
+/// 4500, whose mapping it keeps alive. On port 4500 the sender puts the non-ESP marker (RFC 3948,
+/// 2.2) before an IKE message: `marker` says so.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Transmit {
     /// From which of our addresses and ports.
@@ -23,7 +24,7 @@ pub struct Transmit {
     pub remote: SocketAddr,
     /// Whether four zero bytes go before the message.
     pub marker: bool,
-    /// The IKE message.
+    /// The IKE message, or a keepalive (RFC 3948, 2.3).
     pub bytes: Vec<u8>,
 }
 
@@ -172,6 +173,11 @@ pub struct ChildUp {
     pub replaces: Option<ChildId>,
     /// Whether we began the exchange that made it.
     pub initiator: bool,
+    /// In transport mode, where a NAT changes our address: the one that the peer sends to, which
+    /// checksums of its packets cover (RFC 7296, 2.23.1; RFC 3948, 3.1.2).
+    pub original_local: Option<IpAddr>,
+    /// The same of the peer's address: the one that it has itself.
+    pub original_remote: Option<IpAddr>,
 }
 
 /// A child that is gone.

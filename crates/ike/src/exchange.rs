@@ -5,7 +5,7 @@ use testudo_wire::ike::{Delete, ExchangeType, Header, Message, Payload};
 
 use crate::engine::{Dropped, Engine, Path};
 use crate::error::Fault;
-use crate::event::{DownReason, Event, IkeId, PathChanged};
+use crate::event::{DownReason, IkeId};
 use crate::message::{self, Freshness, Payloads, Request};
 use crate::sa::{Established, IkeSa, Pending, Phase, State, Task};
 use crate::timers::Deadline;
@@ -244,36 +244,18 @@ impl Engine {
     /// A message of the peer's was new and authentic.
     pub(crate) fn heard(&mut self, now: Now, id: IkeId, from: Path) {
         let liveness = self.config.liveness;
-        let nat_port = self.config.nat_port;
         let Some(sa) = self.sas.get_mut(&id) else {
             return;
         };
-        // Only a peer behind a NAT changes its address without saying so (RFC 7296, 2.23).
-        let moved = sa.nat.remote && sa.remote != from.remote;
-        if moved {
-            sa.remote = from.remote;
-        }
-        let (peer, local, remote) = (sa.peer.clone(), sa.local, sa.remote);
-        let encapsulation = sa.encapsulation(nat_port);
         let Some(est) = sa.established_mut() else {
             return;
         };
         est.last_in = now.monotonic;
-        let children = est.children.iter().copied().collect();
         if est.phase == Phase::Open && !liveness.is_zero() {
             self.timers
                 .set(Deadline::Liveness(id), now.monotonic + liveness);
         }
-        if let (true, Some(peer)) = (moved, peer) {
-            self.events.push_back(Event::PathChanged(PathChanged {
-                ike: id,
-                peer,
-                local,
-                remote,
-                encapsulation,
-                children,
-            }));
-        }
+        self.follow(id, from.remote);
     }
 
     /// Sends a request on an established SA; the window must be free.

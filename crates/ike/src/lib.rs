@@ -21,6 +21,7 @@ mod identity;
 mod intauth;
 mod keys;
 mod message;
+mod moves;
 mod nat;
 mod peer;
 mod ppk;

@@ -24,6 +24,15 @@ impl Nat {
         self.local || self.remote || self.forced
     }
 
+    /// Where the addresses of a transport child's selectors are not what the other end sees:
+    /// (our address, the peer's) (RFC 7296, 2.23.1).
+    pub(crate) fn hides(&self, local: SocketAddr, remote: SocketAddr) -> Hidden {
+        Hidden {
+            local: self.local.then_some(local.ip()),
+            remote: self.remote.then_some(remote.ip()),
+        }
+    }
+
     /// What a peer's message says; `local` and `remote` are the addresses it travelled between.
     /// A peer that sends no such notifies knows no NAT traversal.
     pub(crate) fn detect(
@@ -51,6 +60,13 @@ impl Nat {
             forced,
         }
     }
+}
+
+/// Our address and the peer's as the IKE SA has them, each where a NAT changes it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Hidden {
+    pub(crate) local: Option<IpAddr>,
+    pub(crate) remote: Option<IpAddr>,
 }
 
 /// The two notifies of our message. A wanted encapsulation is had by a source that is no

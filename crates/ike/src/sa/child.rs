@@ -1,17 +1,20 @@
 //! Making children: the offer, the choice, the installation (RFC 7296, 1.3.1, 2.9, 2.17).
 
+use std::net::IpAddr;
+
 use testudo_crypto::{KeMethod, SecretBytes};
 use testudo_model::{
     ChildId, Encapsulation, InboundSaSpec, Now, OutboundSaSpec, PeerId, SaMode, Spi,
     TrafficSelector,
 };
-use testudo_wire::ike::{Notify, NotifyType, Payload};
+use testudo_wire::ike::{self as wire, Notify, NotifyType, Payload};
 
 use crate::addke::AdditionalKe;
 use crate::engine::{Engine, Path};
 use crate::error::{Fault, Refusal, check_of};
 use crate::event::{ChildUp, Event, IkeId, UseOutbound};
 use crate::message::Payloads;
+use crate::nat::Hidden;
 use crate::proposal::{self, ChildSuite, Chosen};
 use crate::sa::{Child, ChildOffer, ChildRequest, ChildState, IkeSa, Slot, Task, resource};
 use crate::suites::Suites;
@@ -32,6 +35,8 @@ pub(crate) struct Agreement {
     pub(crate) remote_ts: Vec<TrafficSelector>,
     /// Both ends have said that there may be more of it (RFC 9611).
     pub(crate) shares: bool,
+    /// The addresses that the peer gave where a NAT changes them: ours and its own.
+    pub(crate) original: Hidden,
 }
 
 /// A child that both ends agreed on.
@@ -51,6 +56,7 @@ pub(crate) struct NewChild {
     pub(crate) tie: Vec<u8>,
     pub(crate) replaces: Option<ChildId>,
     pub(crate) shares: Option<bool>,
+    pub(crate) original: Hidden,
 }
 
 /// What the key exchanges of a child gave: none with IKE_AUTH.
@@ -129,15 +135,23 @@ impl Engine {
             SaMode::Tunnel
         };
         let peer = self.peers.get(peer_id).ok_or(Fault::Bug("no such peer"))?;
+        let hidden = self.hidden(ike, asked);
+        let seen = |list: &wire::TrafficSelectors, policy: &[TrafficSelector], by| match by {
+            Some(by) => ts::substitute(list, policy, by),
+            None => list.clone(),
+        };
         let narrowed = |mode: SaMode, local: &[TrafficSelector], remote: &[TrafficSelector]| {
-            let local_ts = ts::narrow(ts_r, local);
-            let remote_ts = ts::narrow(ts_i, remote);
+            let ts_r = seen(ts_r, local, hidden.local);
+            let ts_i = seen(ts_i, remote, hidden.remote);
+            let local_ts = ts::narrow(&ts_r, local);
+            let remote_ts = ts::narrow(&ts_i, remote);
+            let whole = ts::is_whole(&ts_r, &local_ts) && ts::is_whole(&ts_i, &remote_ts);
             (mode == asked && !local_ts.is_empty() && !remote_ts.is_empty())
-                .then_some((local_ts, remote_ts))
+                .then_some((local_ts, remote_ts, whole))
         };
         let found = match rekeyed.and_then(|id| self.children.get(&id)) {
             Some(old) => narrowed(old.mode, &old.local_ts, &old.remote_ts)
-                .map(|(local, remote)| (old.slot.clone(), local, remote)),
+                .map(|(local, remote, _)| (old.slot.clone(), local, remote)),
             None => {
                 let fitting: Vec<_> = peer
                     .config
@@ -148,13 +162,11 @@ impl Engine {
                     })
                     .collect();
                 // The child that covers the whole offer, else the first that covers a part.
-                let whole = fitting.iter().position(|(_, (local, remote))| {
-                    ts::is_whole(ts_r, local) && ts::is_whole(ts_i, remote)
-                });
+                let whole = fitting.iter().position(|(_, (_, _, whole))| *whole);
                 fitting
                     .into_iter()
                     .nth(whole.unwrap_or(0))
-                    .map(|(c, (local, remote))| {
+                    .map(|(c, (local, remote, _))| {
                         let slot = self.requested_slot(ike, c, payloads)?;
                         Ok((slot, local, remote))
                     })
@@ -172,7 +184,20 @@ impl Engine {
             mode: asked,
             local_ts,
             remote_ts,
+            original: Hidden {
+                local: hidden.local.and_then(|seen| ts::only_host(ts_r, seen)),
+                remote: hidden.remote.and_then(|seen| ts::only_host(ts_i, seen)),
+            },
         })
+    }
+
+    /// What a NAT hides of a child in this mode: packets in a tunnel keep their addresses.
+    fn hidden(&self, ike: IkeId, mode: SaMode) -> Hidden {
+        self.sas
+            .get(&ike)
+            .filter(|_| mode == SaMode::Transport)
+            .map(|sa| sa.nat.hides(sa.local, sa.remote))
+            .unwrap_or_default()
     }
 
     /// The payloads of our answer, without nonce and key exchange.
@@ -186,8 +211,11 @@ impl Engine {
         }
         let proposals = proposal::child_answer(&agreement.chosen, spi_in);
         out.push(Payload::Sa(proposals));
-        out.push(Payload::TsInitiator(ts::to_wire(&agreement.remote_ts)));
-        out.push(Payload::TsResponder(ts::to_wire(&agreement.local_ts)));
+        let original = agreement.original;
+        let ts_i = ts::restore(&agreement.remote_ts, original.remote);
+        let ts_r = ts::restore(&agreement.local_ts, original.local);
+        out.push(Payload::TsInitiator(ts_i));
+        out.push(Payload::TsResponder(ts_r));
         out
     }
 
@@ -246,6 +274,7 @@ impl Engine {
             tie: nonces.0.clone().min(nonces.1.clone()),
             replaces: None,
             shares: says_info.then_some(agreement.shares),
+            original: agreement.original,
         };
         self.install(new, now);
         answer
@@ -337,9 +366,14 @@ impl Engine {
             // The peer has deleted it already; that overtook this answer (lesson L44).
             return Err(Fault::Incompatible(Refusal::ChildNotFound(spi_out)));
         }
-        let local_ts = ts::accept(ts_i, &offer.local_ts);
-        let remote_ts = ts::accept(ts_r, &offer.remote_ts);
         let transport = payloads.notify(NotifyType::USE_TRANSPORT_MODE).is_some();
+        let hidden = self.hidden(ike, offer.mode);
+        let local_ts = accept(ts_i, &offer.local_ts, hidden.local);
+        let remote_ts = accept(ts_r, &offer.remote_ts, hidden.remote);
+        let original = Hidden {
+            local: hidden.local.and_then(|seen| ts::only_host(ts_i, seen)),
+            remote: hidden.remote.and_then(|seen| ts::only_host(ts_r, seen)),
+        };
         let mode_fits = transport == (offer.mode == SaMode::Transport);
         let old = replaces.and_then(|id| self.children.get(&id));
         let (Some(local_ts), Some(remote_ts), true) = (local_ts, remote_ts, mode_fits) else {
@@ -381,6 +415,7 @@ impl Engine {
             tie: nonces.0.min(nonces.1).to_vec(),
             replaces,
             shares: offer.shares.then_some(shares),
+            original,
         };
         if let Some(old) = replaces {
             self.forget_lost_followers(ike, old, &new.tie);
@@ -510,6 +545,8 @@ impl Engine {
             use_outbound,
             replaces: new.replaces,
             initiator: new.initiator,
+            original_local: new.original.local,
+            original_remote: new.original.remote,
         }
     }
 
@@ -536,6 +573,16 @@ impl Engine {
         self.fail(Some(peer.clone()), path, name, what, true);
         self.retry_child(peer, slot, now);
     }
+}
+
+/// The answer to our selectors, also where it names the address that a NAT made.
+fn accept(
+    answer: &wire::TrafficSelectors,
+    offer: &[TrafficSelector],
+    hidden: Option<IpAddr>,
+) -> Option<Vec<TrafficSelector>> {
+    let seen = || Some(ts::substitute(answer, offer, hidden?));
+    ts::accept(answer, offer).or_else(|| ts::accept(&seen()?, offer))
 }
 
 fn transport_mode() -> Payload {

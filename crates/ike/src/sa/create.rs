@@ -270,6 +270,7 @@ impl Engine {
             tie: nonce_i.min(nonce_r),
             replaces: rekeyed,
             shares,
+            original: agreement.original,
         };
         self.install(new, now);
         self.resolve(&peer, false, now);

@@ -1,6 +1,5 @@
 //! IKE_SA_INIT (RFC 7296, 1.2), both ends.
 
-use std::net::SocketAddr;
 use std::time::Duration;
 
 use testudo_crypto::{KeMethod, KePrivate, KeResponse, sha256};
@@ -38,7 +37,7 @@ impl Engine {
         let Some(peer) = self.peers.get(peer_id) else {
             return;
         };
-        let (address, forced) = (peer.next_address(), peer.forced());
+        let (path, forced) = (self.way_to(peer), peer.forced());
         let Some(&method) = self.suites_of(peer_id).ke_methods.first() else {
             return;
         };
@@ -52,8 +51,8 @@ impl Engine {
             initiator: true,
             spi_ours,
             spi_peer: 0,
-            local: SocketAddr::new(address.local, self.config.port),
-            remote: SocketAddr::new(address.remote, self.config.port),
+            local: path.local,
+            remote: path.remote,
             nat: Nat {
                 forced,
                 ..Nat::default()

@@ -8,6 +8,7 @@ mod handshake;
 mod hostile;
 mod hybrid;
 mod life;
+mod nat;
 mod net;
 mod ppk;
 mod rekey;

@@ -17,9 +17,10 @@ use std::time::Duration;
 use testudo_crypto::{DangerousSeededRandom, KeMethod, KeyType, Random, SecretBytes, SigningKey};
 use testudo_model::policy::EncapsulationMode;
 use testudo_model::{
-    ChildId, Monotonic, Now, PeerId, PortRange, SaMode, TrafficSelector, UnixTime,
+    ChildId, Encapsulation, Monotonic, Now, PeerId, PortRange, SaMode, TrafficSelector, UnixTime,
 };
 
+use super::nat::NatBox;
 use crate::*;
 
 pub(crate) const EPOCH: i64 = 1_800_000_000;
@@ -110,11 +111,18 @@ struct Installed {
     used: bool,
 }
 
+/// An outbound SA as the twin sees it.
+struct Outbound {
+    spi: u32,
+    key: Vec<u8>,
+    encapsulation: Encapsulation,
+}
+
 /// What a datapath would hold.
 #[derive(Default)]
 pub(crate) struct Twin {
     inbound: BTreeMap<u32, Installed>,
-    outbound: BTreeMap<ChildId, (PeerId, String, u32, Vec<u8>)>,
+    outbound: BTreeMap<ChildId, Outbound>,
     pub(crate) sending: BTreeMap<(PeerId, String), ChildId>,
     pub(crate) ikes: BTreeSet<IkeId>,
 }
@@ -137,7 +145,8 @@ enum Packet {
         bytes: Vec<u8>,
     },
     Esp {
-        to: IpAddr,
+        from: SocketAddr,
+        to: SocketAddr,
         spi: u32,
         key: Vec<u8>,
     },
@@ -182,6 +191,11 @@ pub(crate) struct Net {
     pub(crate) esp_sent: u64,
     pub(crate) esp_lost: Vec<String>,
     pub(crate) filter: Option<Filter>,
+    pub(crate) nats: Vec<NatBox>,
+    /// Addresses of nodes beside their first.
+    pub(crate) homes: BTreeMap<IpAddr, usize>,
+    /// Addresses that nothing reaches and nothing comes from.
+    pub(crate) unplugged: BTreeSet<IpAddr>,
     /// All IKE datagrams that were sent.
     pub(crate) wire: Vec<(SocketAddr, SocketAddr, Vec<u8>)>,
     flying: BTreeMap<(Duration, u64), Packet>,
@@ -270,6 +284,9 @@ impl Net {
             esp_sent: 0,
             esp_lost: Vec::new(),
             filter: None,
+            nats: Vec::new(),
+            homes: BTreeMap::new(),
+            unplugged: BTreeSet::new(),
             wire: Vec::new(),
             flying: BTreeMap::new(),
             order: 0,
@@ -381,6 +398,9 @@ impl Net {
             Fate::Delay(extra) => (bytes, extra),
             Fate::Change(bytes) => (bytes, Duration::ZERO),
         };
+        let Some((from, to)) = self.translate(from, to) else {
+            return;
+        };
         if self.chance(self.weather.duplicates) {
             let bytes = bytes.clone();
             self.fly(Packet::Ike { from, to, bytes }, extra);
@@ -422,7 +442,11 @@ impl Net {
                 assert!(old.is_none(), "an SPI twice");
                 let key = up.outbound.keymat.as_bytes().to_vec();
                 let purpose = purpose(&up.name, up.resource);
-                let out = (up.peer.clone(), purpose.clone(), up.outbound.spi.0, key);
+                let out = Outbound {
+                    spi: up.outbound.spi.0,
+                    key,
+                    encapsulation: up.outbound.encapsulation,
+                };
                 twin.outbound.insert(up.child, out);
                 if up.use_outbound == UseOutbound::Now {
                     twin.sending
@@ -454,7 +478,13 @@ impl Net {
                 node.downs.push(down);
                 line
             }
-            Event::PathChanged(p) => format!("path of {} is {}", p.ike.0, p.remote),
+            Event::PathChanged(p) => {
+                for child in &p.children {
+                    let out = twin.outbound.get_mut(child);
+                    out.expect("a child that stands").encapsulation = p.encapsulation;
+                }
+                format!("path of {} is {}", p.ike.0, p.remote)
+            }
             Event::Failed(f) => {
                 let line = format!("failed: {} {}", f.check, f.text);
                 node.failures.push(f);
@@ -465,7 +495,27 @@ impl Net {
     }
 
     fn node_at(&self, ip: IpAddr) -> Option<usize> {
-        (0..self.nodes.len()).find(|n| address(*n) == ip)
+        if self.unplugged.contains(&ip) {
+            return None;
+        }
+        let main = (0..self.nodes.len()).find(|n| address(*n) == ip);
+        main.or_else(|| self.homes.get(&ip).copied())
+    }
+
+    /// What NATs make of a packet's ends; `None`: one drops it.
+    fn translate(&mut self, from: SocketAddr, to: SocketAddr) -> Option<(SocketAddr, SocketAddr)> {
+        let now = self.now;
+        let (mut from, mut to) = (from, to);
+        if self.unplugged.contains(&from.ip()) {
+            return None;
+        }
+        for nat in &mut self.nats {
+            from = nat.outwards(from, to, now)?;
+        }
+        for nat in &mut self.nats {
+            to = nat.inwards(to, now)?;
+        }
+        Some((from, to))
     }
 
     fn deliver(&mut self, packet: Packet) {
@@ -478,20 +528,26 @@ impl Net {
                 self.nodes[n].engine.handle_datagram(now, to, from, &bytes);
                 self.drain(n);
             }
-            Packet::Esp { to, spi, key } => {
-                let Some(n) = self.node_at(to) else { return };
+            Packet::Esp { from, to, spi, key } => {
                 let at = self.now;
-                let first = match self.nodes[n].twin.inbound.get_mut(&spi) {
-                    Some(sa) if sa.key == key => {
-                        (!std::mem::replace(&mut sa.used, true)).then_some(sa.child)
-                    }
-                    _ => {
-                        self.esp_lost.push(format!("{at:?} {spi:08x} at node {n}"));
-                        None
-                    }
+                let Some(n) = self.node_at(to.ip()) else {
+                    self.esp_lost.push(format!("{at:?} {spi:08x} to {to}"));
+                    return;
                 };
-                if let Some(child) = first {
+                let twin = &mut self.nodes[n].twin;
+                let Some(sa) = twin.inbound.get_mut(&spi).filter(|sa| sa.key == key) else {
+                    self.esp_lost.push(format!("{at:?} {spi:08x} at node {n}"));
+                    return;
+                };
+                let (child, first) = (sa.child, !std::mem::replace(&mut sa.used, true));
+                let end = twin.outbound.get(&child).map(|out| out.encapsulation);
+                if first {
                     self.act(n, |e, now| e.note_inbound(child, now));
+                }
+                if let Some(Encapsulation::Udp { remote, .. }) = end
+                    && remote != from
+                {
+                    self.act(n, |e, _| e.note_moved(child, from));
                 }
             }
         }
@@ -501,15 +557,25 @@ impl Net {
         let mut all = Vec::new();
         let speaks = |(n, _): &(usize, &Node)| !self.silent.contains(n);
         for (_, node) in self.nodes.iter().enumerate().filter(speaks) {
-            for ((peer, _), child) in &node.twin.sending {
-                let (_, _, spi, key) = &node.twin.outbound[child];
-                let to: usize = peer.as_str()[1..].parse().unwrap();
-                all.push((address(to), *spi, key.clone()));
+            for child in node.twin.sending.values() {
+                let out = &node.twin.outbound[child];
+                all.push((out.encapsulation, out.spi, out.key.clone()));
             }
         }
-        for (to, spi, key) in all {
+        for (encapsulation, spi, key) in all {
             self.esp_sent += 1;
-            self.fly(Packet::Esp { to, spi, key }, Duration::ZERO);
+            let (from, to) = match encapsulation {
+                Encapsulation::None { local, remote } => ((local, 0).into(), (remote, 0).into()),
+                Encapsulation::Udp { local, remote } => (local, remote),
+            };
+            let Some((from, to)) = self.translate(from, to) else {
+                let at = self.now;
+                self.esp_lost
+                    .push(format!("{at:?} {spi:08x} {from} to {to}"));
+                continue;
+            };
+            let packet = Packet::Esp { from, to, spi, key };
+            self.fly(packet, Duration::ZERO);
         }
     }
 
