@@ -16,6 +16,8 @@ testudo-sim --orders M                             only the orders
 testudo-sim --seed S                               one seed
 testudo-sim --scene SCENE --seed S --order WORDS   one order of the search, told step by step
     [--traffic yes]                                ... with ESP
+testudo-sim --scene SCENE --seed S                 all orders of one scene
+    [--traffic yes] [--losses N] [--duplicates N]  ... within other bounds (2, 1)
 ";
 
 #[derive(Default)]
@@ -25,8 +27,14 @@ struct Arguments {
     seed: Option<u64>,
     orders: Option<u64>,
     scene: Option<String>,
-    order: String,
-    traffic: bool,
+    order: Option<String>,
+    bounds: Option<Bounds>,
+}
+
+impl Arguments {
+    fn bounds(&mut self) -> &mut Bounds {
+        self.bounds.get_or_insert(search::FULL)
+    }
 }
 
 fn main() -> ExitCode {
@@ -35,7 +43,7 @@ fn main() -> ExitCode {
         return ExitCode::from(2);
     };
     let done = match (&arguments.scene, arguments.seed) {
-        (Some(scene), seed) => replay(scene, seed.unwrap_or(1), &arguments),
+        (Some(name), seed) => scene(name, seed.unwrap_or(1), &arguments),
         (None, Some(seed)) => chaos::run(seed).map(|o| println!("seed {seed}: {o:?}")),
         (None, None) => all(&arguments),
     };
@@ -58,8 +66,10 @@ fn read(mut words: impl Iterator<Item = String>) -> Option<Arguments> {
             "--seed" => arguments.seed = Some(value.parse().ok()?),
             "--orders" => arguments.orders = Some(value.parse().ok()?),
             "--scene" => arguments.scene = Some(value),
-            "--order" => arguments.order = value,
-            "--traffic" => arguments.traffic = value == "yes",
+            "--order" => arguments.order = Some(value),
+            "--traffic" => arguments.bounds().traffic = value == "yes",
+            "--losses" => arguments.bounds().losses = value.parse().ok()?,
+            "--duplicates" => arguments.bounds().duplicates = value.parse().ok()?,
             _ => return None,
         }
     }
@@ -190,14 +200,17 @@ fn tell(scene: Scene, seed: u64, bounds: Bounds, walked: &Walked) {
     );
 }
 
-fn replay(scene: &str, seed: u64, arguments: &Arguments) -> Result<(), String> {
-    let found = SCENES.iter().find(|s| format!("{s:?}") == scene);
-    let scene = *found.ok_or_else(|| format!("no scene {scene}: {SCENES:?}"))?;
-    let bounds = Bounds {
-        traffic: arguments.traffic,
-        ..search::FULL
-    };
-    let story = search::replay(scene, seed, bounds, &arguments.order)?;
-    println!("{story}");
+/// All orders of one scene, or one of them.
+fn scene(name: &str, seed: u64, arguments: &Arguments) -> Result<(), String> {
+    let found = SCENES.iter().find(|s| format!("{s:?}") == name);
+    let scene = *found.ok_or_else(|| format!("no scene {name}: {SCENES:?}"))?;
+    let bounds = arguments.bounds.unwrap_or(search::FULL);
+    if let Some(order) = &arguments.order {
+        let story = search::replay(scene, seed, bounds, order)?;
+        println!("{story}");
+    } else {
+        let walked = search::walk(scene, seed, bounds)?;
+        tell(scene, seed, bounds, &walked);
+    }
     Ok(())
 }
