@@ -4,12 +4,12 @@
 use std::time::Duration;
 
 use testudo_ike::{
-    ChildConfig, EngineConfig, Identity as IkeIdentity, PeerAddress, PeerAuth, PeerConfig,
+    ChildConfig, EngineConfig, Identity as IkeIdentity, PeerAddress, PeerAuth, PeerConfig, Suites,
 };
-use testudo_model::policy::EncapsulationMode;
+use testudo_model::policy::{EncapsulationMode, PostQuantum};
 use testudo_model::{
-    Acknowledgement, EncryptionPolicySpec, NodeEncryptionSpec, NodeUid, PeerId, Phase, SaLimits,
-    TrafficPolicy,
+    Acknowledgement, EncryptionPolicy, EncryptionPolicySpec, NodeEncryptionSpec, NodeUid, PeerId,
+    Phase, SaLimits, TrafficPolicy,
 };
 use testudo_pki::NODE_DNS_SUFFIX;
 use testudo_plan::node::{self as plan, Decision, Known, PeerWanted, Waiting};
@@ -44,6 +44,7 @@ pub(crate) struct Peer {
     /// Whether it is ours to begin, as a rule.
     pub(crate) leads: bool,
     pub(crate) encapsulation: EncapsulationMode,
+    pub(crate) post_quantum: PostQuantum,
     pub(crate) children: Vec<ChildConfig>,
     /// The node's UID: one that is made anew is another peer.
     pub(crate) uid: NodeUid,
@@ -59,10 +60,25 @@ impl Peer {
             addresses: self.addresses.clone(),
             initiate: self.initiate,
             encapsulation: self.encapsulation,
-            suites: None,
+            suites: suites(self.post_quantum),
             children: self.children.clone(),
         }
     }
+}
+
+/// What is negotiated otherwise than with everybody: `On` is what the engine does by itself.
+fn suites(post_quantum: PostQuantum) -> Option<Suites> {
+    let mut suites = Suites::default();
+    match post_quantum {
+        PostQuantum::On => return None,
+        PostQuantum::Off => suites.additional_ke.clear(),
+        PostQuantum::Required => {
+            for round in &mut suites.additional_ke {
+                round.required = true;
+            }
+        }
+    }
+    Some(suites)
 }
 
 /// When a child SA has carried enough, under a policy.
@@ -121,7 +137,11 @@ pub(crate) fn wish(node: &Node) -> Wish {
         },
         Decision::Do(plan) => Wish {
             plan: Some(Plan {
-                peers: plan.peers.iter().map(|wanted| peer(node, wanted)).collect(),
+                peers: plan
+                    .peers
+                    .iter()
+                    .map(|wanted| peer(node, policy, wanted))
+                    .collect(),
                 traffic: plan.traffic,
                 acknowledge: plan.acknowledge,
                 waiting: plan.waiting,
@@ -131,7 +151,7 @@ pub(crate) fn wish(node: &Node) -> Wish {
     }
 }
 
-fn peer(node: &Node, wanted: &PeerWanted) -> Peer {
+fn peer(node: &Node, policy: &EncryptionPolicy, wanted: &PeerWanted) -> Peer {
     // One that has no certificate yet could only refuse, and cost us the wait until the next try.
     let object = node.objects.node(wanted.peer.as_str());
     let can_answer = object.is_some_and(|n| n.status.certificate.is_some());
@@ -152,6 +172,7 @@ fn peer(node: &Node, wanted: &PeerWanted) -> Peer {
         initiate: wanted.initiate && can_answer,
         leads: wanted.initiate,
         encapsulation: wanted.encapsulation,
+        post_quantum: policy.spec.ike.post_quantum,
         children: children.collect(),
         uid: wanted.uid.clone(),
     }

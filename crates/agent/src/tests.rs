@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use testudo_datapath::{Call, Datapath, DatapathError, Event, Operation, Twin, Verdict};
 use testudo_model::node::NodeEncryptionKind;
-use testudo_model::policy::{CLUSTER, EncryptionPolicyKind, Mode, OverlayType};
+use testudo_model::policy::{CLUSTER, EncryptionPolicyKind, Mode, OverlayType, PostQuantum};
 use testudo_model::{
     ClearTraffic, ConditionStatus, EncryptionPolicy, EncryptionPolicySpec, NodeEncryption,
     NodeName, Outbound, PeerId, Phase, Spi, TrafficPolicy,
@@ -348,6 +348,41 @@ fn three_nodes_go_to_strict_rotate_and_back_to_disabled() {
             assert!(twin.calls().contains(&Call::Clear));
             assert!(!traffic_file(&cluster.options(node).state_dir).exists());
         }
+    });
+}
+
+/// The key exchange changes with the policy, on new IKE SAs made before the old ones go.
+#[test]
+fn post_quantum_keys_are_on_off_and_required_as_the_policy_says() {
+    on_one_thread(async {
+        let cluster = Cluster::new(17, 2);
+        cluster.init().await;
+        cluster.reach(Phase::Strict).await;
+        let hybrid = async |wanted: bool| {
+            wait("the suite", async || {
+                assert!(cluster.send(1, 2) && cluster.send(2, 1), "lost meanwhile");
+                let mut all = true;
+                for node in 1..=2 {
+                    let get = Gettable::Tunnels;
+                    let answer = cluster.ask(node, Request::Get { get }).await;
+                    let tunnels = answer.tunnels.unwrap();
+                    let ike = tunnels[0].ike.as_ref();
+                    all &= ike.is_some_and(|ike| ike.suite.contains("ML_KEM_768") == wanted);
+                }
+                all
+            })
+            .await;
+        };
+        cluster.all_sealed().await;
+        hybrid(true).await;
+        cluster
+            .policy(|spec| spec.ike.post_quantum = PostQuantum::Off)
+            .await;
+        hybrid(false).await;
+        cluster
+            .policy(|spec| spec.ike.post_quantum = PostQuantum::Required)
+            .await;
+        hybrid(true).await;
     });
 }
 

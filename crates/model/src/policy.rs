@@ -223,14 +223,30 @@ pub fn rotation_of(policy: &EncryptionPolicy, node: &str) -> u64 {
 pub struct IkeSettings {
     /// Age at which an IKE SA is rekeyed, less a jitter.
     pub lifetime: Lifetime,
+    /// Whether keys also come from ML-KEM.
+    pub post_quantum: PostQuantum,
 }
 
 impl Default for IkeSettings {
     fn default() -> Self {
         IkeSettings {
             lifetime: Lifetime::hours(8),
+            post_quantum: PostQuantum::default(),
         }
     }
+}
+
+/// ML-KEM-768 beside the elliptic curve, in the key exchanges of IKE SAs and of their children
+/// (RFC 9370): who records packets today cannot read them with a quantum computer later.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum PostQuantum {
+    /// Neither asked for nor taken.
+    Off,
+    /// With every node that has it.
+    #[default]
+    On,
+    /// A node that does not do it is refused.
+    Required,
 }
 
 /// ESP SAs.
