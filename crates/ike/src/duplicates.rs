@@ -11,6 +11,8 @@
 //!   it, and only when the winner is known to be installed at both ends: we began it and have
 //!   the answer, or the peer has used it since.
 //! - The end that began the winner uses it at once, by a probe, so that the other end knows.
+//! - Peers with other rules, or none, leave the loser standing: strongSwan two IKE SAs that
+//!   crossed, libreswan a child that it made twice. After a while we delete it for them.
 
 use std::cmp::Ordering;
 use std::collections::BTreeSet;
@@ -22,7 +24,8 @@ use crate::event::{DownReason, Event, IkeId};
 use crate::sa::{Child, Established, IkeSa, Lineage, Slot, Task};
 use crate::timers::Deadline;
 
-/// How long children may take to move before the old IKE SA is closed all the same.
+/// How long children may take to move before the old IKE SA is closed all the same, and how
+/// long the peer has to delete what is its to delete.
 const HANDOVER: std::time::Duration = std::time::Duration::from_secs(30);
 
 /// `a` takes the place of `b`, as far as this end knows.
@@ -248,7 +251,7 @@ impl Engine {
             .map(|(slot, _)| slot.clone())
             .collect();
         for slot in slots {
-            self.resolve_children(peer, &slot, now);
+            self.resolve_children(peer, &slot, force, now);
         }
     }
 
@@ -273,20 +276,23 @@ impl Engine {
                 continue;
             };
             let ours = line.initiated && other.established < line.born;
-            if !ours && !other.initiated {
-                // The peer's to delete, once it knows that we hold the winner.
-                if std::mem::take(&mut announce) {
-                    self.announce(best, now);
-                }
+            let theirs = !ours && !other.initiated;
+            if force || !theirs && self.has_moved(id, best) {
+                self.leave(id, now);
                 continue;
             }
-            if force || self.has_moved(id, best) {
-                self.leave(id, now);
-            } else {
-                let at = now.monotonic + HANDOVER;
-                self.timers.set_once(Deadline::Handover(peer.clone()), at);
+            // The peer's to delete, once it knows that we hold the winner.
+            if theirs && std::mem::take(&mut announce) {
+                self.announce(best, now);
             }
+            self.hand_over(peer, now);
         }
+    }
+
+    /// Comes back with force.
+    fn hand_over(&mut self, peer: &PeerId, now: Now) {
+        let at = now.monotonic + HANDOVER;
+        self.timers.set_once(Deadline::Handover(peer.clone()), at);
     }
 
     fn announce(&mut self, ike: IkeId, now: Now) {
@@ -318,7 +324,7 @@ impl Engine {
         !new.is_creating() && up(old).iter().all(moved)
     }
 
-    fn resolve_children(&mut self, peer: &PeerId, slot: &Slot, now: Now) {
+    fn resolve_children(&mut self, peer: &PeerId, slot: &Slot, force: bool, now: Now) {
         // Children of different IKE SAs go with those; here only what one line made twice.
         let lines: BTreeSet<u64> = self
             .up_children(peer, slot)
@@ -335,17 +341,22 @@ impl Engine {
             if pool.len() < 2 || !best.confirmed {
                 continue;
             }
-            let mut announce = false;
+            let (mut announce, mut theirs) = (false, false);
             let mut doomed = Vec::new();
             for child in pool.iter().filter(|c| c.id != best.id) {
                 let ours = best.initiator && self.child_supersedes(best, child);
-                if ours || child.initiator && !self.is_replaced_by_peer(child, best) {
+                let crossed = child.initiator && !self.is_replaced_by_peer(child, best);
+                if force || ours || crossed {
                     doomed.push((child.ike, child.id));
                 } else {
+                    theirs = true;
                     announce |= best.initiator && !best.announced;
                 }
             }
             let (best, ike, deletes) = (best.id, best.ike, !doomed.is_empty());
+            if theirs {
+                self.hand_over(peer, now);
+            }
             for (ike, id) in doomed {
                 self.mark_deleting(id, DownReason::Replaced, now);
                 self.push_task(ike, Task::DeleteChild(id), now);

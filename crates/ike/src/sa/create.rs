@@ -77,7 +77,7 @@ impl Engine {
 
     /// The key exchange for a child: the one that worked the last time (lesson L52), for the
     /// child itself or for its IKE SA.
-    fn child_method(&self, ike: IkeId, last: Option<KeMethod>) -> Option<KeMethod> {
+    pub(crate) fn child_method(&self, ike: IkeId, last: Option<KeMethod>) -> Option<KeMethod> {
         let suites = self.suites_on(ike);
         if !suites.pfs {
             return None;
@@ -91,7 +91,7 @@ impl Engine {
             .or_else(|| suites.ke_methods.first().copied())
     }
 
-    fn send_create(
+    pub(crate) fn send_create(
         &mut self,
         ike: IkeId,
         offer: ChildOffer,

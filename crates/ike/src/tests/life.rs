@@ -1,8 +1,10 @@
 //! Restarts, silence, addresses, trust, many peers.
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use testudo_crypto::KeyType;
+use testudo_wire::ike::ExchangeType;
 
 use super::net::*;
 use crate::*;
@@ -391,4 +393,44 @@ fn many_children_are_made_one_after_the_other() {
     net.run(Duration::from_secs(10));
     net.assert_connected(0, 1, 200);
     net.assert_tidy(0, 200);
+}
+
+/// Node 1 makes its child again, and cannot say that the first one is to go: it acts like a
+/// peer that leaves such things standing. Seen with libreswan.
+#[test]
+fn what_the_peer_leaves_standing_is_deleted_for_it() {
+    let mut net = Net::new(18, 2);
+    net.connect(1, 0, false);
+    net.run_ms(500);
+    let slot = net.nodes[1]
+        .engine
+        .children
+        .values()
+        .next()
+        .unwrap()
+        .slot
+        .clone();
+    let ike = *net.nodes[1].twin.ikes.first().unwrap();
+    net.esp = true;
+    net.act(1, |e, now| {
+        let offer = e.offer_child(&peer_id(0), &slot).unwrap();
+        let method = e.child_method(ike, None);
+        e.send_create(ike, offer, None, method, Vec::new(), now);
+    });
+    let node = SocketAddr::new(address(1), 500);
+    net.filter = Some(Box::new(move |from, _, bytes| {
+        let (exchange, flags) = (bytes[18], bytes[19]);
+        let request = exchange == ExchangeType::INFORMATIONAL.0 && flags & 0x20 == 0;
+        if from == node && request {
+            Fate::Drop
+        } else {
+            Fate::Pass
+        }
+    }));
+    net.run(Duration::from_secs(29));
+    net.assert_tidy(0, 2);
+    // The silence about it would end the IKE SA soon.
+    net.run(Duration::from_millis(6500));
+    net.assert_tidy(0, 1);
+    net.assert_no_esp_lost();
 }
