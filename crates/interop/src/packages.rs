@@ -1,4 +1,8 @@
 //! The peers' packages, fetched and unpacked but not installed.
+//!
+//! The daemons of the machine's own Debian are laid over the machine's files. Newer ones come
+//! from Debian's next release with everything that they need, down to the C library, so that
+//! they run in a root of their own.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -13,21 +17,33 @@ pub enum Peer {
     StrongSwan,
     /// libreswan's pluto, steered by whack.
     Libreswan,
+    /// strongSwan 6 or later: it has ML-KEM.
+    NextStrongSwan,
+    /// libreswan 5 or later.
+    NextLibreswan,
 }
 
 impl Peer {
     /// All of them.
-    pub const ALL: [Peer; 2] = [Peer::StrongSwan, Peer::Libreswan];
+    pub const ALL: [Peer; 4] = [
+        Peer::StrongSwan,
+        Peer::Libreswan,
+        Peer::NextStrongSwan,
+        Peer::NextLibreswan,
+    ];
 
     /// Its folder.
     fn name(self) -> &'static str {
         match self {
             Peer::StrongSwan => "strongswan",
             Peer::Libreswan => "libreswan",
+            Peer::NextStrongSwan => "strongswan-next",
+            Peer::NextLibreswan => "libreswan-next",
         }
     }
 
-    /// Debian's packages; what they need and the machine lacks comes along.
+    /// Debian's packages; what they need and the machine lacks comes along. The first is the
+    /// daemon.
     fn packages(self) -> &'static [&'static str] {
         match self {
             Peer::StrongSwan => &[
@@ -37,15 +53,29 @@ impl Peer {
                 "libstrongswan-standard-plugins",
             ],
             Peer::Libreswan => &["libreswan"],
+            Peer::NextStrongSwan => &[
+                "charon-systemd",
+                "strongswan-swanctl",
+                "libcharon-extra-plugins",
+                "libstrongswan-standard-plugins",
+                "coreutils",
+                "dash",
+            ],
+            Peer::NextLibreswan => &["libreswan", "libnss3-tools", "openssl", "coreutils", "dash"],
         }
     }
 
     /// A program that is there when all is.
     fn program(self) -> &'static str {
         match self {
-            Peer::StrongSwan => "usr/sbin/charon-systemd",
-            Peer::Libreswan => "usr/libexec/ipsec/pluto",
+            Peer::StrongSwan | Peer::NextStrongSwan => "usr/sbin/charon-systemd",
+            Peer::Libreswan | Peer::NextLibreswan => "usr/libexec/ipsec/pluto",
         }
+    }
+
+    /// Whether it runs in a root of its own, with its own C library.
+    pub(crate) fn has_own_root(self) -> bool {
+        matches!(self, Peer::NextStrongSwan | Peer::NextLibreswan)
     }
 
     /// Where it is unpacked under `folder`.
@@ -56,6 +86,12 @@ impl Peer {
     /// Whether it is unpacked under `folder`.
     pub fn is_there(self, folder: &Path) -> bool {
         self.root(folder).join(self.program()).is_file()
+    }
+
+    /// The version that was unpacked.
+    pub fn version(self, folder: &Path) -> String {
+        let text = std::fs::read_to_string(folder.join(self.name()).join("version"));
+        text.map_or_else(|_| "unknown".into(), |text| text.trim().to_owned())
     }
 }
 
@@ -76,7 +112,8 @@ pub fn missing(folder: &Path) -> Vec<Peer> {
     Peer::ALL.into_iter().filter(there).collect()
 }
 
-/// Fetches and unpacks what is missing. Needs root, for apt's locks; its own lists must be fresh.
+/// Fetches and unpacks what is missing. Needs root, for apt's locks; the machine's own lists
+/// must be fresh.
 pub fn ensure(folder: &Path) -> anyhow::Result<()> {
     for peer in missing(folder) {
         // A mirror that is busy for a moment should not fail a whole run.
@@ -103,18 +140,21 @@ fn fetch(folder: &Path, peer: Peer) -> anyhow::Result<()> {
     let (archives, fresh) = (place.join("archives"), place.join("new"));
     std::fs::create_dir_all(archives.join("partial"))
         .with_context(|| place.display().to_string())?;
+    let own_apt = match peer.has_own_root() {
+        true => Some(apt_of_next_release(&folder.join("apt"))?),
+        false => None,
+    };
     let cache = format!("Dir::Cache::archives={}", archives.display());
     let mut arguments = vec!["-y", "-q", "--no-install-recommends", "--download-only"];
     arguments.extend(["-o", &cache, "install"]);
     arguments.extend(peer.packages());
     eprintln!("==> packages: apt-get {}", arguments.join(" "));
-    run(Command::new("apt-get")
-        .args(&arguments)
-        .env("DEBIAN_FRONTEND", "noninteractive"))?;
+    run(&mut apt(own_apt.as_deref(), &arguments))?;
     for entry in std::fs::read_dir(&archives)? {
         let path = entry?.path();
         if path.extension().is_some_and(|e| e == "deb") {
             run(Command::new("dpkg").arg("-x").arg(&path).arg(&fresh))?;
+            note_version(&place, peer, &path)?;
         }
     }
     std::fs::remove_dir_all(&archives).context("the fetched archives")?;
@@ -129,7 +169,79 @@ fn fetch(folder: &Path, peer: Peer) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn run(command: &mut Command) -> anyhow::Result<()> {
+fn note_version(place: &Path, peer: Peer, archive: &Path) -> anyhow::Result<()> {
+    let name = archive.file_name().unwrap_or_default().to_string_lossy();
+    let mut parts = name.split('_');
+    if parts.next() != peer.packages().first().copied() {
+        return Ok(());
+    }
+    let version = parts.next().unwrap_or("unknown").replace("%3a", ":");
+    std::fs::write(place.join("version"), version).context("the version")
+}
+
+fn apt(settings: Option<&Path>, arguments: &[&str]) -> Command {
+    let mut command = Command::new("apt-get");
+    command
+        .args(arguments)
+        .env("DEBIAN_FRONTEND", "noninteractive");
+    if let Some(path) = settings {
+        command.env("APT_CONFIG", path);
+    }
+    command
+}
+
+/// An apt of its own, with fresh lists of Debian's next release and nothing installed: it gives
+/// a package with all that it needs. The machine's apt is not touched; its mirror is used. The
+/// path of its settings.
+fn apt_of_next_release(place: &Path) -> anyhow::Result<PathBuf> {
+    for folder in ["lists/partial", "cache", "empty"] {
+        std::fs::create_dir_all(place.join(folder)).with_context(|| place.display().to_string())?;
+    }
+    let keys = "/usr/share/keyrings/debian-archive-keyring.gpg";
+    let signed = match Path::new(keys).exists() {
+        true => format!("[signed-by={keys}] "),
+        false => String::new(),
+    };
+    let source = format!("deb {signed}{} testing main\n", mirror()?);
+    std::fs::write(place.join("sources.list"), source)?;
+    std::fs::write(place.join("status"), "")?;
+    let here = place.display();
+    let settings = format!(
+        "Dir::Etc::sourcelist \"{here}/sources.list\";\n\
+         Dir::Etc::sourceparts \"{here}/empty\";\n\
+         Dir::Etc::preferencesparts \"{here}/empty\";\n\
+         Dir::State::lists \"{here}/lists\";\n\
+         Dir::State::status \"{here}/status\";\n\
+         Dir::Cache \"{here}/cache\";\n\
+         Acquire::Languages \"none\";\n"
+    );
+    let path = place.join("apt.conf");
+    std::fs::write(&path, settings)?;
+    run(&mut apt(Some(&path), &["update", "-q"]))?;
+    Ok(path)
+}
+
+/// The address of the mirror that the machine takes Debian from.
+fn mirror() -> anyhow::Result<String> {
+    let format = "$(REPO_URI)|$(ORIGIN)|$(LABEL)|$(COMPONENT)";
+    let output = run(&mut apt(
+        None,
+        &["indextargets", "--format", format, "Created-By: Packages"],
+    ))?;
+    let mirrors = output.lines().filter_map(|line| {
+        let mut parts = line.split('|');
+        let address = parts.next()?;
+        parts
+            .eq(["Debian", "Debian", "main"])
+            .then(|| address.to_owned())
+    });
+    mirrors
+        .into_iter()
+        .next()
+        .context("apt knows no mirror of Debian; run apt-get update")
+}
+
+fn run(command: &mut Command) -> anyhow::Result<String> {
     let output = command
         .stdin(Stdio::null())
         .output()
@@ -138,5 +250,5 @@ fn run(command: &mut Command) -> anyhow::Result<()> {
         let text = String::from_utf8_lossy(&output.stderr);
         bail!("{command:?}: {}: {}", output.status, text.trim());
     }
-    Ok(())
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }

@@ -1,8 +1,15 @@
-//! Two network namespaces with a cable between them, and a daemon in the far one.
+//! Network namespaces with cables between them, and a daemon in the far one.
 //!
 //! ```text
 //!   ours: ti0 192.0.2.1, 2001:db8::1 ---- peer: ti1 192.0.2.2, 2001:db8::2
 //!         (10.1.0.1, fd00:1::1)                 lo  10.2.0.1, fd00:2::1
+//! ```
+//!
+//! With a NAT, the end behind it has 10.9.0.1 instead, and a third namespace stands between the
+//! two with the address that the end behind it has without one:
+//!
+//! ```text
+//!   ti 10.9.0.1 ---- tn0 10.9.0.254, nat, tn1 192.0.2.1 or .2 ---- the other end
 //! ```
 //!
 //! The namespaces have no names: they go with the processes and threads that live in them, and
@@ -25,8 +32,36 @@ pub const LINK: [[&str; 2]; 4] = [
     ["fd00:1::1", "fd00:2::1"],
 ];
 
-/// The longest that anything started here lives.
-const LIFETIME: &str = "120";
+/// The address of the end behind a NAT, and the NAT's own address there.
+pub const BEHIND: [&str; 2] = ["10.9.0.1", "10.9.0.254"];
+
+/// The longest that anything started here lives, in seconds.
+const LIFETIME: &str = "300";
+
+/// How long to wait for what takes milliseconds on an idle machine.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// What lies between the two ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Cable {
+    /// Nothing.
+    #[default]
+    Direct,
+    /// A NAT that hides us, for IPv4.
+    NatBeforeUs,
+    /// A NAT that hides the peer, for IPv4.
+    NatBeforePeer,
+}
+
+impl Cable {
+    /// The IPv4 address that an end (0: ours, 1: the peer's) has itself.
+    pub fn own(self, end: usize) -> &'static str {
+        match (self, end) {
+            (Cable::NatBeforeUs, 0) | (Cable::NatBeforePeer, 1) => BEHIND[0],
+            _ => LINK[0][end],
+        }
+    }
+}
 
 /// Says why and gives false where the test cannot run.
 pub fn can_run(test: &str, peer: Peer) -> bool {
@@ -49,7 +84,8 @@ pub fn can_run(test: &str, peer: Peer) -> bool {
 pub struct Place(PathBuf);
 
 impl Place {
-    fn new() -> anyhow::Result<Self> {
+    /// Makes it, with a name that no other has.
+    pub fn new() -> anyhow::Result<Self> {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let n = NEXT.fetch_add(1, Ordering::Relaxed);
         let path = std::env::temp_dir().join(format!("ti-{}-{n}", std::process::id()));
@@ -83,105 +119,219 @@ impl Drop for Place {
     }
 }
 
-/// The two namespaces. The calling thread is in ours from then on.
+/// A network namespace, held by a process that sleeps in it.
+struct Space(Child);
+
+impl Space {
+    fn new() -> anyhow::Result<Self> {
+        let mut command = Command::new("unshare");
+        command
+            .args(["--net", "sh", "-c"])
+            .arg(format!("echo ready; exec sleep {LIFETIME}"))
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped());
+        let mut holder = ends_with_us(&mut command).spawn().context("unshare")?;
+        let mut word = [0; 6];
+        let mut output = holder.stdout.take().context("unshare has no output")?;
+        let space = Self(holder);
+        std::io::Read::read_exact(&mut output, &mut word).context("unshare said nothing")?;
+        Ok(space)
+    }
+
+    fn enter(&self) -> Command {
+        let mut command = Command::new("nsenter");
+        command.arg(format!("--net=/proc/{}/ns/net", self.0.id()));
+        command
+    }
+
+    fn run(&self, script: &str) -> anyhow::Result<()> {
+        check(self.enter().args(["sh", "-ec", script]))
+    }
+}
+
+impl Drop for Space {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// Ends the command when the thread that starts it ends, however that ends.
+fn ends_with_us(command: &mut Command) -> &mut Command {
+    use std::os::unix::process::CommandExt;
+    // SAFETY: between fork and exec only one system call is made, with integers.
+    unsafe {
+        command.pre_exec(|| {
+            libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGTERM);
+            Ok(())
+        })
+    }
+}
+
+/// The namespaces. The calling thread is in ours from then on.
 pub struct World {
-    holder: Child,
+    peer: Space,
+    nat: Option<Space>,
+    cable: Cable,
     /// For configuration, logs and sockets.
     pub place: Place,
 }
 
 impl World {
-    /// Makes it. The calling thread must have nothing open in its namespace.
-    pub fn new() -> anyhow::Result<Self> {
+    /// Makes it. The calling thread must have nothing open in its namespace, and must outlive it.
+    pub fn new(cable: Cable) -> anyhow::Result<Self> {
         let place = Place::new()?;
         // SAFETY: unshare takes an integer and touches this thread only.
         if unsafe { libc::unshare(libc::CLONE_NEWNET) } != 0 {
             return Err(std::io::Error::last_os_error()).context("a network namespace");
         }
-        let mut holder = Command::new("unshare")
-            .args(["--net", "sh", "-c"])
-            .arg(format!("echo ready; exec sleep {LIFETIME}"))
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .spawn()
-            .context("unshare")?;
-        let mut word = [0; 6];
-        let mut output = holder.stdout.take().context("unshare has no output")?;
-        std::io::Read::read_exact(&mut output, &mut word).context("unshare said nothing")?;
-        let world = Self { holder, place };
-        world.cable()?;
+        let nat = match cable {
+            Cable::Direct => None,
+            Cable::NatBeforeUs | Cable::NatBeforePeer => Some(Space::new()?),
+        };
+        let world = Self {
+            peer: Space::new()?,
+            nat,
+            cable,
+            place,
+        };
+        world.wire()?;
         Ok(world)
     }
 
-    fn cable(&self) -> anyhow::Result<()> {
-        let pid = self.holder.id();
-        for which in ["all", "default"] {
-            for name in ["ipv6/conf/W/accept_dad", "ipv4/conf/W/rp_filter"] {
-                let path = format!("/proc/sys/net/{}", name.replace('W', which));
-                let line = format!("echo 0 > {path}");
-                check(Command::new("sh").args(["-c", &line]))?;
-                check(self.enter().args(["sh", "-c", &line]))?;
+    fn wire(&self) -> anyhow::Result<()> {
+        // A way of their own for both ends, also where a host would doubt it.
+        let trusting = "for w in all default; do echo 0 > /proc/sys/net/ipv6/conf/$w/accept_dad; \
+             echo 0 > /proc/sys/net/ipv4/conf/$w/rp_filter; done; ip link set lo up";
+        check(Command::new("sh").args(["-ec", trusting]))?;
+        self.peer.run(trusting)?;
+        let peer = self.peer.0.id();
+        let cables = match &self.nat {
+            None => format!("ip link add ti0 type veth peer name ti1 netns {peer}"),
+            Some(nat) => {
+                nat.run(trusting)?;
+                let (nat, [to_us, to_peer]) = (nat.0.id(), self.nat_devices());
+                format!(
+                    "ip link add ti0 type veth peer name {to_us} netns {nat}; \
+                     ip link add name ti1 netns {peer} type veth peer name {to_peer} netns {nat}"
+                )
             }
-        }
-        let line = format!("ip link add ti0 type veth peer name ti1 netns {pid}");
-        check(Command::new("sh").args(["-c", &line]))?;
+        };
+        check(Command::new("sh").args(["-ec", &cables]))?;
         let [v4, v6, inner4, inner6] = LINK;
+        let [own, theirs] = [0, 1].map(|end| self.cable.own(end));
         let ours = format!(
-            "ip link set lo up; ip address add {}/24 dev ti0; ip address add {}/64 dev ti0 nodad; \
+            "ip address add {own}/24 dev ti0; ip address add {}/64 dev ti0 nodad; \
              ip link set ti0 up",
-            v4[0], v6[0]
+            v6[0]
         );
         // The default route is for the inner addresses: what has no tunnel goes to us in clear,
         // where a test would see that it came without ESP.
         let theirs = format!(
-            "ip link set lo up; ip address add {}/24 dev ti1; ip address add {}/64 dev ti1 nodad; \
+            "ip address add {theirs}/24 dev ti1; ip address add {}/64 dev ti1 nodad; \
              ip link set ti1 up; ip address add {}/32 dev lo; ip address add {}/128 dev lo nodad; \
              ip route add default via {}; ip -6 route add default via {}",
-            v4[1], v6[1], inner4[1], inner6[1], v4[0], v6[0]
+            v6[1],
+            inner4[1],
+            inner6[1],
+            match self.cable {
+                Cable::NatBeforePeer => BEHIND[1],
+                _ => v4[0],
+            },
+            v6[0]
         );
         check(Command::new("sh").args(["-ec", &ours]))?;
-        check(self.enter().args(["sh", "-ec", &theirs]))
+        self.peer.run(&theirs)?;
+        match self.cable {
+            Cable::Direct => Ok(()),
+            Cable::NatBeforeUs => {
+                let route = format!("ip route add default via {}", BEHIND[1]);
+                check(Command::new("sh").args(["-ec", &route]))?;
+                self.make_nat()
+            }
+            Cable::NatBeforePeer => self.make_nat(),
+        }
+    }
+
+    /// The NAT's devices towards us and towards the peer: `tn0` is the side that it hides.
+    fn nat_devices(&self) -> [&'static str; 2] {
+        match self.cable {
+            Cable::NatBeforePeer => ["tn1", "tn0"],
+            _ => ["tn0", "tn1"],
+        }
+    }
+
+    /// The address by which the other end knows the hidden one.
+    fn outside(&self) -> &'static str {
+        LINK[0][usize::from(self.cable == Cable::NatBeforePeer)]
+    }
+
+    /// Only UDP passes, always with another port: ESP as such would stay behind it.
+    fn make_nat(&self) -> anyhow::Result<()> {
+        let rules = "table ip n {\n\
+             chain forward {\n\
+             type filter hook forward priority 0; policy drop;\n\
+             ip protocol { udp, icmp } accept\n}\n\
+             chain out {\n\
+             type nat hook postrouting priority 100; policy accept;\n\
+             oifname \"tn1\" ip protocol udp masquerade to :20000-29999 random\n}\n}\n";
+        self.place.write("nat.nft", rules.as_bytes())?;
+        let script = format!(
+            "ip address add {}/24 dev tn0; ip address add {}/24 dev tn1; \
+             ip link set tn0 up; ip link set tn1 up; \
+             echo 1 > /proc/sys/net/ipv4/ip_forward; PATH=$PATH:/usr/sbin:/sbin nft -f {}",
+            BEHIND[1],
+            self.outside(),
+            self.place.file("nat.nft").display()
+        );
+        self.nat.as_ref().context("no NAT here")?.run(&script)
+    }
+
+    /// The NAT forgets its mappings, as one that is restarted does: the hidden end gets other
+    /// ports with its next packets, and with `address` another address too.
+    pub fn forget_mappings(&self, address: Option<&str>) -> anyhow::Result<()> {
+        // A masquerading NAT drops the mappings of an address that goes.
+        let script = format!(
+            "ip address flush dev tn1; ip address add {}/24 dev tn1",
+            address.unwrap_or(self.outside())
+        );
+        self.nat.as_ref().context("no NAT here")?.run(&script)
     }
 
     /// A command that runs in the peer's network namespace.
     pub fn enter(&self) -> Command {
-        let mut command = Command::new("nsenter");
-        command.arg(format!("--net=/proc/{}/ns/net", self.holder.id()));
-        command
+        self.peer.enter()
     }
 
     /// Starts a daemon in the peer's namespaces. `line` is a shell line; it must `exec` it.
     pub fn start(&self, peer: Peer, line: &str) -> anyhow::Result<Daemon> {
-        let root = peer.root(&packages::folder()?);
         let pid_file = self.place.file("pid");
         let _ = std::fs::remove_file(&pid_file);
-        let script = format!(
-            "set -e; mount --make-rprivate /\n\
-             mount -t overlay -o lowerdir={root}/usr:/usr overlay /usr\n\
-             mount -t tmpfs tmpfs /run\n\
-             mount -t tmpfs tmpfs /var/lib\n\
-             if [ -e {root}/etc/ipsec.conf ]; then\n\
-             mount -t overlay -o lowerdir={root}/etc:/etc overlay /etc; fi\n\
-             cd {place}\n\
-             echo $$ > pid.new; mv pid.new pid\n\
-             {line}\n",
-            root = root.display(),
-            place = self.place.path().display(),
-        );
+        let place = self.place.path().display();
+        let run = format!("set -e\ncd {place}\necho $$ > pid.new; mv pid.new pid\n{line}\n");
+        self.place.write("run.sh", run.as_bytes())?;
+        let root = peer.root(&packages::folder()?);
+        let script = match peer.has_own_root() {
+            true => own_root(&root, self.place.path()),
+            false => laid_over(&root, self.place.path()),
+        };
         self.place.write("start.sh", script.as_bytes())?;
-        let log = std::fs::File::create(self.place.file("output"))?;
-        let child = Command::new("timeout")
+        let log = std::fs::OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(self.place.file("output"))?;
+        let mut command = Command::new("timeout");
+        command
             .args(["-k", "2", LIFETIME, "nsenter"])
-            .arg(format!("--net=/proc/{}/ns/net", self.holder.id()))
+            .arg(format!("--net=/proc/{}/ns/net", self.peer.0.id()))
             .args(["unshare", "--mount", "sh"])
             .arg(self.place.file("start.sh"))
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
-            .stderr(log)
-            .spawn()
-            .context("timeout")?;
+            .stderr(log);
+        let child = ends_with_us(&mut command).spawn().context("timeout")?;
         let mut daemon = Daemon { child, pid: 0 };
-        let end = Instant::now() + Duration::from_secs(5);
+        let end = Instant::now() + PATIENCE;
         while daemon.pid == 0 {
             if let Ok(text) = std::fs::read_to_string(&pid_file) {
                 daemon.pid = text.trim().parse().context("the daemon's pid")?;
@@ -200,11 +350,36 @@ impl World {
     }
 }
 
-impl Drop for World {
-    fn drop(&mut self) {
-        let _ = self.holder.kill();
-        let _ = self.holder.wait();
-    }
+/// A script that lays a daemon's files over the machine's and runs `run.sh`.
+fn laid_over(root: &Path, place: &Path) -> String {
+    format!(
+        "set -e; mount --make-rprivate /\n\
+         mount -t overlay -o lowerdir={root}/usr:/usr overlay /usr\n\
+         mount -t tmpfs tmpfs /run\n\
+         mount -t tmpfs tmpfs /var/lib\n\
+         if [ -e {root}/etc/ipsec.conf ]; then\n\
+         mount -t overlay -o lowerdir={root}/etc:/etc overlay /etc; fi\n\
+         exec sh {place}/run.sh\n",
+        root = root.display(),
+        place = place.display(),
+    )
+}
+
+/// The same for a daemon that has all its files with it, in a root made of them.
+fn own_root(root: &Path, place: &Path) -> String {
+    format!(
+        "set -e; mount --make-rprivate /\n\
+         mkdir -p {place}/fs; mount -t tmpfs tmpfs {place}/fs; cd {place}/fs\n\
+         mkdir upper work root\n\
+         mount -t overlay -o lowerdir={root},upperdir=upper,workdir=work overlay root\n\
+         cd root\n\
+         for d in bin sbin lib lib64; do [ -e $d ] || ln -s usr/$d $d; done\n\
+         mkdir -p dev proc run tmp var/lib var/log ./{place}\n\
+         mount --rbind /dev dev; mount --rbind /proc proc; mount --bind {place} ./{place}\n\
+         exec chroot . /usr/bin/sh {place}/run.sh\n",
+        root = root.display(),
+        place = place.display(),
+    )
 }
 
 /// A running daemon; ended with its holder.
@@ -214,10 +389,12 @@ pub struct Daemon {
 }
 
 impl Daemon {
-    /// A command that runs where the daemon does, ended after 15 seconds.
+    /// A command that runs where the daemon does, ended after a minute.
     pub fn enter(&self) -> Command {
         let mut command = Command::new("timeout");
-        command.args(["-k", "1", "15", "nsenter", "--mount", "--net", "--target"]);
+        command.args([
+            "-k", "1", "60", "nsenter", "--mount", "--net", "--root", "--target",
+        ]);
         command.arg(self.pid.to_string());
         command
     }

@@ -119,8 +119,12 @@ fn labs(tally: &mut Tally, arguments: &[&str]) -> anyhow::Result<()> {
         targets.push((name, target));
     }
     for (name, target) in targets {
-        // Daemons that mostly wait, without load: two at once do not disturb each other.
-        let arguments = if name == "interop" { &[] } else { arguments };
+        // Daemons that mostly wait, without load: some at once do not disturb each other.
+        let arguments = if name == "interop" {
+            &["--test-threads=8"]
+        } else {
+            arguments
+        };
         let target: Vec<&str> = target.iter().map(String::as_str).collect();
         let mut first = Tally::default();
         tests(&mut first, &name, &target, arguments)?;

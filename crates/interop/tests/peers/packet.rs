@@ -30,17 +30,16 @@ pub fn echo(from: IpAddr, to: IpAddr, sequence: u16) -> Vec<u8> {
     packet
 }
 
-/// Whether it answers that request.
-pub fn is_answer(packet: &[u8], from: IpAddr, to: IpAddr, sequence: u16) -> bool {
-    let Ok(header) = IpHeader::parse(packet) else {
-        return false;
-    };
-    let at = if from.is_ipv4() { 20 } else { 40 };
-    let kind = if from.is_ipv4() { 0 } else { 129 };
-    let [high, low] = sequence.to_be_bytes();
-    header.source == from
+/// The number of the echo request that a packet answers.
+pub fn answer(packet: &[u8], from: IpAddr, to: IpAddr) -> Option<u16> {
+    let header = IpHeader::parse(packet).ok()?;
+    let (at, kind) = if from.is_ipv4() { (20, 0) } else { (40, 129) };
+    let body = packet.get(at..)?;
+    let ours = header.source == from
         && header.destination == to
-        && packet.get(at) == Some(&kind)
-        && packet.get(at + 4..at + 8) == Some(&[0x7e, 0x57, high, low])
-        && packet[at + 8..].starts_with(&[0xa5; 56])
+        && body.first() == Some(&kind)
+        && body.get(4..6) == Some(&[0x7e, 0x57])
+        && body.get(8..)?.starts_with(&[0xa5; 56]);
+    let number = body.get(6..8)?;
+    ours.then(|| u16::from_be_bytes([number[0], number[1]]))
 }

@@ -1,0 +1,25 @@
+//! The engine against other IKE daemons. One program, so that all its tests share the machine:
+//! they mostly wait.
+#![allow(unreachable_pub, clippy::unwrap_used)]
+
+mod certificates;
+mod charon;
+mod libreswan;
+mod libreswan_certificates;
+mod libreswan_life;
+mod libreswan_meetings;
+mod libreswan_nat;
+mod libreswan_next;
+mod libreswan_refusals;
+mod ours;
+mod packet;
+mod pluto;
+mod strongswan;
+mod strongswan_certificates;
+mod strongswan_flow;
+mod strongswan_life;
+mod strongswan_meetings;
+mod strongswan_nat;
+mod strongswan_next;
+mod strongswan_refusals;
+mod wanted;
