@@ -84,7 +84,7 @@ pub struct IkeUp {
     pub identity: Identity,
     /// The peer's certificate; `None` with a pre-shared key.
     pub certificate: Option<CertificateFacts>,
-    /// Keys to read a capture with; only with `danger_export_keys`.
+    /// Keys to read a capture with, IKE_AUTH and what follows; only with `danger_export_keys`.
     pub danger_keys: Option<DangerIkeKeys>,
 }
 

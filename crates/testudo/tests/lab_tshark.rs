@@ -41,6 +41,7 @@ fn decoded(family: &'static str) {
     });
     let folder = tempfile::tempdir().expect("a folder");
     let recording = Recording::start(&lab, "n1", &folder.path().join("n1.pcap"));
+    classical(&lab, folder.path());
     lab.testudo(&["init"]).ok();
     let load = Load::ring(&lab, 200);
     lab.act("n1", Actions::RekeyChild);
@@ -58,6 +59,20 @@ fn decoded(family: &'static str) {
     ike(&tshark);
     esp(&tshark, family);
     lab.down();
+}
+
+/// A policy without ML-KEM: IKE_INTERMEDIATE goes under keys that are replaced by it, and tshark
+/// knows one pair of keys for an IKE SA.
+#[track_caller]
+fn classical(lab: &Lab, folder: &Path) {
+    let file = folder.join("policy.yaml");
+    let policy = "apiVersion: testudo.dev/v1alpha1\n\
+                  kind: EncryptionPolicy\n\
+                  metadata: {name: cluster}\n\
+                  spec:\n  overlay: {type: VXLAN}\n  ike: {postQuantum: Off}\n";
+    std::fs::write(&file, policy).expect("a file");
+    let file = file.to_str().expect("a path of text");
+    lab.testudo(&["apply", "-f", file]).ok();
 }
 
 #[track_caller]

@@ -107,6 +107,13 @@ impl Follower {
     }
 }
 
+#[cfg(test)]
+impl Follower {
+    pub(crate) fn link_for_tests(&self) -> Vec<u8> {
+        self.link.clone()
+    }
+}
+
 impl Established {
     /// A task that waits until the peer is done: it would be refused now, or would stand in the
     /// way of what the peer is doing (RFC 7296, 2.25).

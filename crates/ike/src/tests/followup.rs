@@ -4,8 +4,12 @@
 use std::time::Duration;
 
 use testudo_crypto::KeMethod::{MlKem768, MlKem1024, P256};
+use testudo_wire::ike::{ExchangeType, KeyExchange, Notify, NotifyType, Payload};
 
 use super::net::*;
+use crate::addke::Rounds;
+use crate::message::{self, Payloads};
+use crate::{Engine, FailedCheck};
 
 const CREATE: u8 = 36;
 const FOLLOW_UP: u8 = 44;
@@ -216,4 +220,261 @@ fn a_reauthentication_crosses_rekeys() {
 fn a_probe_in_between_is_answered() {
     crossing(1, do_rekey_child, do_probe);
     crossing(1, do_rekey_ike, do_probe);
+}
+
+fn do_delete_child(net: &mut Net, n: usize) {
+    let config = crate::PeerConfig {
+        children: vec![child(1, n, 1 - n)],
+        ..peer_config(n, 1 - n, true)
+    };
+    net.act(n, |e, now| e.set_peer(config, now)).unwrap();
+}
+
+/// Node 0 rekeys its child, or the IKE SA, while node 1 deletes the child.
+#[test]
+fn a_delete_crosses_rekeys() {
+    for what in [do_rekey_child, do_rekey_ike] {
+        for seed in 0..4 {
+            for gap_ms in [0, 2, 5, 7, 10, 13, 17, 20, 25] {
+                let mut net = pair(7000 + seed, 2, false);
+                net.esp = false;
+                do_add_child(&mut net, 0);
+                net.run_ms(3_000);
+                net.assert_connected(0, 1, 2);
+                what(&mut net, 0);
+                net.run_ms(gap_ms);
+                do_delete_child(&mut net, 1);
+                net.run_ms(40);
+                do_delete_child(&mut net, 0);
+                net.run(Duration::from_secs(200));
+                net.assert_connected(0, 1, 1);
+                net.assert_tidy(0, 1);
+                net.assert_tidy(1, 1);
+            }
+        }
+    }
+}
+
+/// The IKE SA is closed in the middle of each exchange: both ends come back.
+#[test]
+fn a_close_crosses_rekeys() {
+    for what in [do_rekey_child, do_rekey_ike] {
+        for closing in 0..2 {
+            for gap_ms in [0, 2, 5, 7, 10, 13, 17, 20, 25] {
+                let mut net = pair(8, 2, false);
+                net.esp = false;
+                what(&mut net, 0);
+                net.run_ms(gap_ms);
+                net.act(closing, |e, now| e.close(&peer_id(1 - closing), now))
+                    .unwrap();
+                net.run(Duration::from_secs(200));
+                net.assert_connected(0, 1, 1);
+                net.assert_tidy(0, 1);
+                net.assert_tidy(1, 1);
+            }
+        }
+    }
+}
+
+fn forget(engine: &mut Engine) {
+    for sa in engine.sas.values_mut() {
+        if let Some(est) = sa.established_mut() {
+            est.followers.clear();
+        }
+    }
+}
+
+// RFC 9370, 2.2.4: STATE_NOT_FOUND is no end; the exchange begins anew.
+#[test]
+fn a_peer_that_has_forgotten_is_asked_again() {
+    for what in [do_rekey_child, do_rekey_ike] {
+        let mut net = pair(9, 1, false);
+        what(&mut net, 0);
+        // CREATE_CHILD_SA is answered, the next request under way.
+        net.run_ms(8);
+        forget(&mut net.nodes[1].engine);
+        net.run_ms(20);
+        let drops = &net.nodes[1].engine.counters().drops;
+        assert_eq!(drops["incompatible"], 1, "{}", net.story());
+        net.run(Duration::from_secs(10));
+        assert_eq!(count(&net, FOLLOW_UP), 4);
+        settled(net, 1);
+    }
+}
+
+/// The peer never goes on: what was agreed to is forgotten, and other work that waited goes on.
+#[test]
+fn a_request_that_does_not_go_on_is_forgotten() {
+    let mut net = pair(10, 1, false);
+    net.esp = false;
+    do_rekey_child(&mut net, 0);
+    net.run_ms(8);
+    // Node 0 gives up its half without a word.
+    let sa = net.nodes[0].engine.sas.values_mut().next().unwrap();
+    sa.established_mut().unwrap().outstanding = None;
+    do_rekey_ike(&mut net, 1);
+    net.filter = Some(Box::new(|_, _, bytes| {
+        if bytes[18] == FOLLOW_UP && bytes[19] & 0x20 == 0 {
+            Fate::Drop
+        } else {
+            Fate::Pass
+        }
+    }));
+    net.run_ms(50_000);
+    let sa = net.nodes[1].engine.sas.values().next().unwrap();
+    assert_eq!(sa.established().unwrap().rekeys, 0);
+    net.filter = None;
+    net.run_ms(12_000);
+    let drops = &net.nodes[1].engine.counters().drops;
+    assert_eq!(drops["follow_up_timeout"], 1);
+    net.assert_connected(0, 1, 1);
+    assert_eq!(net.ikes(1, 0)[0].rekeys, 1, "{}", net.story());
+}
+
+// Lesson L41: a link may be as long as the peer likes.
+#[test]
+fn links_of_any_length_are_sent_back() {
+    let mut net = pair(11, 1, false);
+    let rounds = {
+        let sa = net.nodes[0].engine.sas.values().next().unwrap();
+        sa.established().unwrap().keys.suite.additional
+    };
+    let engine = &mut net.nodes[0].engine;
+    let mut next = |rounds: Rounds, len: usize| {
+        let kind = NotifyType::ADDITIONAL_KEY_EXCHANGE;
+        let answer = Payloads {
+            notifies: vec![Notify::new(kind, vec![7; len])],
+            ..Payloads::default()
+        };
+        let secrets = vec![testudo_crypto::SecretBytes::new(vec![1; 32])];
+        engine
+            .next_follow_up(rounds, secrets, &answer)
+            .map(|(_, payloads)| payloads)
+    };
+    for len in (1..=64).chain([255, 1024]) {
+        let payloads = next(rounds, len).map_err(|f| f.text()).unwrap();
+        let Payload::Notify(link) = &payloads[1] else {
+            panic!("no link");
+        };
+        assert_eq!(link.data, vec![7; len]);
+    }
+    for len in [0, 1025] {
+        assert!(next(rounds, len).is_err());
+    }
+}
+
+/// Node 0 waits for the answer to its IKE_FOLLOWUP_KE, which node 1 has not seen; in its place
+/// comes one with other payloads.
+fn instead(seed: u64, payloads: impl Fn(Vec<u8>) -> Vec<Payload>) -> Net {
+    let mut net = pair(seed, 1, false);
+    net.esp = false;
+    net.filter = Some(Box::new(|_, _, bytes| {
+        if bytes[18] == FOLLOW_UP {
+            Fate::Drop
+        } else {
+            Fate::Pass
+        }
+    }));
+    do_rekey_child(&mut net, 0);
+    net.run_ms(50);
+    let link = {
+        let sa = net.nodes[1].engine.sas.values().next().unwrap();
+        sa.established().unwrap().followers[0].link_for_tests()
+    };
+    net.filter = None;
+    let sa = net.nodes[0].engine.sas.values_mut().next().unwrap();
+    let path = sa.path();
+    let id = sa.established().unwrap().next_request - 1;
+    let header = sa.request_header(ExchangeType::IKE_FOLLOWUP_KE, id);
+    let est = sa.established_mut().unwrap();
+    let bytes = message::protect(&mut est.keys, &header, &payloads(link));
+    let bytes = bytes.ok().unwrap();
+    for bytes in bytes.iter() {
+        net.act(1, |e, now| {
+            e.handle_datagram(now, path.remote, path.local, bytes);
+        });
+    }
+    net.run_ms(50);
+    net
+}
+
+fn key(method: testudo_crypto::KeMethod, len: usize) -> Payload {
+    Payload::KeyExchange(KeyExchange {
+        method: method.id(),
+        data: vec![0; len],
+    })
+}
+
+fn link(data: Vec<u8>) -> Payload {
+    let kind = NotifyType::ADDITIONAL_KEY_EXCHANGE;
+    Payload::Notify(Notify::new(kind, data))
+}
+
+#[test]
+fn an_unknown_link_only_fails_itself() {
+    for wrong in [None, Some(vec![]), Some(vec![1; 16]), Some(vec![1; 2000])] {
+        let mut net = instead(12, |_| {
+            let links = wrong.clone().map(link);
+            [key(MlKem768, 1184)].into_iter().chain(links).collect()
+        });
+        let drops = &net.nodes[1].engine.counters().drops;
+        assert_eq!(drops["incompatible"], 1, "{}", net.story());
+        net.run(Duration::from_secs(30));
+        net.assert_connected(0, 1, 1);
+        assert!(net.nodes[0].failures.is_empty());
+    }
+}
+
+// Lesson L01.
+#[test]
+fn a_bad_key_ends_the_ike_sa() {
+    for (method, len) in [
+        (MlKem768, 1183),
+        (MlKem768, 1088),
+        (MlKem1024, 1568),
+        (P256, 64),
+    ] {
+        let mut net = instead(13, |good| vec![key(method, len), link(good)]);
+        let drops = &net.nodes[1].engine.counters().drops;
+        assert_eq!(drops["bad_public_key"], 1, "{}", net.story());
+        assert_eq!(net.nodes[1].failures[0].check, FailedCheck::Protocol);
+        net.run(Duration::from_secs(100));
+        net.assert_connected(0, 1, 1);
+        net.assert_tidy(1, 1);
+    }
+}
+
+/// More requests going on than one IKE SA may hold.
+#[test]
+fn requests_that_go_on_are_bounded() {
+    let mut net = pair(14, 1, false);
+    net.esp = false;
+    let now = net.at();
+    for n in [1, 0] {
+        let mut config = peer_config(n, 1 - n, n == 0);
+        config.children = (0..12).map(|c| child(c, n, 1 - n)).collect();
+        net.nodes[n].engine.set_peer(config, now).unwrap();
+    }
+    net.filter = Some(Box::new(|_, _, bytes| {
+        if bytes[18] == FOLLOW_UP {
+            Fate::Drop
+        } else {
+            Fate::Pass
+        }
+    }));
+    for _ in 0..12 {
+        net.drain(0);
+        net.run_ms(20);
+        // Node 0 goes on to the next as if it had more than one window.
+        let sa = net.nodes[0].engine.sas.values_mut().next().unwrap();
+        let est = sa.established_mut().unwrap();
+        if est.outstanding.take().is_some() {
+            est.next_request -= 1;
+        }
+        let id = *net.nodes[0].engine.sas.keys().next().unwrap();
+        net.act(0, |e, now| e.pump(id, now));
+        net.run_ms(20);
+    }
+    let sa = net.nodes[1].engine.sas.values().next().unwrap();
+    assert_eq!(sa.established().unwrap().followers.len(), 4);
 }
