@@ -178,6 +178,9 @@ pub struct EngineConfig {
     /// message goes in fragments (RFC 7383, 2.5.1). Every IPv6 path takes the default of 1280,
     /// and nearly every IPv4 path. 0: fragments are neither made nor taken.
     pub fragment_size: u16,
+    /// How many requests each peer may have on their way to us at once, told it with
+    /// SET_WINDOW_SIZE (RFC 7296, 2.3): 1 to 64.
+    pub window: u32,
     /// UDP port of IKE: 500.
     pub port: u16,
     /// UDP port of IKE and ESP through a NAT: 4500.
@@ -232,6 +235,7 @@ impl Default for EngineConfig {
             },
             limits: Limits::default(),
             fragment_size: 1280,
+            window: 4,
             port: 500,
             nat_port: 4500,
             danger_export_keys: false,

@@ -405,6 +405,7 @@ impl Engine {
             remote: sa.remote,
             established: est.map(|e| e.since),
             rekeys: est.map_or(0, |e| e.rekeys),
+            peer_window: est.map_or(1, |e| e.peer_window),
             children,
         }
     }

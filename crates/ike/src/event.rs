@@ -279,6 +279,8 @@ pub struct IkeStatus {
     pub established: Option<UnixTime>,
     /// Rekeys of the IKE SA since it was first established.
     pub rekeys: u32,
+    /// How many requests the peer says that it takes at once; we send one.
+    pub peer_window: u32,
     /// Its children.
     pub children: Vec<ChildStatus>,
 }

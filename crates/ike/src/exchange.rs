@@ -6,10 +6,11 @@ use testudo_wire::ike::{Delete, ExchangeType, Header, Message, Payload};
 use crate::engine::{Dropped, Engine, Path};
 use crate::error::Fault;
 use crate::event::{DownReason, IkeId};
-use crate::message::{self, Freshness, Payloads, Request};
+use crate::message::{self, Payloads, Request};
 use crate::sa::{Established, IkeSa, Pending, Phase, State, Task};
 use crate::timers::Deadline;
 use crate::verify::FailedCheck;
+use crate::window::{self, Asked, Freshness};
 
 /// What a request's handler wants done.
 pub(crate) struct Reply {
@@ -63,7 +64,8 @@ impl Engine {
     ) -> Result<(), Dropped> {
         let parsed = Message::parse(bytes).map_err(|e| e.reason())?;
         let est = self.est(id)?;
-        let freshness = est.answered.freshness(header.message_id);
+        let window = window::window(&self.config);
+        let freshness = est.answered.freshness(header.message_id, window);
         if freshness == Freshness::Outside {
             return Err("message_id");
         }
@@ -73,7 +75,7 @@ impl Engine {
                 return Err("fragment_repeated");
             }
             // To where it came from: a NAT may have forgotten the old mapping.
-            if let Some(answer) = est.answered.last.clone() {
+            if let Some(answer) = est.answered.answer_to(header.message_id).cloned() {
                 self.counters.answers_repeated += 1;
                 self.send(from, &answer);
             }
@@ -86,8 +88,36 @@ impl Engine {
         let Some(plain) = self.assemble(now, id, header, plain)? else {
             return Ok(());
         };
+        let asked = Asked {
+            header: *header,
+            from,
+            plain,
+            made,
+        };
+        if freshness == Freshness::Early {
+            return self.hold(id, asked);
+        }
+        let outcome = self.take_request(now, id, asked);
+        self.take_held(now, id);
+        outcome
+    }
+
+    /// A request whose turn has come.
+    pub(crate) fn take_request(
+        &mut self,
+        now: Now,
+        id: IkeId,
+        asked: Asked,
+    ) -> Result<(), Dropped> {
+        let Asked {
+            header,
+            from,
+            plain,
+            made,
+        } = asked;
         self.heard(now, id, from);
         let outcome = plain.payloads().and_then(|payloads| {
+            self.note_window(id, &payloads);
             // All but its deletion says that the peer has settled on this SA.
             if !payloads.deletes.contains(&Delete::Ike) {
                 self.peer_uses(id, now);
@@ -106,7 +136,7 @@ impl Engine {
         if !matches!(outcome, Ok(Reply { gone: Some(_), .. })) {
             self.confirm_ike(id, made, now);
         }
-        self.reply(now, id, from, header, outcome)
+        self.reply(now, id, from, &header, outcome)
     }
 
     fn est(&self, id: IkeId) -> Result<&Established, Dropped> {
@@ -158,11 +188,17 @@ impl Engine {
         header: &Header,
         payloads: &[Payload],
     ) -> Result<(), Dropped> {
+        let window = window::window(&self.config);
         let sa = self.sas.get_mut(&id).ok_or("unknown_spi")?;
         let answer = sa.answer_header(header.exchange, header.message_id);
         let est = sa.established_mut().ok_or("unknown_spi")?;
         let bytes = message::protect(&mut est.keys, &answer, payloads).map_err(|f| f.reason())?;
-        est.answered.answered(bytes.clone());
+        if !est.settled {
+            // The window is one until the initial exchanges are over: the peer has our answer.
+            est.settled = true;
+            est.answered.forget();
+        }
+        est.answered.answered(bytes.clone(), window);
         self.send(to, &bytes);
         Ok(())
     }
@@ -214,6 +250,7 @@ impl Engine {
     }
 
     fn answered(&mut self, now: Now, id: IkeId, from: Path, pending: Pending, payloads: Payloads) {
+        self.note_window(id, &payloads);
         match pending {
             Pending::Probe => {}
             // The SA was closed while we waited: what the peer made goes with it.

@@ -158,16 +158,20 @@ impl Engine {
 
     fn begin_assembly(&mut self, now: Now, id: IkeId, name: Name, total: u16) {
         let born = self.tick();
+        let window = usize::try_from(crate::window::window(&self.config)).unwrap_or(1);
         let Some(sa) = self.sas.get_mut(&id) else {
             return;
         };
-        // One request of the peer's and one answer: an older one was given up by the peer.
-        let older: Vec<Name> = sa
+        // As many requests of the peer's as are in the window, and one answer.
+        let most = if name.response { 1 } else { window };
+        let mut same: Vec<Name> = sa
             .partial
             .iter()
             .map(|a| a.name)
             .filter(|other| other.response == name.response)
             .collect();
+        same.sort_unstable();
+        let many = (same.len() + 1).saturating_sub(most);
         let rank = Rank {
             // The initiator has not seen a proof yet, but it chose whom to ask.
             authenticated: !matches!(sa.state, State::HalfOpen(_)),
@@ -184,8 +188,9 @@ impl Engine {
         self.incomplete.order.insert((rank, id));
         let until = now.monotonic + PATIENCE;
         self.timers.set(Deadline::Reassembly(id), until);
-        for other in older {
-            self.discard_message(id, other, "fragments_abandoned");
+        // The oldest of more was given up by the peer.
+        for other in &same[..many] {
+            self.discard_message(id, *other, "fragments_abandoned");
         }
     }
 

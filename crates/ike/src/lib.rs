@@ -37,6 +37,7 @@ mod timeouts;
 mod timers;
 mod ts;
 mod verify;
+mod window;
 
 pub use addke::AdditionalKe;
 pub use config::{

@@ -1,4 +1,4 @@
-//! Messages under an IKE SA's keys, and the two windows of one message each (RFC 7296, 2.1-2.3).
+//! Messages under an IKE SA's keys (RFC 7296, 2.1 and 3.14).
 //!
 //! A message is built and read as a whole; on the wire it is one datagram, or several when the
 //! peer takes fragments and it is large (RFC 7383). What is computed over a message, as IntAuth
@@ -156,6 +156,11 @@ impl Plain {
         self.fragment.is_none_or(|f| f.number == 1)
     }
 
+    /// Bytes that it takes.
+    pub(crate) fn len(&self) -> usize {
+        self.bytes.len()
+    }
+
     /// The payloads' bytes without padding: what RFC 9242, 3.3.2 calls P.
     pub(crate) fn inner(&self) -> Result<&[u8], Fault> {
         strip_padding(&self.bytes).map_err(Fault::Malformed)
@@ -260,42 +265,5 @@ impl Request {
             bytes: bytes.into(),
             sent: 1,
         }
-    }
-}
-
-/// What the peer asked last, and our answer, kept for when it asks again.
-#[derive(Default)]
-pub(crate) struct Answered {
-    /// The message ID of the next new request.
-    pub(crate) next: u32,
-    /// The answer to the request before it.
-    pub(crate) last: Option<Datagrams>,
-}
-
-/// How an incoming request's message ID stands to the window.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Freshness {
-    /// Never seen.
-    New,
-    /// The last one again.
-    Repeated,
-    /// Outside the window.
-    Outside,
-}
-
-impl Answered {
-    pub(crate) fn freshness(&self, message_id: u32) -> Freshness {
-        if message_id == self.next {
-            Freshness::New
-        } else if self.last.is_some() && self.next.checked_sub(1) == Some(message_id) {
-            Freshness::Repeated
-        } else {
-            Freshness::Outside
-        }
-    }
-
-    pub(crate) fn answered(&mut self, bytes: Datagrams) {
-        self.next = self.next.saturating_add(1);
-        self.last = Some(bytes);
     }
 }

@@ -14,13 +14,14 @@ use crate::error::{Fault, Refusal, check_of};
 use crate::event::{CertificateFacts, DownReason, IkeId};
 use crate::intauth::IntAuth;
 use crate::keys::{IkeKeys, Roots};
-use crate::message::{self, Answered, Freshness, Payloads, RawId, Request};
+use crate::message::{self, Payloads, RawId, Request};
 use crate::ppk::{self, PpkOffer};
 use crate::proof::{self, Octets};
 use crate::sa::establish::Birth;
 use crate::sa::intermediate::is_complete;
 use crate::sa::{AuthSent, ChildOffer, Greeting, IkeSa, Refusing, Slot, State};
 use crate::verify::{FailedCheck, PeerExpectation};
+use crate::window::{self, Answered, Freshness};
 
 /// Certificates in one message: a leaf and its intermediates.
 const LONGEST_CHAIN: usize = 8;
@@ -103,6 +104,7 @@ impl Engine {
         }
         out.push(Payload::IdResponder(peer.config.remote_identity.to_wire()));
         out.push(Payload::Authentication(proof.auth));
+        out.extend(window::announcement(&self.config));
         out.extend(ppk.map(PpkOffer::identity));
         out.extend(without.map(|proof| ppk::no_ppk_auth(proof.auth)));
         let stands = peer.sas.iter().any(|id| {
@@ -262,7 +264,7 @@ impl Engine {
     ) -> Result<(), Dropped> {
         let parsed = Message::parse(bytes).map_err(|e| e.reason())?;
         let half = self.half_open(id).map_err(|_| "unexpected_exchange")?;
-        if half.answered.freshness(header.message_id) != Freshness::New {
+        if half.answered.freshness(header.message_id, 1) != Freshness::New {
             return Err("message_id");
         }
         if !is_complete(half) {
@@ -378,6 +380,7 @@ impl Engine {
         answer.extend(proof.certs);
         answer.push(Payload::Authentication(proof.auth));
         answer.extend(roots.is_some().then(ppk::in_use));
+        answer.extend(window::announcement(&self.config));
         let Some(sa) = self.sas.get_mut(&id) else {
             return Err(Fault::Bug("not half open"));
         };
@@ -400,13 +403,14 @@ impl Engine {
             next_request: 0,
         };
         self.establish(id, birth, proven, now);
+        self.note_window(id, payloads);
         let initial = payloads.notify(NotifyType::INITIAL_CONTACT).is_some();
         answer.extend(self.auth_child(id, &peer_id, from, payloads, &nonces, now));
         let Some(est) = self.sas.get_mut(&id).and_then(IkeSa::established_mut) else {
             return Err(Fault::Bug("not established"));
         };
         let bytes = message::protect(&mut est.keys, &header, &answer)?;
-        est.answered.answered(bytes.clone());
+        est.answered.answered(bytes.clone(), 1);
         self.send(from, &bytes);
         if initial {
             self.initial_contact(id, &peer_id, now);
@@ -575,6 +579,7 @@ impl Engine {
             next_request,
         };
         self.establish(id, birth, proven, now);
+        self.note_window(id, &payloads);
         if let Some(offer) = child {
             let nonces = (&transcript.nonce_i[..], &transcript.nonce_r[..]);
             self.child_of_auth(id, from, offer, &payloads, nonces, now);

@@ -8,12 +8,12 @@ use crate::config::ChildConfig;
 use crate::engine::Engine;
 use crate::event::{DownReason, Event, IkeId, IkeUp};
 use crate::keys::IkeKeys;
-use crate::message::Answered;
 use crate::peer::{Change, ChildRetry};
 use crate::sa::auth::{Proven, facts};
 use crate::sa::create::retry_wait;
 use crate::sa::{Established, IkeSa, Lineage, Phase, Slot, State, Task};
 use crate::timers::Deadline;
+use crate::window::Answered;
 
 /// Between keepalives through a NAT (RFC 3948, 4).
 const KEEPALIVE: std::time::Duration = std::time::Duration::from_secs(20);
@@ -67,6 +67,9 @@ impl Engine {
             children: BTreeSet::new(),
             unconfirmed: Vec::new(),
             answered: birth.answered,
+            settled: false,
+            held: Vec::new(),
+            peer_window: 1,
             next_request: birth.next_request,
             outstanding: None,
             tasks: VecDeque::new(),
@@ -237,6 +240,9 @@ impl Engine {
             children: BTreeSet::new(),
             unconfirmed: Vec::new(),
             answered: birth.answered,
+            settled: false,
+            held: Vec::new(),
+            peer_window: 1,
             next_request: 0,
             outstanding: None,
             tasks: VecDeque::new(),

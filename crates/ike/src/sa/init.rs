@@ -15,7 +15,7 @@ use crate::event::{DownReason, IkeId};
 use crate::fragments;
 use crate::intauth::IntAuth;
 use crate::keys::{IkeKeys, Seeds, skeyseed};
-use crate::message::{self, Answered, Payloads, Request};
+use crate::message::{self, Payloads, Request};
 use crate::nat::{self, Nat};
 use crate::ppk;
 use crate::proof;
@@ -23,6 +23,7 @@ use crate::proposal;
 use crate::sa::{HalfOpen, IkeSa, InitKey, InitSent, Source, State, Transcript};
 use crate::timers::Deadline;
 use crate::verify::FailedCheck;
+use crate::window::Answered;
 
 /// Bytes of our nonces (RFC 7296, 2.10: at least half the PRF's key).
 pub(crate) const NONCE_LEN: usize = 32;
@@ -445,10 +446,7 @@ impl Engine {
                 source,
                 int_auth: IntAuth::default(),
                 prior: None,
-                answered: Answered {
-                    next: 1,
-                    last: None,
-                },
+                answered: Answered::from(1),
                 refused: None,
             })),
         };

@@ -13,12 +13,13 @@ use crate::event::IkeId;
 use crate::fragments;
 use crate::intauth::IntAuth;
 use crate::keys::{IkeKeys, Seeds};
-use crate::message::{self, Datagrams, Freshness, Payloads, Plain, Request};
+use crate::message::{self, Datagrams, Payloads, Plain, Request};
 use crate::nat::Nat;
 use crate::sa::create::finish_ke;
 use crate::sa::init::{Agreed, peer_hashes};
 use crate::sa::{Greeting, HalfOpen, IntermediateSent, State, Transcript};
 use crate::timers::Deadline;
+use crate::window::Freshness;
 
 /// What the responder of an additional key exchange gets out of it.
 struct Mixed {
@@ -204,8 +205,8 @@ impl Engine {
         let State::HalfOpen(half) = &sa.state else {
             return Err("unexpected_exchange");
         };
-        match half.answered.freshness(header.message_id) {
-            Freshness::Outside => return Err("message_id"),
+        match half.answered.freshness(header.message_id, 1) {
+            Freshness::Outside | Freshness::Early => return Err("message_id"),
             // Under the keys from before our answer.
             Freshness::Repeated => {
                 let prior = half.prior.as_ref().ok_or("message_id")?;
@@ -213,7 +214,11 @@ impl Engine {
                 if !plain.asks_again() {
                     return Err("fragment_repeated");
                 }
-                let answer = half.answered.last.clone().ok_or("message_id")?;
+                let answer = half
+                    .answered
+                    .answer_to(header.message_id)
+                    .cloned()
+                    .ok_or("message_id")?;
                 self.counters.answers_repeated += 1;
                 self.send(from, &answer);
                 return Ok(());
@@ -287,7 +292,7 @@ impl Engine {
         };
         half.prior = Some(std::mem::replace(&mut half.keys, mixed.keys));
         half.int_auth = mixed.int_auth;
-        half.answered.answered(mixed.answer.clone());
+        half.answered.answered(mixed.answer.clone(), 1);
         self.send(to, &mixed.answer);
     }
 

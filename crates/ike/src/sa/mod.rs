@@ -24,10 +24,11 @@ use crate::event::{CertificateFacts, DownReason, IkeId};
 use crate::fragments::Assembly;
 use crate::intauth::IntAuth;
 use crate::keys::IkeKeys;
-use crate::message::{Answered, Datagrams, Payloads, Request};
+use crate::message::{Datagrams, Payloads, Request};
 use crate::nat::Nat;
 use crate::ppk::PpkOffer;
 use crate::sa::followup::{FollowUp, Follower, IkeMaking};
+use crate::window::{Answered, Asked};
 
 /// An IKE SA in any state.
 pub(crate) struct IkeSa {
@@ -309,6 +310,12 @@ pub(crate) struct Established {
     /// Children that the peer made and may not have installed yet.
     pub(crate) unconfirmed: Vec<ChildId>,
     pub(crate) answered: Answered,
+    /// A request came after those that made this IKE SA.
+    pub(crate) settled: bool,
+    /// Requests that came before their turn.
+    pub(crate) held: Vec<Asked>,
+    /// How many requests the peer takes at once. We send one.
+    pub(crate) peer_window: u32,
     pub(crate) next_request: u32,
     pub(crate) outstanding: Option<(Request, Pending)>,
     pub(crate) tasks: VecDeque<Task>,

@@ -12,7 +12,7 @@ use crate::error::{Fault, Refusal, check_of};
 use crate::event::{DownReason, IkeId};
 use crate::exchange::Reply;
 use crate::keys::{IkeKeys, Seeds, Suite, skeyseed_rekey};
-use crate::message::{Answered, Payloads};
+use crate::message::Payloads;
 use crate::proposal;
 use crate::sa::create::{finish_ke, retry_wait};
 use crate::sa::establish::SuccessorBirth;
@@ -20,6 +20,7 @@ use crate::sa::followup::{IkeMaking, Making};
 use crate::sa::init::NONCE_LEN;
 use crate::sa::{IkeFollow, IkeRequest, IkeSa, Pending, Phase, Successor, Task};
 use crate::timers::Deadline;
+use crate::window::Answered;
 
 /// How long the peer has to delete an IKE SA that is its to delete.
 const REDUNDANT: Duration = Duration::from_secs(60);

@@ -15,3 +15,4 @@ mod rekey;
 mod resources;
 mod table;
 mod unproven;
+mod window;
