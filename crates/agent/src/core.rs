@@ -240,7 +240,8 @@ impl Core {
     }
 
     /// The host took one half or none: nothing of the pair may stay, and the peer must know
-    /// (libreswan#1602: no tunnel after tunnel; the engine waits longer each time).
+    /// (libreswan#1602: no tunnel after tunnel; the engine waits longer each time). What else stands
+    /// with the peer stays.
     fn refused(&mut self, child: ChildId, peer: &PeerId, error: &DatapathError, now: Now) {
         tracing::warn!(%peer, "the datapath refused an SA: {error}");
         self.with_datapath(|d| d.remove(child));
@@ -250,8 +251,9 @@ impl Core {
             format!("the datapath refused an SA: {error}"),
             now.wall,
         );
-        if let Err(error) = self.engine.close(peer, now) {
-            tracing::debug!(%peer, "not closed: {error}");
+        self.count("children_refused");
+        if let Err(error) = self.engine.refuse_child(child, now) {
+            tracing::debug!(%peer, "not refused: {error}");
         }
     }
 

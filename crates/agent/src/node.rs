@@ -78,6 +78,8 @@ pub(crate) struct Node {
     has_identity: bool,
     peers: BTreeMap<PeerId, reconcile::Peer>,
     calls: BTreeMap<PeerId, Retry>,
+    /// Peers that the engine did not take, and when they are given to it again.
+    unset: BTreeMap<PeerId, Retry>,
     open: Option<Retry>,
     certificate_due: Option<UnixTime>,
     /// The rotation that is wanted, and when it was first seen.
@@ -144,6 +146,7 @@ impl Node {
             has_identity: false,
             peers: BTreeMap::new(),
             calls: BTreeMap::new(),
+            unset: BTreeMap::new(),
             open: None,
             certificate_due: None,
             rotation_seen: None,
@@ -211,6 +214,7 @@ impl Node {
         sooner(self.open.map(|retry| retry.due));
         if self.has_identity && self.is_open() {
             sooner(self.calls.values().map(|retry| retry.due).min());
+            sooner(self.unset.values().map(|retry| retry.due).min());
         }
         sooner(self.rotation.next());
         sooner(self.certificate_due.map(|at| {
@@ -519,6 +523,7 @@ impl Node {
             self.peers.remove(&peer);
             self.calls.remove(&peer);
         }
+        self.unset.retain(|peer, _| names.contains(peer));
     }
 
     fn add_peers(&mut self, wanted: &[reconcile::Peer], now: Now) {
@@ -529,10 +534,8 @@ impl Node {
             let first = !self.peers.contains_key(&peer.id);
             let children = peer.children.iter().map(|c| c.name.clone()).collect();
             self.core.tunnels.want(&peer.id, children);
-            if let Err(error) = self.core.engine.set_peer(peer.config(), now) {
-                let text = format!("the peer cannot be set up: {error}");
-                tracing::warn!(peer = %peer.id, "{text}");
-                self.core.tunnels.failed(&peer.id, text, now.wall);
+            if !self.set_peer(peer, now) {
+                continue;
             }
             self.peers.insert(peer.id.clone(), peer.clone());
             if first && !peer.leads {
@@ -550,6 +553,25 @@ impl Node {
                 self.core.addresses.insert(address.remote, peer.id.clone());
             }
         }
+    }
+
+    /// Gives a peer to the engine. One that it does not take (its identity is another peer's, say,
+    /// which is yet to go) is given to it again, later each time.
+    fn set_peer(&mut self, peer: &reconcile::Peer, now: Now) -> bool {
+        let last = self.unset.get(&peer.id).copied();
+        if last.is_some_and(|retry| now.monotonic < retry.due) {
+            return false;
+        }
+        let Err(error) = self.core.engine.set_peer(peer.config(), now) else {
+            self.unset.remove(&peer.id);
+            return true;
+        };
+        let text = format!("the peer cannot be set up: {error}");
+        tracing::warn!(peer = %peer.id, "{text}");
+        self.core.tunnels.failed(&peer.id, text, now.wall);
+        let retry = later(last, OPEN_RETRY, now);
+        self.unset.insert(peer.id.clone(), retry);
+        false
     }
 
     /// Calls peers that usually begin themselves and do not: whoever was restarted must not wait

@@ -129,6 +129,8 @@ pub enum DownReason {
     PeerDeleted,
     /// We closed it: a command, or the peer was removed from the configuration.
     Closed,
+    /// Our datapath did not take it.
+    Refused,
     /// The peer stopped answering.
     Dead,
     /// Its hard lifetime, or the peer's certificate, ended.
@@ -256,6 +258,8 @@ pub struct Counters {
     pub children_made: u64,
     /// Children rekeyed.
     pub child_rekeys: u64,
+    /// Children that the datapath did not take ([`crate::Engine::refuse_child`]).
+    pub children_refused: u64,
     /// Cookies asked for.
     pub cookies_sent: u64,
 }

@@ -27,6 +27,7 @@ mod peer;
 mod ppk;
 mod proof;
 mod proposal;
+mod refused;
 mod registry;
 mod sa;
 mod suites;

@@ -43,6 +43,8 @@ pub(crate) struct Peer {
     pub(crate) sending: BTreeMap<Slot, ChildId>,
     /// Failed tries to make children.
     pub(crate) retries: BTreeMap<Slot, ChildRetry>,
+    /// Children that our datapath did not take.
+    pub(crate) refusals: BTreeMap<Slot, ChildRetry>,
 }
 
 /// What a change of a peer's configuration asks for.
@@ -72,6 +74,7 @@ impl Peer {
             children: BTreeMap::new(),
             sending: BTreeMap::new(),
             retries: BTreeMap::new(),
+            refusals: BTreeMap::new(),
         }
     }
 

@@ -584,6 +584,10 @@ impl Engine {
             let nonces = (&transcript.nonce_i[..], &transcript.nonce_r[..]);
             self.child_of_auth(id, from, offer, &payloads, nonces, now);
         }
+        // A responder may say it, too (RFC 7296, 2.4); it has proven who it is (lesson L65).
+        if payloads.notify(NotifyType::INITIAL_CONTACT).is_some() {
+            self.initial_contact(id, &peer_id, now);
+        }
         self.settle_in(id, &peer_id, now);
         Ok(())
     }

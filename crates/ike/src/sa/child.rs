@@ -113,6 +113,7 @@ impl Engine {
         payloads: &Payloads,
         rekeyed: Option<ChildId>,
         in_auth: bool,
+        now: Now,
     ) -> Result<Agreement, Fault> {
         let (Some(offer), Some(ts_i), Some(ts_r)) = (&payloads.sa, &payloads.ts_i, &payloads.ts_r)
         else {
@@ -175,6 +176,9 @@ impl Engine {
         };
         let (slot, local_ts, remote_ts) =
             found.ok_or(Fault::Incompatible(Refusal::TsUnacceptable))?;
+        if self.refused_until(peer_id, &slot, now).is_some() {
+            return Err(Fault::Incompatible(Refusal::TemporaryFailure));
+        }
         let more = peer.child(&slot.name).is_some_and(|c| c.resources > 0);
         Ok(Agreement {
             chosen,
@@ -233,7 +237,7 @@ impl Engine {
         if payloads.sa.is_none() && payloads.ts_i.is_none() && payloads.ts_r.is_none() {
             return Vec::new();
         }
-        let agreement = match self.agree_child(ike, peer_id, payloads, None, true) {
+        let agreement = match self.agree_child(ike, peer_id, payloads, None, true, now) {
             Ok(agreement) => agreement,
             Err(fault) => {
                 self.fault(

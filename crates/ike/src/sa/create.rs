@@ -173,13 +173,15 @@ impl Engine {
             .nonce
             .clone()
             .ok_or(Fault::Misbehaved("missing_payload"))?;
-        let agreement = match self.agree_child(id, &peer, &payloads, rekeyed, false) {
+        let agreement = match self.agree_child(id, &peer, &payloads, rekeyed, false, now) {
             Ok(agreement) => agreement,
             Err(fault) => {
                 let what = (fault.check(), fault.text());
                 let steered = matches!(
                     fault,
-                    Fault::Incompatible(Refusal::InvalidKe(_) | Refusal::TsMaxQueue)
+                    Fault::Incompatible(
+                        Refusal::InvalidKe(_) | Refusal::TsMaxQueue | Refusal::TemporaryFailure
+                    )
                 );
                 if !steered {
                     self.fail(Some(peer), path, Some(UNMATCHED.into()), what, true);

@@ -415,12 +415,11 @@ impl Engine {
             }
             for slot in self.wanted_slots(id, ike, begun) {
                 wanted.insert(slot.clone());
-                match peer.retries.get(&slot) {
-                    Some(retry) if retry.not_before > now.monotonic => {
-                        let at = wait.map_or(retry.not_before, |w| w.min(retry.not_before));
-                        wait = Some(at);
-                    }
-                    _ => todo.push((ike, slot)),
+                let retry = peer.retries.get(&slot).map(|r| r.not_before);
+                let retry = retry.filter(|at| *at > now.monotonic);
+                match retry.max(self.refused_until(id, &slot, now)) {
+                    Some(at) => wait = Some(wait.map_or(at, |w| w.min(at))),
+                    None => todo.push((ike, slot)),
                 }
             }
         }

@@ -1,6 +1,7 @@
 //! Engines against each other on virtual time.
 
 mod chains;
+mod childless;
 mod closing;
 mod followup;
 mod fragments;
@@ -11,6 +12,7 @@ mod life;
 mod nat;
 mod net;
 mod ppk;
+mod refused;
 mod rekey;
 mod resources;
 mod table;

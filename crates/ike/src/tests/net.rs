@@ -136,6 +136,9 @@ pub(crate) struct Node {
     pub(crate) log: Vec<String>,
     pub(crate) exported: Vec<(SecretBytes, SecretBytes)>,
     pub(crate) alive: bool,
+    /// So many SAs its datapath does not take.
+    pub(crate) refuse: u32,
+    pub(crate) refused: BTreeSet<ChildId>,
 }
 
 enum Packet {
@@ -324,6 +327,8 @@ impl Net {
             log: Vec::new(),
             exported: Vec::new(),
             alive: true,
+            refuse: 0,
+            refused: BTreeSet::new(),
         }
     }
 
@@ -378,6 +383,11 @@ impl Net {
 
     pub(crate) fn drain(&mut self, n: usize) {
         while let Some(event) = self.nodes[n].engine.poll_event() {
+            if let Some(child) = self.refuses(n, &event) {
+                let now = self.at();
+                self.nodes[n].engine.refuse_child(child, now).unwrap();
+                continue;
+            }
             self.note(n, event);
         }
         while let Some(t) = self.nodes[n].engine.poll_transmit() {
@@ -408,6 +418,21 @@ impl Net {
         if !self.chance(self.weather.loss) {
             self.fly(Packet::Ike { from, to, bytes }, extra);
         }
+    }
+
+    /// A child that the datapath does not take; later events about it say nothing to it.
+    fn refuses(&mut self, n: usize, event: &Event) -> Option<ChildId> {
+        let node = &mut self.nodes[n];
+        let child = match event {
+            Event::ChildUp(up) if node.refuse > 0 => {
+                node.refuse -= 1;
+                node.refused.insert(up.child);
+                up.child
+            }
+            Event::OutboundReady { child, .. } => *child,
+            _ => return None,
+        };
+        node.refused.contains(&child).then_some(child)
     }
 
     fn note(&mut self, n: usize, event: Event) {
@@ -469,6 +494,9 @@ impl Net {
                 );
                 twin.sending.insert((peer, purpose(&name, resource)), child);
                 format!("child {} sends", child.0)
+            }
+            Event::ChildDown(down) if node.refused.remove(&down.child) => {
+                format!("child {} was refused: {:?}", down.child.0, down.reason)
             }
             Event::ChildDown(down) => {
                 assert!(twin.outbound.remove(&down.child).is_some());
