@@ -232,7 +232,7 @@ fn a_peer_behind_a_nat_is_followed() {
     net.filter = Some(Box::new(|_, _, _| Fate::Drop));
     net.act(0, |e, now| e.probe(&peer_id(1), now)).unwrap();
     let (_, to, bytes) = net.wire[0].clone();
-    let moved = "10.7.7.7:61000".parse().unwrap();
+    let moved = "10.0.0.1:61000".parse().unwrap();
     let mut bad = bytes.clone();
     *bad.last_mut().unwrap() ^= 1;
     net.act(1, |e, now| e.handle_datagram(now, to, moved, &bad));
