@@ -8,10 +8,14 @@ use aws_lc_rs::cipher::{
 use aws_lc_rs::hmac;
 use thiserror::Error;
 
-use crate::{OpenError, constant_time_eq};
+use crate::{OpenError, SecretBytes, constant_time_eq, hmac_sha256};
 
 /// Length in bytes of the IV in the packet, and of a block.
 pub const CBC_IV_LEN: usize = 16;
+
+/// Tells the key for IVs from all else that is made of a suite's keys. A packet,
+/// which the same keys see, is longer.
+const IV_LABEL: &[u8] = b"testudo cbc iv";
 
 /// An integrity algorithm (IKEv2's transform type 3).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -137,6 +141,9 @@ pub enum EtmError {
     /// The plaintext is not padded to whole blocks.
     #[error("a plaintext of {0} bytes is not whole blocks of 16")]
     Padding(usize),
+    /// The room for the IV or the integrity check value has the wrong length.
+    #[error("the room for the IV or the integrity check value has the wrong length")]
+    Room,
     /// The library failed.
     #[error("the cryptographic library failed")]
     Library,
@@ -148,6 +155,8 @@ pub struct EtmKey {
     encrypting: EncryptingKey,
     decrypting: DecryptingKey,
     mac: hmac::Key,
+    /// Makes IVs.
+    ivs: EncryptingKey,
 }
 
 impl EtmKey {
@@ -166,11 +175,15 @@ impl EtmKey {
         };
         let unbound = || UnboundCipherKey::new(algorithm, cipher);
         let library = |_| EtmError::Library;
+        let all = SecretBytes::new([cipher, integrity].concat());
+        let iv_key = SecretBytes::from(&hmac_sha256(all.as_bytes(), &[IV_LABEL])[..CBC_IV_LEN]);
+        let ivs = UnboundCipherKey::new(&AES_128, iv_key.as_bytes());
         Ok(Self {
             suite,
             encrypting: unbound().and_then(EncryptingKey::cbc).map_err(library)?,
             decrypting: unbound().and_then(DecryptingKey::cbc).map_err(library)?,
             mac: hmac::Key::new(suite.integrity.algorithm(), integrity),
+            ivs: ivs.and_then(EncryptingKey::ecb).map_err(library)?,
         })
     }
 
@@ -179,20 +192,36 @@ impl EtmKey {
         self.suite
     }
 
+    /// An IV for the `number`th message or packet: one that nobody without the
+    /// keys can foretell, and another for each number (RFC 3602 section 3; NIST
+    /// SP 800-38A appendix C has the way, here under a key of its own). So no
+    /// randomness is needed for a packet, and none can fail.
+    pub fn iv(&self, number: u64) -> Result<[u8; CBC_IV_LEN], EtmError> {
+        let mut block = u128::from(number).to_be_bytes();
+        self.ivs
+            .less_safe_encrypt(&mut block, EncryptionContext::None)
+            .map_err(|_| EtmError::Library)?;
+        Ok(block)
+    }
+
     /// Encrypts `buf` in place, whole blocks with the padding already in, and
-    /// returns the integrity check value over `before`, `iv`, the ciphertext
-    /// and `after`. For IKE `before` is the message from its header to the IV;
+    /// writes the integrity check value over `before`, `iv`, the ciphertext
+    /// and `after` into `icv`. For IKE `before` is the message from its header to the IV;
     /// for ESP it is SPI and sequence number, and `after` the high half of an
     /// extended sequence number.
     ///
-    /// The `iv` must be random: a peer that can foretell it learns of plaintext.
+    /// The `iv` must be one that nobody can foretell: [`EtmKey::iv`] makes such.
     pub fn seal_in_place(
         &self,
         iv: [u8; CBC_IV_LEN],
         before: &[u8],
         buf: &mut [u8],
         after: &[u8],
-    ) -> Result<Vec<u8>, EtmError> {
+        icv: &mut [u8],
+    ) -> Result<(), EtmError> {
+        if icv.len() != self.suite.integrity.icv_len() {
+            return Err(EtmError::Room);
+        }
         if !buf.len().is_multiple_of(CBC_IV_LEN) {
             return Err(EtmError::Padding(buf.len()));
         }
@@ -200,7 +229,8 @@ impl EtmKey {
             .less_safe_encrypt(buf, EncryptionContext::Iv128(iv.into()))
             .map_err(|_| EtmError::Library)?;
         let tag = self.mac(&iv, before, buf, after);
-        Ok(tag.as_ref()[..self.suite.integrity.icv_len()].to_vec())
+        icv.copy_from_slice(&tag.as_ref()[..icv.len()]);
+        Ok(())
     }
 
     /// Checks `icv` in constant time, and only then decrypts `buf` in place.

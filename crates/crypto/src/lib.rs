@@ -7,6 +7,7 @@
 #![forbid(unsafe_code)]
 
 mod aead;
+mod cipher;
 mod digest;
 mod etm;
 mod ke;
@@ -16,6 +17,7 @@ mod secret;
 mod signature;
 
 pub use aead::{Aead, AeadKey, ICV_LEN, IV_LEN, KeyLengthError, OpenError, SALT_LEN};
+pub use cipher::{Cipher, CipherError, CipherKey};
 pub use digest::{HashAlgorithm, constant_time_eq, hmac_sha256, sha1, sha256};
 pub use etm::{CBC_IV_LEN, Cbc, EtmError, EtmKey, EtmSuite, Integrity};
 pub use ke::{KeError, KeMethod, KePrivate, KeResponse};

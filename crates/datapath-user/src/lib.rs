@@ -225,7 +225,7 @@ impl Datapath for UserDatapath {
         }
         let parameters = InboundParameters {
             spi: sa.spi.0,
-            aead: sa.aead,
+            cipher: sa.cipher,
             keymat: sa.keymat.as_bytes(),
             esn: sa.esn,
             replay_window: sa.replay_window,
@@ -254,7 +254,7 @@ impl Datapath for UserDatapath {
         }
         let parameters = OutboundParameters {
             spi: sa.spi.0,
-            aead: sa.aead,
+            cipher: sa.cipher,
             keymat: sa.keymat.as_bytes(),
             esn: sa.esn,
             limits: SoftLimits {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use testudo_datapath::Event;
-use testudo_esp::{HEAD_ROOM, TAIL_ROOM};
+use testudo_esp::{MAX_HEAD_ROOM, MAX_TAIL_ROOM};
 use testudo_model::{Encapsulation, SaMode};
 use testudo_wire::ip::{IpHeader, clamp_mss, complete_partial, protocol};
 
@@ -34,10 +34,11 @@ const GSO_SURELY_FITS: u32 = 600;
 /// Up to here a packet is read into the arena: there is room for the largest, and behind it for
 /// the largest segment of it.
 const LAST_READ: usize = ARENA - (GAP + VNET_LEN + LARGEST_PACKET + 15) - SEGMENT_ROOM;
-const SEGMENT_ROOM: usize = GAP + LARGEST_PACKET + TAIL_ROOM;
+const SEGMENT_ROOM: usize = GAP + LARGEST_PACKET + MAX_TAIL_ROOM;
 const _: () = {
     let end = LAST_READ + GAP + VNET_LEN + LARGEST_PACKET;
     assert!(end.next_multiple_of(16) + SEGMENT_ROOM <= ARENA);
+    assert!(GAP >= MAX_HEAD_ROOM);
 };
 
 /// A sealed packet in the arena.
@@ -194,7 +195,7 @@ impl Sealer {
             return;
         };
         let base = end.next_multiple_of(16);
-        let room = GAP + segments.largest() + TAIL_ROOM;
+        let room = GAP + segments.largest() + MAX_TAIL_ROOM;
         self.at = base;
         loop {
             if self.at + room > ARENA || self.pending.len() >= PENDING {
@@ -221,8 +222,10 @@ impl Sealer {
             SaMode::Tunnel => (start, protocol::IPV6),
         };
         let payload = start + len - from;
-        let buffer = &mut self.arena[from - HEAD_ROOM..start + len + TAIL_ROOM];
-        self.at = (start + len + TAIL_ROOM).next_multiple_of(16);
+        let place = from - entry.sa.head_room();
+        let end = place + entry.sa.sealed_len(payload);
+        let buffer = &mut self.arena[place..end];
+        self.at = end.next_multiple_of(16);
         // The SA counts what it refuses.
         let Ok(sealed) = entry.sa.seal(buffer, payload, next_header) else {
             return;
@@ -231,7 +234,7 @@ impl Sealer {
             self.events.push(Event::SoftLimit { child: entry.child });
         }
         self.pending.push(Pending {
-            start: from - HEAD_ROOM,
+            start: place,
             len: sealed.len,
             sa,
             traffic_class: header.traffic_class,

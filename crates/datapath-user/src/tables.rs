@@ -285,7 +285,7 @@ impl View {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use testudo_crypto::Aead;
+    use testudo_crypto::Cipher;
     use testudo_esp::{OutboundParameters, SoftLimits};
     use testudo_model::PortRange;
     use testudo_wire::ip::{OuterHeader, protocol};
@@ -302,7 +302,7 @@ mod tests {
     ) -> Arc<Outbound> {
         let parameters = OutboundParameters {
             spi: 0x1000 + child as u32,
-            aead: Aead::Aes256Gcm16,
+            cipher: Cipher::AES_256_GCM,
             keymat: &[7; 36],
             esn: true,
             limits: SoftLimits::NONE,

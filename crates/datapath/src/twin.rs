@@ -448,20 +448,20 @@ mod tests {
         }
     }
 
-    fn keymat() -> (testudo_crypto::Aead, testudo_crypto::SecretBytes) {
+    fn keymat() -> (testudo_crypto::Cipher, testudo_crypto::SecretBytes) {
         (
-            testudo_crypto::Aead::Aes256Gcm16,
+            testudo_crypto::Cipher::AES_256_GCM,
             testudo_crypto::SecretBytes::new(vec![7; 36]),
         )
     }
 
     fn inbound(child: u64, spi: u32) -> InboundSaSpec {
-        let (aead, keymat) = keymat();
+        let (cipher, keymat) = keymat();
         InboundSaSpec {
             child: ChildId(child),
             peer: peer(),
             spi: Spi(spi),
-            aead,
+            cipher,
             keymat,
             esn: true,
             replay_window: 1024,
@@ -473,12 +473,12 @@ mod tests {
     }
 
     fn outbound(child: u64, spi: u32) -> OutboundSaSpec {
-        let (aead, keymat) = keymat();
+        let (cipher, keymat) = keymat();
         OutboundSaSpec {
             child: ChildId(child),
             peer: peer(),
             spi: Spi(spi),
-            aead,
+            cipher,
             keymat,
             esn: true,
             mode: SaMode::Transport,

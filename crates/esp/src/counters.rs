@@ -35,11 +35,14 @@ pub enum DropReason {
     /// Every sequence number of this SA has been used (RFC 4303 3.3.3).
     #[error("the sequence numbers of this SA are used up")]
     SequenceExhausted,
+    /// The cryptographic library failed to encrypt.
+    #[error("the cryptographic library failed")]
+    CipherFailed,
 }
 
 impl DropReason {
     /// Every reason, in the order of the counters.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::TooShort,
         Self::SpiMismatch,
         Self::Replayed,
@@ -49,6 +52,7 @@ impl DropReason {
         Self::Dummy,
         Self::NoRoom,
         Self::SequenceExhausted,
+        Self::CipherFailed,
     ];
 
     /// The reason as counters and logs name it.
@@ -63,6 +67,7 @@ impl DropReason {
             Self::Dummy => "esp_dummy",
             Self::NoRoom => "esp_no_room",
             Self::SequenceExhausted => "esp_sequence_exhausted",
+            Self::CipherFailed => "esp_cipher_failed",
         }
     }
 }

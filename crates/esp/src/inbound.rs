@@ -3,8 +3,9 @@
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 
-use testudo_crypto::{Aead, AeadKey, ICV_LEN, KeyLengthError};
+use testudo_crypto::{AeadKey, Cipher, CipherError, CipherKey, ICV_LEN, IV_LEN};
 
+use crate::cbc;
 use crate::counters::{Counters, DropReason, Drops};
 use crate::packet::{Aad, HEAD_ROOM, HEADER_LEN, MIN_PACKET_LEN, TRAILER_LEN};
 use crate::{NEXT_HEADER_DUMMY, ReplayWindow};
@@ -14,8 +15,9 @@ pub struct InboundParameters<'a> {
     /// Our SPI.
     pub spi: u32,
     /// The cipher.
-    pub aead: Aead,
-    /// Key and salt, `aead.keymat_len()` bytes.
+    pub cipher: Cipher,
+    /// Its keys, `cipher.keymat_len()` bytes: with AES-GCM key and salt, else key and integrity
+    /// key.
     pub keymat: &'a [u8],
     /// 64-bit sequence numbers (RFC 4303 2.2.1).
     pub esn: bool,
@@ -38,7 +40,7 @@ pub struct Opened {
 
 /// An SA that opens what the peer sends. Any number of threads may use it at once.
 pub struct InboundSa {
-    key: AeadKey,
+    key: CipherKey,
     spi: u32,
     esn: bool,
     used: AtomicBool,
@@ -57,7 +59,7 @@ struct Hot {
 
 impl InboundSa {
     /// An SA that has seen nothing yet.
-    pub fn new(parameters: &InboundParameters<'_>) -> Result<Self, KeyLengthError> {
+    pub fn new(parameters: &InboundParameters<'_>) -> Result<Self, CipherError> {
         Self::starting_after(parameters, 0)
     }
 
@@ -66,9 +68,9 @@ impl InboundSa {
     pub fn starting_after(
         parameters: &InboundParameters<'_>,
         sequence: u64,
-    ) -> Result<Self, KeyLengthError> {
+    ) -> Result<Self, CipherError> {
         Ok(Self {
-            key: AeadKey::new(parameters.aead, parameters.keymat)?,
+            key: CipherKey::new(parameters.cipher, parameters.keymat)?,
             spi: parameters.spi,
             esn: parameters.esn,
             used: AtomicBool::new(false),
@@ -113,7 +115,7 @@ impl InboundSa {
         if packet.len() < MIN_PACKET_LEN {
             return Err(DropReason::TooShort);
         }
-        let (spi, wire, iv) = header(packet).ok_or(DropReason::TooShort)?;
+        let (spi, wire) = header(packet).ok_or(DropReason::TooShort)?;
         if spi != self.spi {
             return Err(DropReason::SpiMismatch);
         }
@@ -126,16 +128,19 @@ impl InboundSa {
         };
         self.window.check(sequence)?;
 
-        let (body, icv) = packet[HEAD_ROOM..]
-            .split_last_chunk_mut::<ICV_LEN>()
-            .ok_or(DropReason::TooShort)?;
-        let aad = Aad::new(spi, sequence, self.esn);
-        self.key
-            .open_in_place(iv, aad.as_bytes(), body, icv)
-            .map_err(|_| DropReason::BadIntegrity)?;
+        let (head, len) = match &self.key {
+            CipherKey::Gcm(key) => {
+                let aad = Aad::new(spi, sequence, self.esn);
+                (HEAD_ROOM, open_gcm(key, &aad, packet)?)
+            }
+            CipherKey::Cbc(key) => {
+                let len = cbc::open(key, packet, sequence, self.esn)?;
+                (cbc::HEAD, len)
+            }
+        };
         self.window.accept(sequence)?;
 
-        let (payload_len, next_header) = trailer(body)?;
+        let (payload_len, next_header) = trailer(&packet[head..head + len])?;
         if next_header == NEXT_HEADER_DUMMY {
             return Err(DropReason::Dummy);
         }
@@ -143,7 +148,7 @@ impl InboundSa {
         self.hot.bytes.fetch_add(payload_len as u64, Relaxed);
         Ok(Opened {
             next_header,
-            payload: HEAD_ROOM..HEAD_ROOM + payload_len,
+            payload: head..head + payload_len,
             sequence,
             first: !self.used.load(Relaxed) && !self.used.swap(true, Relaxed),
         })
@@ -151,12 +156,28 @@ impl InboundSa {
 }
 
 #[inline]
-fn header(packet: &[u8]) -> Option<(u32, u32, [u8; 8])> {
+fn header(packet: &[u8]) -> Option<(u32, u32)> {
     let (spi, rest) = packet.split_first_chunk::<4>()?;
-    let (sequence, rest) = rest.split_first_chunk::<{ HEADER_LEN - 4 }>()?;
-    let iv = rest.first_chunk::<8>()?;
-    let (spi, sequence) = (u32::from_be_bytes(*spi), u32::from_be_bytes(*sequence));
-    Some((spi, sequence, *iv))
+    let sequence = rest.first_chunk::<{ HEADER_LEN - 4 }>()?;
+    Some((u32::from_be_bytes(*spi), u32::from_be_bytes(*sequence)))
+}
+
+/// Checks and decrypts an AES-GCM packet in place; gives the length of what is at
+/// `packet[HEAD_ROOM..]`.
+#[inline]
+fn open_gcm(key: &AeadKey, aad: &Aad, packet: &mut [u8]) -> Result<usize, DropReason> {
+    let (_, rest) = packet
+        .split_first_chunk_mut::<HEADER_LEN>()
+        .ok_or(DropReason::TooShort)?;
+    let (iv, rest) = rest
+        .split_first_chunk_mut::<IV_LEN>()
+        .ok_or(DropReason::TooShort)?;
+    let (body, icv) = rest
+        .split_last_chunk_mut::<ICV_LEN>()
+        .ok_or(DropReason::TooShort)?;
+    key.open_in_place(*iv, aad.as_bytes(), body, icv)
+        .map_err(|_| DropReason::BadIntegrity)?;
+    Ok(body.len())
 }
 
 /// Length of the payload and the next header, from a decrypted body. The

@@ -2,10 +2,13 @@
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 
-use testudo_crypto::{Aead, AeadKey, ICV_LEN, KeyLengthError};
+use testudo_crypto::{AeadKey, Cipher, CipherError, CipherKey, ICV_LEN};
 
+use crate::cbc;
 use crate::counters::{Counters, DropReason, Drops};
-use crate::packet::{Aad, HEAD_ROOM, HEADER_LEN, TRAILER_LEN, low, pad_len, sealed_len};
+use crate::packet::{
+    Aad, HEAD_ROOM, HEADER_LEN, TRAILER_LEN, low, pad_len, sealed_len, write_trailer,
+};
 
 /// The last sequence number that is sent with ESN. Half the range: a counter
 /// that is raised past it by calls that fail can then never come round to 0.
@@ -42,8 +45,9 @@ pub struct OutboundParameters<'a> {
     /// The peer's SPI.
     pub spi: u32,
     /// The cipher.
-    pub aead: Aead,
-    /// Key and salt, `aead.keymat_len()` bytes.
+    pub cipher: Cipher,
+    /// Its keys, `cipher.keymat_len()` bytes: with AES-GCM key and salt, else key and integrity
+    /// key.
     pub keymat: &'a [u8],
     /// 64-bit sequence numbers (RFC 4303 2.2.1).
     pub esn: bool,
@@ -64,7 +68,7 @@ pub struct Sealed {
 
 /// An SA that seals what we send. Any number of threads may use it at once.
 pub struct OutboundSa {
-    key: AeadKey,
+    key: CipherKey,
     spi: u32,
     esn: bool,
     last: u64,
@@ -86,7 +90,7 @@ struct Hot {
 
 impl OutboundSa {
     /// An SA whose first packet has sequence number 1.
-    pub fn new(parameters: &OutboundParameters<'_>) -> Result<Self, KeyLengthError> {
+    pub fn new(parameters: &OutboundParameters<'_>) -> Result<Self, CipherError> {
         Self::dangerous_starting_after(parameters, 0)
     }
 
@@ -95,7 +99,7 @@ impl OutboundSa {
     pub fn dangerous_starting_after(
         parameters: &OutboundParameters<'_>,
         sequence: u64,
-    ) -> Result<Self, KeyLengthError> {
+    ) -> Result<Self, CipherError> {
         let last = if parameters.esn {
             LAST_ESN
         } else {
@@ -103,7 +107,7 @@ impl OutboundSa {
         };
         let soft_packets = sequence.saturating_add(parameters.limits.packets);
         Ok(Self {
-            key: AeadKey::new(parameters.aead, parameters.keymat)?,
+            key: CipherKey::new(parameters.cipher, parameters.keymat)?,
             spi: parameters.spi,
             esn: parameters.esn,
             last,
@@ -124,7 +128,25 @@ impl OutboundSa {
         self.spi
     }
 
-    /// Seals the payload at `buffer[HEAD_ROOM..HEAD_ROOM + payload_len]` in place.
+    /// Bytes before the payload: SPI, sequence number, IV.
+    #[inline]
+    pub fn head_room(&self) -> usize {
+        match &self.key {
+            CipherKey::Gcm(_) => HEAD_ROOM,
+            CipherKey::Cbc(_) => cbc::HEAD,
+        }
+    }
+
+    /// Length of the ESP packet around `payload_len` bytes, TFC padding included in them.
+    #[inline]
+    pub fn sealed_len(&self, payload_len: usize) -> usize {
+        match &self.key {
+            CipherKey::Gcm(_) => sealed_len(payload_len),
+            CipherKey::Cbc(key) => cbc::sealed_len(key, payload_len),
+        }
+    }
+
+    /// Seals the `payload_len` bytes at `buffer[head_room()..]` in place.
     /// `next_header` is the payload's protocol: 4 or 41 for a tunnelled packet.
     #[inline]
     pub fn seal(
@@ -149,19 +171,23 @@ impl OutboundSa {
         // No sequence number is spent on a packet that does not fit. Lengths
         // are compared before they are added up: they may be anything.
         let fits = payload_len <= buffer.len() && tfc <= buffer.len();
-        if !fits || sealed_len(payload_len + tfc) > buffer.len() {
+        if !fits || self.sealed_len(payload_len + tfc) > buffer.len() {
             return Err(self.drops.count(DropReason::NoRoom));
         }
         let sequence = self.take_sequence()?;
-        let len = sealed_len(payload_len + tfc);
-        self.write(
-            &mut buffer[..len],
-            payload_len,
-            tfc,
-            next_header,
-            sequence,
-            sequence.to_be_bytes(),
-        );
+        let len = self.sealed_len(payload_len + tfc);
+        let packet = &mut buffer[..len];
+        match &self.key {
+            CipherKey::Gcm(key) => {
+                let iv = sequence.to_be_bytes();
+                self.write(key, packet, payload_len, tfc, next_header, sequence, iv);
+            }
+            CipherKey::Cbc(key) => {
+                let numbers = (self.spi, sequence, self.esn);
+                cbc::write(key, packet, (payload_len, tfc), next_header, numbers)
+                    .map_err(|reason| self.drops.count(reason))?;
+            }
+        }
         Ok(Sealed {
             len,
             sequence,
@@ -203,11 +229,13 @@ impl OutboundSa {
         (!told).then_some(passed)
     }
 
-    /// Fills in header, padding, trailer and ICV around the payload. `packet`
+    /// Fills in header, padding, trailer and ICV of AES-GCM around the payload. `packet`
     /// is as long as the ESP packet.
     #[inline]
+    #[allow(clippy::too_many_arguments)] // Numbers of one packet; a struct of them would be copied.
     pub(crate) fn write(
         &self,
+        key: &AeadKey,
         packet: &mut [u8],
         payload_len: usize,
         tfc: usize,
@@ -223,16 +251,9 @@ impl OutboundSa {
 
         let pad = pad_len(payload_len + tfc);
         let (body, icv) = packet[HEAD_ROOM..].split_at_mut(payload_len + tfc + pad + TRAILER_LEN);
-        body[payload_len..payload_len + tfc].fill(0);
-        let trailer = &mut body[payload_len + tfc..];
-        for (byte, value) in trailer[..pad].iter_mut().zip(1..) {
-            *byte = value;
-        }
-        trailer[pad] = pad as u8;
-        trailer[pad + 1] = next_header;
-
+        write_trailer(body, payload_len, tfc, next_header);
         let aad = Aad::new(self.spi, sequence, self.esn);
-        let tag = self.key.seal_in_place(iv, aad.as_bytes(), body);
+        let tag = key.seal_in_place(iv, aad.as_bytes(), body);
         icv[..ICV_LEN].copy_from_slice(&tag);
     }
 }

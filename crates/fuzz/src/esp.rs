@@ -1,14 +1,15 @@
 //! ESP packets: any bytes, and real ones with something changed.
 
-use testudo_crypto::Aead;
+use testudo_crypto::Cipher;
 use testudo_esp::{
-    HEAD_ROOM, InboundParameters, InboundSa, OutboundParameters, OutboundSa, SoftLimits, TAIL_ROOM,
+    InboundParameters, InboundSa, MAX_TAIL_ROOM, OutboundParameters, OutboundSa, SoftLimits,
 };
 
 use crate::bytes::{Source, damage};
 
 const SPI: u32 = 0x1234_5678;
-const KEYMAT: [u8; 36] = [0x5a; 36];
+/// As long as any cipher takes.
+const KEYMAT: [u8; 96] = [0x5a; 96];
 
 /// Any bytes, then real packets in any order, some changed. Only what was sealed is opened, and
 /// once.
@@ -16,9 +17,13 @@ pub(crate) fn run(data: &[u8]) {
     let mut source = Source::new(data);
     let choice = source.u8();
     let esn = choice & 1 != 0;
-    let (aead, keymat) = match choice & 2 {
-        0 => (Aead::Aes256Gcm16, &KEYMAT[..]),
-        _ => (Aead::Aes128Gcm16, &KEYMAT[..20]),
+    let cipher = match (choice >> 4 & 7, choice & 2) {
+        (0 | 7, 0) => Cipher::AES_256_GCM,
+        (0 | 7, _) => Cipher::AES_128_GCM,
+        // The six of AES-CBC.
+        (n, _) => Cipher::all()
+            .nth(usize::from(n) + 1)
+            .expect("there are eight ciphers"),
     };
     // Near the places where 32 bits wrap.
     let start = match choice >> 2 & 3 {
@@ -27,7 +32,7 @@ pub(crate) fn run(data: &[u8]) {
         2 if esn => (7 << 32) - 3,
         _ => 100_000,
     };
-    let (out, inbound) = pair(aead, keymat, esn, start);
+    let (out, inbound) = pair(cipher, esn, start);
     let any = data.to_vec();
     assert!(inbound.open(&mut any.clone()).is_err());
 
@@ -72,17 +77,18 @@ struct Sent {
     opened: bool,
 }
 
-fn pair(aead: Aead, keymat: &[u8], esn: bool, start: u64) -> (OutboundSa, InboundSa) {
+fn pair(cipher: Cipher, esn: bool, start: u64) -> (OutboundSa, InboundSa) {
+    let keymat = &KEYMAT[..cipher.keymat_len()];
     let out = OutboundParameters {
         spi: SPI,
-        aead,
+        cipher,
         keymat,
         esn,
         limits: SoftLimits::NONE,
     };
     let inbound = InboundParameters {
         spi: SPI,
-        aead,
+        cipher,
         keymat,
         esn,
         replay_window: 64,
@@ -97,8 +103,9 @@ fn send(source: &mut Source<'_>, out: &OutboundSa) -> Option<Sent> {
     let (len, tfc) = (usize::from(source.u8()), usize::from(source.u8() % 64));
     let next_header = source.u8();
     let payload = source.take(len).to_vec();
-    let mut packet = vec![0; HEAD_ROOM + payload.len() + tfc + TAIL_ROOM];
-    packet[HEAD_ROOM..HEAD_ROOM + payload.len()].copy_from_slice(&payload);
+    let head = out.head_room();
+    let mut packet = vec![0; head + payload.len() + tfc + MAX_TAIL_ROOM];
+    packet[head..head + payload.len()].copy_from_slice(&payload);
     // A counter that has run out is the only reason: there is room.
     let sealed = out
         .seal_padded(&mut packet, payload.len(), tfc, next_header)

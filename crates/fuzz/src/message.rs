@@ -17,7 +17,12 @@ pub(crate) fn run(data: &[u8]) {
     if let Some(encrypted) = &message.encrypted {
         // GCM, and CBC with the three lengths of HMAC's check value.
         for (iv_len, icv_len) in [(8, 16), (16, 16), (16, 24), (16, 32)] {
-            if let Ok(ranges) = encrypted.ranges(EncryptedLayout { iv_len, icv_len }) {
+            let layout = EncryptedLayout {
+                iv_len,
+                icv_len,
+                block_len: if iv_len == 16 { 16 } else { 1 },
+            };
+            if let Ok(ranges) = encrypted.ranges(layout) {
                 assert_eq!(ranges.icv.end, data.len());
                 assert_eq!(ranges.aad.end, ranges.iv.start);
             }

@@ -17,7 +17,7 @@ use crate::fragments::Incomplete;
 use crate::message;
 use crate::peer::{self, Peer};
 use crate::sa::{Child, IkeSa, InitKey, Source, Task};
-use crate::suites::Special;
+use crate::suites::AtAddress;
 use crate::table::{Action, action};
 use crate::timers::{Deadline, Timers};
 use crate::verify::CertificateVerifier;
@@ -51,8 +51,8 @@ pub struct Engine {
     pub(crate) children: BTreeMap<ChildId, Child>,
     pub(crate) by_spi_in: BTreeMap<u32, ChildId>,
     pub(crate) half_open: BTreeMap<Source, usize>,
-    /// What peers at an address want otherwise than the default.
-    pub(crate) special: BTreeMap<IpAddr, Special>,
+    /// What the peers at an address want, before it is known which one asks.
+    pub(crate) at_address: BTreeMap<IpAddr, AtAddress>,
     /// Peers with a PPK.
     pub(crate) ppk_peers: usize,
     pub(crate) half_open_total: usize,
@@ -82,7 +82,7 @@ impl Engine {
             children: BTreeMap::new(),
             by_spi_in: BTreeMap::new(),
             half_open: BTreeMap::new(),
-            special: BTreeMap::new(),
+            at_address: BTreeMap::new(),
             ppk_peers: 0,
             half_open_total: 0,
             cookies: Cookies::new(),
@@ -180,11 +180,9 @@ impl Engine {
             .insert(peer.config.remote_identity.normal(), id.clone());
         self.ppk_peers += usize::from(peer.config.ppk.is_some());
         let (forced, suites) = (peer.forced(), peer.config.suites.as_ref());
-        if forced || suites.is_some() {
-            for address in &peer.config.addresses {
-                let special = self.special.entry(address.remote).or_default();
-                special.add(forced, suites);
-            }
+        for address in &peer.config.addresses {
+            let there = self.at_address.entry(address.remote).or_default();
+            there.add(forced, suites);
         }
     }
 
@@ -196,14 +194,11 @@ impl Engine {
             .remove(&peer.config.remote_identity.normal());
         self.ppk_peers -= usize::from(peer.config.ppk.is_some());
         let (forced, suites) = (peer.forced(), peer.config.suites.as_ref());
-        if !forced && suites.is_none() {
-            return;
-        }
         for address in &peer.config.addresses {
-            if let Some(special) = self.special.get_mut(&address.remote) {
-                special.remove(forced, suites);
-                if special.is_empty() {
-                    self.special.remove(&address.remote);
+            if let Some(there) = self.at_address.get_mut(&address.remote) {
+                there.remove(forced, suites);
+                if there.is_empty() {
+                    self.at_address.remove(&address.remote);
                 }
             }
         }
@@ -391,6 +386,7 @@ impl Engine {
                     spi_out: testudo_model::Spi(c.spi_out),
                     established: c.since,
                     rekeys: c.rekeys,
+                    cipher: c.cipher,
                     sending: sending(c),
                     deleting: !c.is_up(),
                 })
@@ -404,6 +400,7 @@ impl Engine {
             local: sa.local,
             remote: sa.remote,
             established: est.map(|e| e.since),
+            suite: est.map_or_else(String::new, |e| e.keys.suite.name()),
             rekeys: est.map_or(0, |e| e.rekeys),
             peer_window: est.map_or(1, |e| e.peer_window),
             children,

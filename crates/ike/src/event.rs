@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 
-use testudo_crypto::SecretBytes;
+use testudo_crypto::{Cipher, SecretBytes};
 use testudo_model::{ChildId, Encapsulation, InboundSaSpec, OutboundSaSpec, PeerId, Spi, UnixTime};
 
 use crate::config::Identity;
@@ -74,7 +74,7 @@ pub struct IkeUp {
     pub nat: bool,
     /// SPIs of initiator and responder.
     pub spis: ([u8; 8], [u8; 8]),
-    /// The algorithms, for people: `AES_GCM_16_256/PRF_HMAC_SHA2_256/CURVE25519`.
+    /// The algorithms, for people: `AES_GCM_16_256/PRF_HMAC_SHA2_256/CURVE_25519`.
     pub suite: String,
     /// Whether a post-quantum pre-shared key is in its keys (RFC 8784).
     pub ppk: bool,
@@ -101,12 +101,19 @@ pub struct CertificateFacts {
     pub not_after: UnixTime,
 }
 
-/// SK_ei and SK_er with their salts, for tshark's IKEv2 decryption table.
+/// The keys of an IKE SA's messages, for tshark's IKEv2 decryption table.
+#[derive(Clone)]
 pub struct DangerIkeKeys {
-    /// SK_ei: key and salt.
+    /// What they are for.
+    pub cipher: Cipher,
+    /// SK_ei; with an AEAD key and salt.
     pub sk_ei: SecretBytes,
-    /// SK_er: key and salt.
+    /// SK_er; with an AEAD key and salt.
     pub sk_er: SecretBytes,
+    /// SK_ai; empty with an AEAD.
+    pub sk_ai: SecretBytes,
+    /// SK_ar; empty with an AEAD.
+    pub sk_ar: SecretBytes,
 }
 
 /// An IKE SA that is gone.
@@ -281,6 +288,8 @@ pub struct IkeStatus {
     pub remote: SocketAddr,
     /// When it was established.
     pub established: Option<UnixTime>,
+    /// The algorithms, as in [`IkeUp::suite`]; empty until it is established.
+    pub suite: String,
     /// Rekeys of the IKE SA since it was first established.
     pub rekeys: u32,
     /// How many requests the peer says that it takes at once; we send one.
@@ -306,6 +315,8 @@ pub struct ChildStatus {
     pub established: UnixTime,
     /// Rekeys before it.
     pub rekeys: u32,
+    /// What its packets are protected with.
+    pub cipher: Cipher,
     /// Whether packets are sent on it.
     pub sending: bool,
     /// Whether we are deleting it: it only receives, until the peer has answered.

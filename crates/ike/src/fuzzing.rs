@@ -111,20 +111,26 @@ fn keys_of_mut(sa: &mut IkeSa) -> Option<&mut IkeKeys> {
     }
 }
 
-/// One SK payload around any bytes at all, with a pad length of 0.
+/// One SK payload around any bytes at all, padded as the cipher needs it.
 fn seal_raw(keys: &mut IkeKeys, mut header: Header, first: u8, payloads: &[u8]) -> Option<Vec<u8>> {
-    let EncryptedLayout { iv_len, icv_len } = EncryptedLayout::AES_GCM_16;
-    let length = u16::try_from(4 + iv_len + payloads.len() + 1 + icv_len).ok()?;
+    let EncryptedLayout {
+        iv_len,
+        icv_len,
+        block_len,
+    } = keys.layout();
+    let text_len = (payloads.len() + 1).next_multiple_of(block_len);
+    let length = u16::try_from(4 + iv_len + text_len + icv_len).ok()?;
     header.next_payload = PayloadType::SK;
     header.length = u32::try_from(HEADER_LEN).ok()? + u32::from(length);
     let mut bytes = header.to_bytes().to_vec();
     bytes.extend([first, 0]);
     bytes.extend(length.to_be_bytes());
     let iv = bytes.len()..bytes.len() + iv_len;
-    let plaintext = iv.end..iv.end + payloads.len() + 1;
+    let plaintext = iv.end..iv.end + text_len;
     let icv = plaintext.end..plaintext.end + icv_len;
     bytes.resize(icv.end, 0);
-    bytes[plaintext.start..plaintext.end - 1].copy_from_slice(payloads);
+    bytes[plaintext.start..plaintext.start + payloads.len()].copy_from_slice(payloads);
+    bytes[plaintext.end - 1] = (text_len - payloads.len() - 1) as u8;
     let sealing = Sealing {
         aad: 0..iv.start,
         bytes,

@@ -101,7 +101,7 @@ fn covered(mut before: Vec<u8>, inner: &[u8]) -> Vec<u8> {
 
 #[cfg(test)]
 mod tests {
-    use testudo_crypto::{Aead, KeMethod, Prf, SecretBytes, hmac_sha256};
+    use testudo_crypto::{Cipher, KeMethod, Prf, SecretBytes, hmac_sha256};
     use testudo_wire::ike::{ExchangeType, Notify, NotifyType, Payload};
 
     use super::*;
@@ -111,7 +111,7 @@ mod tests {
 
     fn keys(initiator: bool) -> IkeKeys {
         let suite = Suite {
-            aead: Aead::Aes256Gcm16,
+            cipher: Cipher::AES_256_GCM,
             prf: Prf::HmacSha256,
             ke: KeMethod::X25519,
             additional: Rounds::default(),

@@ -1,6 +1,7 @@
 //! The key schedule (RFC 7296, 2.13, 2.14, 2.17, 2.18) and what is sealed with it.
 
-use testudo_crypto::{Aead, AeadKey, KeMethod, Prf, SecretBytes};
+use testudo_crypto::{Cipher, CipherKey, KeMethod, Prf, SecretBytes};
+use testudo_wire::ike::EncryptedLayout;
 
 use crate::addke::Rounds;
 use crate::error::Fault;
@@ -9,7 +10,7 @@ use crate::event::DangerIkeKeys;
 /// The algorithms of an IKE SA.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Suite {
-    pub(crate) aead: Aead,
+    pub(crate) cipher: Cipher,
     pub(crate) prf: Prf,
     pub(crate) ke: KeMethod,
     /// The key exchanges after it (RFC 9370).
@@ -19,16 +20,13 @@ pub(crate) struct Suite {
 impl Suite {
     /// For people and status.
     pub(crate) fn name(&self) -> String {
-        let aead = match self.aead {
-            Aead::Aes128Gcm16 => "AES_GCM_16_128",
-            Aead::Aes256Gcm16 => "AES_GCM_16_256",
-        };
+        let cipher = self.cipher.name();
         let prf = match self.prf {
             Prf::HmacSha256 => "PRF_HMAC_SHA2_256",
             Prf::HmacSha384 => "PRF_HMAC_SHA2_384",
             Prf::HmacSha512 => "PRF_HMAC_SHA2_512",
         };
-        let mut name = format!("{aead}/{prf}");
+        let mut name = format!("{cipher}/{prf}");
         for ke in std::iter::once(self.ke).chain(self.additional.methods()) {
             name.push('/');
             name.push_str(ke_name(ke));
@@ -97,13 +95,14 @@ pub(crate) struct Roots {
 pub(crate) struct IkeKeys {
     pub(crate) suite: Suite,
     sk_d: SecretBytes,
-    seal: AeadKey,
-    open: AeadKey,
+    seal: CipherKey,
+    open: CipherKey,
     /// SK_p of our side and of the peer's.
     pub(crate) sk_p: (SecretBytes, SecretBytes),
-    /// SK_ei and SK_er, kept only with `danger_export_keys`.
-    export: Option<(SecretBytes, SecretBytes)>,
-    /// The IV of the next message: a counter, so that none is ever used twice with a key.
+    /// Kept only with `danger_export_keys`.
+    export: Option<Box<DangerIkeKeys>>,
+    /// The number of the next message, which its IV is made of: none is ever used twice with a
+    /// key (RFC 5282, 3.1).
     next_iv: u64,
     /// The largest message in one datagram, in bytes; larger ones are cut (RFC 7383). `None` if
     /// the peer takes no fragments. A rekeyed IKE SA inherits it.
@@ -113,8 +112,9 @@ pub(crate) struct IkeKeys {
 }
 
 impl IkeKeys {
-    /// {SK_d | SK_ei | SK_er | SK_pi | SK_pr} = prf+ (SKEYSEED, Ni | Nr | SPIi | SPIr); there is
-    /// no SK_a with an AEAD, and SK_e has the salt at its end (RFC 5282, 7).
+    /// {SK_d | SK_ai | SK_ar | SK_ei | SK_er | SK_pi | SK_pr} = prf+ (SKEYSEED, Ni | Nr | SPIi |
+    /// SPIr) (RFC 7296, 2.14). With an AEAD there is no SK_a, and SK_e has the salt at its end
+    /// (RFC 5282, 7).
     pub(crate) fn derive(
         suite: Suite,
         skeyseed: &SecretBytes,
@@ -123,7 +123,7 @@ impl IkeKeys {
         export: bool,
     ) -> Result<Self, Fault> {
         let prf_len = suite.prf.key_len();
-        let key_len = suite.aead.keymat_len();
+        let (key_len, mac_len) = (suite.cipher.encryption_len(), suite.cipher.integrity_len());
         let stream = suite.prf.plus(
             skeyseed.as_bytes(),
             &[
@@ -132,16 +132,20 @@ impl IkeKeys {
                 &seeds.spi_i.to_be_bytes(),
                 &seeds.spi_r.to_be_bytes(),
             ],
-            3 * prf_len + 2 * key_len,
+            3 * prf_len + 2 * (key_len + mac_len),
         );
         let (sk_d, rest) = stream.as_bytes().split_at(prf_len);
+        let (sk_ai, rest) = rest.split_at(mac_len);
+        let (sk_ar, rest) = rest.split_at(mac_len);
         let (sk_ei, rest) = rest.split_at(key_len);
         let (sk_er, rest) = rest.split_at(key_len);
         let (sk_pi, sk_pr) = rest.split_at(prf_len);
-        let key = |bytes| {
-            AeadKey::new(suite.aead, bytes).map_err(|_| Fault::Bug("SK_e has the wrong length"))
+        let key = |sk_e: &[u8], sk_a: &[u8]| {
+            let keymat = SecretBytes::new([sk_e, sk_a].concat());
+            CipherKey::new(suite.cipher, keymat.as_bytes())
+                .map_err(|_| Fault::Bug("SK_e or SK_a has the wrong length"))
         };
-        let (ei, er) = (key(sk_ei)?, key(sk_er)?);
+        let (ei, er) = (key(sk_ei, sk_ai)?, key(sk_er, sk_ar)?);
         let (pi, pr) = (SecretBytes::from(sk_pi), SecretBytes::from(sk_pr));
         let (seal, open) = if initiator { (ei, er) } else { (er, ei) };
         let sk_p = if initiator { (pi, pr) } else { (pr, pi) };
@@ -151,7 +155,15 @@ impl IkeKeys {
             seal,
             open,
             sk_p,
-            export: export.then(|| (SecretBytes::from(sk_ei), SecretBytes::from(sk_er))),
+            export: export.then(|| {
+                Box::new(DangerIkeKeys {
+                    cipher: suite.cipher,
+                    sk_ei: sk_ei.into(),
+                    sk_er: sk_er.into(),
+                    sk_ai: sk_ai.into(),
+                    sk_ar: sk_ar.into(),
+                })
+            }),
             next_iv: 0,
             largest: None,
             ppk: false,
@@ -199,12 +211,12 @@ impl IkeKeys {
     /// of the `secrets` of all its key exchanges, of which there may be none (RFC 9370, 2.2.4).
     pub(crate) fn child_keymat(
         &self,
-        aead: Aead,
+        cipher: Cipher,
         secrets: &[SecretBytes],
         nonce_i: &[u8],
         nonce_r: &[u8],
     ) -> (SecretBytes, SecretBytes) {
-        let len = aead.keymat_len();
+        let len = cipher.keymat_len();
         let stream = self.suite.prf.plus(
             self.sk_d.as_bytes(),
             &mixed(secrets, nonce_i, nonce_r),
@@ -214,32 +226,39 @@ impl IkeKeys {
         (to_responder.into(), to_initiator.into())
     }
 
-    /// Encrypts in place; gives the IV used and the ICV.
-    pub(crate) fn seal(
-        &mut self,
-        aad: &[u8],
-        text: &mut [u8],
-    ) -> Result<([u8; 8], [u8; 16]), Fault> {
-        let iv = self.next_iv.to_be_bytes();
-        self.next_iv = self
-            .next_iv
-            .checked_add(1)
-            .ok_or(Fault::Bug("no IV is left"))?;
-        let icv = self.seal.seal_in_place(iv, aad, text);
-        Ok((iv, icv))
+    /// How the parts of an Encrypted payload lie, by the cipher.
+    pub(crate) fn layout(&self) -> EncryptedLayout {
+        EncryptedLayout {
+            iv_len: self.suite.cipher.iv_len(),
+            icv_len: self.suite.cipher.icv_len(),
+            block_len: self.suite.cipher.block_len(),
+        }
     }
 
-    /// Decrypts in place; false if the message is not the peer's.
-    pub(crate) fn open(&self, iv: [u8; 8], aad: &[u8], text: &mut [u8], icv: &[u8; 16]) -> bool {
-        self.open.open_in_place(iv, aad, text, icv).is_ok()
+    /// Encrypts `text` in place, and writes IV and ICV; the three are as long as
+    /// [`Self::layout`] says. `before` is the message up to the IV.
+    pub(crate) fn seal(
+        &mut self,
+        before: &[u8],
+        iv: &mut [u8],
+        text: &mut [u8],
+        icv: &mut [u8],
+    ) -> Result<(), Fault> {
+        let number = self.next_iv;
+        self.next_iv = number.checked_add(1).ok_or(Fault::Bug("no IV is left"))?;
+        self.seal
+            .seal_in_place(number, before, iv, text, icv)
+            .map_err(|_| Fault::Bug("sealing failed"))
+    }
+
+    /// Checks, then decrypts in place; false if the message is not the peer's.
+    pub(crate) fn open(&self, before: &[u8], iv: &[u8], text: &mut [u8], icv: &[u8]) -> bool {
+        self.open.open_in_place(before, iv, text, icv).is_ok()
     }
 
     /// A copy for an event, where that was asked for.
     pub(crate) fn danger_export(&self) -> Option<DangerIkeKeys> {
-        self.export.as_ref().map(|(ei, er)| DangerIkeKeys {
-            sk_ei: ei.clone(),
-            sk_er: er.clone(),
-        })
+        self.export.as_deref().cloned()
     }
 
     /// prf with the SA's PRF.
@@ -265,7 +284,7 @@ mod tests {
 
     fn suite() -> Suite {
         Suite {
-            aead: Aead::Aes256Gcm16,
+            cipher: Cipher::AES_256_GCM,
             prf: Prf::HmacSha256,
             ke: KeMethod::X25519,
             additional: Rounds::default(),
@@ -307,7 +326,7 @@ mod tests {
         assert_eq!(keys.sk_p.0.as_bytes(), &all[104..136]);
         assert_eq!(keys.sk_p.1.as_bytes(), &all[136..168]);
         let secrets = [shared];
-        let (out, back) = keys.child_keymat(Aead::Aes256Gcm16, &secrets, &[1; 32], &[2; 32]);
+        let (out, back) = keys.child_keymat(Cipher::AES_256_GCM, &secrets, &[1; 32], &[2; 32]);
         let child = [vec![5u8; 32], vec![1; 32], vec![2; 32]].concat();
         let all = stream(keys.sk_d.as_bytes(), &child, 72);
         assert_eq!([out.as_bytes(), back.as_bytes()].concat(), all);
@@ -338,7 +357,7 @@ mod tests {
         let rekeyed = skeyseed_rekey(&second, &seeds(), &secrets);
         let by_hand = testudo_crypto::hmac_sha256(second.sk_d.as_bytes(), &[&text]);
         assert_eq!(rekeyed.as_bytes(), by_hand);
-        let (out, back) = second.child_keymat(Aead::Aes256Gcm16, &secrets, &[1; 32], &[2; 32]);
+        let (out, back) = second.child_keymat(Cipher::AES_256_GCM, &secrets, &[1; 32], &[2; 32]);
         let all = stream(second.sk_d.as_bytes(), &text, 72);
         assert_eq!([out.as_bytes(), back.as_bytes()].concat(), all);
     }
@@ -415,11 +434,12 @@ mod tests {
         let (mut i, r) = (end(true), end(false));
         let mut ivs = std::collections::BTreeSet::new();
         for _ in 0..100 {
-            let mut text = *b"text";
-            let (iv, icv) = i.seal(b"aad", &mut text).ok().unwrap();
+            let (mut iv, mut text, mut icv) = ([0; 8], *b"text", [0; 16]);
+            i.seal(b"aad", &mut iv, &mut text, &mut icv).ok().unwrap();
             assert!(ivs.insert(iv));
-            assert!(!i.open(iv, b"aad", &mut text.clone(), &icv), "reflected");
-            assert!(r.open(iv, b"aad", &mut text, &icv));
+            let mut back = text;
+            assert!(!i.open(b"aad", &iv, &mut back, &icv), "reflected");
+            assert!(r.open(b"aad", &iv, &mut text, &icv));
             assert_eq!(&text, b"text");
         }
     }

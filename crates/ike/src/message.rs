@@ -5,17 +5,15 @@
 //! (RFC 9242, 3.3.2), is computed over the whole: its [`Header`], and [`inner`] or [`Plain`].
 
 use testudo_wire::ike::{
-    Authentication, Certificate, CertificateRequest, Chain, Delete, Encrypted, EncryptedLayout,
-    ExchangeType, Fragment, Header, Identification, KeyExchange, Message, Notify, NotifyType,
-    ParsedPayload, Payload, PayloadType, Proposal, Sealing, TrafficSelectors, build_clear,
-    build_encrypted, build_fragments, parse_chain, strip_padding,
+    Authentication, Certificate, CertificateRequest, Chain, Delete, Encrypted, ExchangeType,
+    Fragment, Header, Identification, KeyExchange, Message, Notify, NotifyType, ParsedPayload,
+    Payload, PayloadType, Proposal, Sealing, TrafficSelectors, build_clear, build_encrypted,
+    build_fragments, parse_chain, strip_padding,
 };
 
 use crate::engine::Dropped;
 use crate::error::Fault;
 use crate::keys::IkeKeys;
-
-const LAYOUT: EncryptedLayout = EncryptedLayout::AES_GCM_16;
 
 /// A message of clear payloads.
 pub(crate) fn clear(header: &Header, payloads: &[Payload]) -> Result<Vec<u8>, Fault> {
@@ -76,10 +74,10 @@ pub(crate) fn protect_chain(
 ) -> Result<Datagrams, Fault> {
     let unfit = |_| Fault::Bug("a message does not fit");
     let Some(largest) = keys.largest else {
-        let whole = build_encrypted(header, chain, LAYOUT).map_err(unfit)?;
+        let whole = build_encrypted(header, chain, keys.layout()).map_err(unfit)?;
         return Ok(seal(keys, whole)?.into());
     };
-    let mut pieces = build_fragments(header, chain, LAYOUT, largest)
+    let mut pieces = build_fragments(header, chain, keys.layout(), largest)
         .map_err(unfit)?
         .into_iter();
     let first = pieces.next().ok_or(Fault::Bug("a message of no parts"))?;
@@ -92,12 +90,11 @@ pub(crate) fn protect_chain(
 /// Encrypts one SK or SKF payload under an IV of its own (lesson L23).
 pub(crate) fn seal(keys: &mut IkeKeys, sealing: Sealing) -> Result<Vec<u8>, Fault> {
     let mut bytes = sealing.bytes;
-    let (head, tail) = bytes.split_at_mut(sealing.plaintext.start);
-    let text_len = sealing.plaintext.len();
-    let (text, icv_room) = tail.split_at_mut(text_len);
-    let (iv, icv) = keys.seal(&head[sealing.aad], text)?;
-    head[sealing.iv].copy_from_slice(&iv);
-    icv_room.copy_from_slice(&icv);
+    // The parts are adjacent.
+    let (before, rest) = bytes.split_at_mut(sealing.aad.len());
+    let (iv, rest) = rest.split_at_mut(sealing.iv.len());
+    let (text, icv) = rest.split_at_mut(sealing.plaintext.len());
+    keys.seal(before, iv, text, icv)?;
     Ok(bytes)
 }
 
@@ -131,12 +128,11 @@ pub(crate) fn unprotect(
 }
 
 fn decrypt(keys: &IkeKeys, datagram: &[u8], encrypted: &Encrypted) -> Option<Vec<u8>> {
-    let ranges = encrypted.ranges(LAYOUT).ok()?;
-    let iv: [u8; 8] = datagram.get(ranges.iv)?.try_into().ok()?;
-    let icv: [u8; 16] = datagram.get(ranges.icv)?.try_into().ok()?;
-    let aad = datagram.get(ranges.aad)?;
+    let ranges = encrypted.ranges(keys.layout()).ok()?;
+    let (iv, icv) = (datagram.get(ranges.iv)?, datagram.get(ranges.icv)?);
+    let before = datagram.get(ranges.aad)?;
     let mut text = datagram.get(ranges.ciphertext)?.to_vec();
-    keys.open(iv, aad, &mut text, &icv).then_some(text)
+    keys.open(before, iv, &mut text, icv).then_some(text)
 }
 
 impl Plain {

@@ -1,6 +1,6 @@
 //! Offers of algorithms, and the choice among them (RFC 7296, 2.7 and 3.3).
 
-use testudo_crypto::{Aead, KeMethod, Prf};
+use testudo_crypto::{Cipher, Integrity, KeMethod, Prf};
 use testudo_wire::ike::{
     EncryptionId, EsnId, IntegrityId, KeyExchangeId, Proposal, ProtocolId, Transform, TransformType,
 };
@@ -10,8 +10,12 @@ use crate::error::{Fault, Refusal};
 use crate::keys::Suite;
 use crate::suites::Suites;
 
-fn encryption(aead: Aead) -> Transform {
-    Transform::encryption(EncryptionId(aead.id()), Some(aead.key_bits()))
+fn encryption(cipher: Cipher) -> Transform {
+    Transform::encryption(EncryptionId(cipher.id()), Some(cipher.key_bits()))
+}
+
+fn integrity(integrity: Integrity) -> Transform {
+    Transform::integrity(IntegrityId(integrity.id()))
 }
 
 fn prf(prf: Prf) -> Transform {
@@ -22,18 +26,70 @@ fn ke(method: KeMethod) -> Transform {
     Transform::key_exchange(KeyExchangeId(method.id()))
 }
 
+/// The transforms of ciphers, for one proposal each kind: AEADs, which go without an integrity
+/// algorithm, do not mix with others (RFC 7296, 3.3), and of the others each integrity algorithm
+/// stands alone, so that nothing is offered that we do not take.
+fn by_integrity(ciphers: &[Cipher]) -> Vec<Vec<Transform>> {
+    let mut kinds: Vec<Option<Integrity>> = Vec::new();
+    for cipher in ciphers {
+        if !kinds.contains(&cipher.integrity()) {
+            kinds.push(cipher.integrity());
+        }
+    }
+    kinds
+        .into_iter()
+        .map(|kind| {
+            let of_kind = ciphers.iter().filter(|c| c.integrity() == kind);
+            of_kind
+                .map(|c| encryption(*c))
+                .chain(kind.map(integrity))
+                .collect()
+        })
+        .collect()
+}
+
+/// One proposal for each kind of cipher, numbered from 1; with additional key exchanges in front,
+/// and again without, if that will do: a peer that knows nothing of RFC 9370 refuses a proposal
+/// with transforms of a strange type.
+fn proposals(
+    protocol: ProtocolId,
+    spi: &[u8],
+    ciphers: &[Cipher],
+    others: &[Transform],
+    additional: &[AdditionalKe],
+) -> Vec<Proposal> {
+    let kinds = by_integrity(ciphers);
+    let with = (!additional.is_empty()).then(|| addke::offer(additional));
+    let without = addke::may_be_none(additional).then(Vec::new);
+    with.into_iter()
+        .chain(without)
+        .flat_map(|more| {
+            let all = move |kind: &Vec<Transform>| [&kind[..], others, &more].concat();
+            kinds.iter().map(all).collect::<Vec<_>>()
+        })
+        .zip(1..)
+        .map(|(transforms, number)| Proposal {
+            number,
+            protocol,
+            spi: spi.to_vec(),
+            transforms,
+        })
+        .collect()
+}
+
 /// Our offer for an IKE SA; `spi` only in a rekey.
 pub(crate) fn ike_offer(suites: &Suites, spi: Option<u64>) -> Vec<Proposal> {
-    let mut transforms: Vec<_> = suites.ike_aeads.iter().map(|a| encryption(*a)).collect();
-    transforms.extend(suites.prfs.iter().map(|p| prf(*p)));
-    transforms.extend(suites.ke_methods.iter().map(|k| ke(*k)));
-    let plain = Proposal {
-        number: 1,
-        protocol: ProtocolId::IKE,
-        spi: spi.map_or_else(Vec::new, |spi| spi.to_be_bytes().to_vec()),
-        transforms,
-    };
-    with_additional(plain, &suites.additional_ke)
+    let mut others: Vec<_> = suites.prfs.iter().map(|p| prf(*p)).collect();
+    others.extend(suites.ke_methods.iter().map(|k| ke(*k)));
+    let spi = spi.map_or_else(Vec::new, |spi| spi.to_be_bytes().to_vec());
+    let additional = &suites.additional_ke;
+    proposals(
+        ProtocolId::IKE,
+        &spi,
+        &suites.ike_ciphers,
+        &others,
+        additional,
+    )
 }
 
 /// Our offer for a child; with `with_ke` a fresh key exchange is part of it, after which come
@@ -44,34 +100,21 @@ pub(crate) fn child_offer(
     with_ke: bool,
     additional: &[AdditionalKe],
 ) -> Vec<Proposal> {
-    let mut transforms: Vec<_> = suites.esp_aeads.iter().map(|a| encryption(*a)).collect();
+    let mut others = Vec::new();
     if with_ke {
-        transforms.extend(suites.ke_methods.iter().map(|k| ke(*k)));
+        others.extend(suites.ke_methods.iter().map(|k| ke(*k)));
     }
-    transforms.push(Transform::esn(EsnId::ESN));
-    transforms.push(Transform::esn(EsnId::NO_ESN));
-    let plain = Proposal {
-        number: 1,
-        protocol: ProtocolId::ESP,
-        spi: spi.to_be_bytes().to_vec(),
-        transforms,
-    };
-    with_additional(plain, if with_ke { additional } else { &[] })
-}
-
-/// The proposal with additional key exchanges, and after it the one without, if that will do:
-/// a peer that knows nothing of RFC 9370 refuses a proposal with transforms of a strange type.
-fn with_additional(plain: Proposal, additional: &[AdditionalKe]) -> Vec<Proposal> {
-    if additional.is_empty() {
-        return vec![plain];
-    }
-    let mut first = plain.clone();
-    first.transforms.extend(addke::offer(additional));
-    let mut out = vec![first];
-    if addke::may_be_none(additional) {
-        out.push(Proposal { number: 2, ..plain });
-    }
-    out
+    others.push(Transform::esn(EsnId::ESN));
+    others.push(Transform::esn(EsnId::NO_ESN));
+    let spi = spi.to_be_bytes();
+    let additional = if with_ke { additional } else { &[] };
+    proposals(
+        ProtocolId::ESP,
+        &spi,
+        &suites.esp_ciphers,
+        &others,
+        additional,
+    )
 }
 
 /// A choice: the suite, and what of it the answer says.
@@ -95,7 +138,7 @@ impl<S> Chosen<S> {
 /// The algorithms of a child.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct ChildSuite {
-    pub(crate) aead: Aead,
+    pub(crate) cipher: Cipher,
     pub(crate) ke: Option<KeMethod>,
     /// The key exchanges after it (RFC 9370).
     pub(crate) additional: Rounds,
@@ -106,10 +149,15 @@ fn usable(proposal: &Proposal, kind: TransformType) -> impl Iterator<Item = &Tra
     proposal.of_type(kind).filter(|t| !t.unknown_attribute)
 }
 
-fn pick_aead(proposal: &Proposal, ours: &[Aead]) -> Option<Aead> {
-    ours.iter().copied().find(|aead| {
-        usable(proposal, TransformType::ENCR)
-            .any(|t| t.id == aead.id() && t.key_length == Some(aead.key_bits()))
+fn pick_cipher(proposal: &Proposal, ours: &[Cipher]) -> Option<Cipher> {
+    ours.iter().copied().find(|cipher| {
+        let encrypts = usable(proposal, TransformType::ENCR)
+            .any(|t| t.id == cipher.id() && t.key_length == Some(cipher.key_bits()));
+        encrypts
+            && match cipher.integrity() {
+                Some(algorithm) => has(proposal, TransformType::INTEG, algorithm.id()),
+                None => integrity_may_be_none(proposal),
+            }
     })
 }
 
@@ -151,30 +199,30 @@ fn no_additional(proposal: &Proposal) -> bool {
 }
 
 fn acceptable(proposal: &Proposal, protocol: ProtocolId) -> bool {
-    proposal.protocol == protocol && !proposal.has_unknown_type() && integrity_may_be_none(proposal)
+    proposal.protocol == protocol && !proposal.has_unknown_type()
 }
 
-/// Chooses for a first IKE SA, when it is not known yet whose it is: what all that it may be
-/// would take, or else what the first of them takes (see [`crate::engine::Engine::suites_at`]).
-/// `intermediate`: the peer has IKE_INTERMEDIATE, without which no additional key exchange can
-/// be (RFC 9370, 2.2.1).
+/// Chooses for a first IKE SA, when it is not known yet whose it is (see
+/// [`crate::engine::Engine::suites_at`]): what all that it may be would take, or else what the
+/// first of them takes, or else what `default` does. `intermediate`: the peer has
+/// IKE_INTERMEDIATE, without which no additional key exchange can be (RFC 9370, 2.2.1).
 pub(crate) fn choose_first_ike(
     offer: &[Proposal],
-    candidates: &[&Suites],
+    (candidates, default): (Vec<&Suites>, &Suites),
     sent: u16,
     intermediate: bool,
 ) -> Result<Chosen<Suite>, Fault> {
-    let mut first = None;
-    for suites in candidates {
-        let Some((chosen, _)) = pick_ike(offer, suites, sent, intermediate, false) else {
-            continue;
-        };
-        if candidates.iter().all(|s| s.allow_ike(&chosen.suite)) {
-            return with_method(chosen, sent);
-        }
-        first = first.or(Some(chosen));
-    }
-    let chosen = first.ok_or(Fault::Incompatible(Refusal::NoProposalChosen))?;
+    let pick = |suites: &Suites| {
+        pick_ike(offer, suites, sent, intermediate, false).map(|(chosen, _)| chosen)
+    };
+    let mut picked: Vec<_> = candidates.iter().filter_map(|s| pick(s)).collect();
+    let good = |c: &Chosen<Suite>| candidates.iter().all(|s| s.allow_ike(&c.suite));
+    let best = picked.iter().position(good).unwrap_or(0);
+    let chosen = if picked.is_empty() {
+        pick(default).ok_or(Fault::Incompatible(Refusal::NoProposalChosen))?
+    } else {
+        picked.swap_remove(best)
+    };
     with_method(chosen, sent)
 }
 
@@ -221,15 +269,15 @@ fn pick_ike(
         if esn || !acceptable(proposal, ProtocolId::IKE) {
             continue;
         }
-        let (Some(aead), Some(prf), Some((ke, rounds))) = (
-            pick_aead(proposal, &suites.ike_aeads),
+        let (Some(cipher), Some(prf), Some((ke, rounds))) = (
+            pick_cipher(proposal, &suites.ike_ciphers),
             pick_prf(proposal, &suites.prfs),
             pick_ke(proposal, suites, Some(sent), additional),
         ) else {
             continue;
         };
         let suite = Suite {
-            aead,
+            cipher,
             prf,
             ke,
             additional: rounds,
@@ -241,11 +289,10 @@ fn pick_ike(
 
 /// The one proposal that says what was chosen.
 pub(crate) fn ike_answer(chosen: &Chosen<Suite>, spi: Option<u64>) -> Vec<Proposal> {
-    let mut transforms = vec![
-        encryption(chosen.suite.aead),
-        prf(chosen.suite.prf),
-        ke(chosen.suite.ke),
-    ];
+    let suite = &chosen.suite;
+    let mut transforms = vec![encryption(suite.cipher), prf(suite.prf)];
+    transforms.extend(suite.cipher.integrity().map(integrity));
+    transforms.push(ke(suite.ke));
     transforms.extend(&chosen.additional);
     vec![Proposal {
         number: chosen.number,
@@ -270,7 +317,7 @@ pub(crate) fn choose_child(
         if !acceptable(proposal, ProtocolId::ESP) {
             continue;
         }
-        let Some(aead) = pick_aead(proposal, &suites.esp_aeads) else {
+        let Some(cipher) = pick_cipher(proposal, &suites.esp_ciphers) else {
             continue;
         };
         let esn = if has(proposal, TransformType::ESN, EsnId::ESN.0) {
@@ -293,7 +340,7 @@ pub(crate) fn choose_child(
             _ => continue,
         };
         let suite = ChildSuite {
-            aead,
+            cipher,
             ke,
             additional,
             esn,
@@ -309,7 +356,9 @@ pub(crate) fn choose_child(
 
 /// The one proposal that says what was chosen.
 pub(crate) fn child_answer(chosen: &Chosen<ChildSuite>, spi: u32) -> Vec<Proposal> {
-    let mut transforms = vec![encryption(chosen.suite.aead)];
+    let cipher = chosen.suite.cipher;
+    let mut transforms = vec![encryption(cipher)];
+    transforms.extend(cipher.integrity().map(integrity));
     transforms.extend(chosen.suite.ke.map(ke));
     let esn = if chosen.suite.esn {
         EsnId::ESN
@@ -529,7 +578,7 @@ mod tests {
         let answer = |main| {
             let mut answer = offer.clone();
             answer[0].transforms = vec![
-                encryption(Aead::Aes256Gcm16),
+                encryption(Cipher::AES_256_GCM),
                 prf(Prf::HmacSha256),
                 ke(main),
                 Transform::new(TransformType::ADDKE1, 36),
@@ -554,7 +603,7 @@ mod tests {
         let mut answer = ike_offer(&suites(), None);
         assert!(read_ike_answer(&answer, &suites(), KeMethod::X25519, true, false).is_err());
         answer[0].transforms = vec![
-            encryption(Aead::Aes128Gcm16),
+            encryption(Cipher::AES_128_GCM),
             prf(Prf::HmacSha256),
             ke(KeMethod::X25519),
         ];

@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use testudo_crypto::{Aead, KeMethod, Prf};
+use testudo_crypto::{Cipher, KeMethod, Prf};
 use testudo_model::PeerId;
 
 use crate::addke::AdditionalKe;
@@ -22,9 +22,9 @@ pub struct Suites {
     /// PRFs.
     pub prfs: Vec<Prf>,
     /// Ciphers for IKE.
-    pub ike_aeads: Vec<Aead>,
+    pub ike_ciphers: Vec<Cipher>,
     /// Ciphers for ESP.
-    pub esp_aeads: Vec<Aead>,
+    pub esp_ciphers: Vec<Cipher>,
     /// Whether children made after the first, rekeys included, have a key exchange of their
     /// own (perfect forward secrecy).
     pub pfs: bool,
@@ -44,8 +44,8 @@ impl Default for Suites {
                 required: false,
             }],
             prfs: vec![Prf::HmacSha256, Prf::HmacSha384, Prf::HmacSha512],
-            ike_aeads: vec![Aead::Aes256Gcm16],
-            esp_aeads: vec![Aead::Aes256Gcm16],
+            ike_ciphers: vec![Cipher::AES_256_GCM],
+            esp_ciphers: vec![Cipher::AES_256_GCM],
             pfs: true,
         }
     }
@@ -54,7 +54,7 @@ impl Default for Suites {
 impl Suites {
     /// Whether an IKE SA of these algorithms may stand.
     pub(crate) fn allow_ike(&self, suite: &Suite) -> bool {
-        self.ike_aeads.contains(&suite.aead)
+        self.ike_ciphers.contains(&suite.cipher)
             && self.prfs.contains(&suite.prf)
             && self.ke_methods.contains(&suite.ke)
             && suite.additional.allowed_by(&self.additional_ke)
@@ -65,29 +65,34 @@ impl Suites {
         [
             (self.ke_methods.is_empty(), "key exchange method"),
             (self.prfs.is_empty(), "PRF"),
-            (self.ike_aeads.is_empty(), "cipher for IKE"),
-            (self.esp_aeads.is_empty(), "cipher for ESP"),
+            (self.ike_ciphers.is_empty(), "cipher for IKE"),
+            (self.esp_ciphers.is_empty(), "cipher for ESP"),
         ]
         .into_iter()
         .find_map(|(none, kind)| none.then_some(kind))
     }
 }
 
-/// What peers at one address want otherwise than the default, where it has to be known before
-/// it is known who asks: at IKE_SA_INIT.
+/// What the peers at one address want, where it has to be known before it is known who asks: at
+/// IKE_SA_INIT.
 #[derive(Debug, Default)]
-pub(crate) struct Special {
+pub(crate) struct AtAddress {
     /// How many of them want forced encapsulation.
     pub(crate) forced: usize,
+    /// How many have no suites of their own.
+    plain: usize,
     /// Suites of their own, and how many have these.
     suites: Vec<(Suites, usize)>,
 }
 
-impl Special {
+impl AtAddress {
     /// A peer with that address is there.
     pub(crate) fn add(&mut self, forced: bool, suites: Option<&Suites>) {
         self.forced += usize::from(forced);
-        let Some(suites) = suites else { return };
+        let Some(suites) = suites else {
+            self.plain += 1;
+            return;
+        };
         match self.suites.iter_mut().find(|(known, _)| known == suites) {
             Some((_, count)) => *count += 1,
             None => self.suites.push((suites.clone(), 1)),
@@ -96,7 +101,8 @@ impl Special {
 
     /// One is gone; it was added with the same arguments.
     pub(crate) fn remove(&mut self, forced: bool, suites: Option<&Suites>) {
-        self.forced = self.forced.saturating_sub(forced.into());
+        self.forced -= usize::from(forced);
+        self.plain -= usize::from(suites.is_none());
         for (known, count) in &mut self.suites {
             *count -= usize::from(Some(&*known) == suites);
         }
@@ -104,7 +110,7 @@ impl Special {
     }
 
     pub(crate) fn is_empty(&self) -> bool {
-        self.forced == 0 && self.suites.is_empty()
+        self.forced == 0 && self.plain == 0 && self.suites.is_empty()
     }
 }
 
@@ -126,15 +132,16 @@ impl Engine {
             .unwrap_or(&self.config.suites)
     }
 
-    /// What may be negotiated with whoever asks from that address: one of these. Those of peers
-    /// that are known to be there come first, the default last. IKE_AUTH shows who it was, and
-    /// whether what was chosen is allowed for it.
-    pub(crate) fn suites_at(&self, address: IpAddr) -> Vec<&Suites> {
-        self.special
-            .get(&address.to_canonical())
-            .into_iter()
-            .flat_map(|special| special.suites.iter().map(|(suites, _)| suites))
-            .chain([&self.config.suites])
-            .collect()
+    /// What may be negotiated with whoever asks from that address: what the peers that are known
+    /// to be there have, those with suites of their own first; then the default, for a peer that
+    /// has moved. IKE_AUTH shows who it was, and whether what was chosen is allowed for it.
+    pub(crate) fn suites_at(&self, address: IpAddr) -> (Vec<&Suites>, &Suites) {
+        let default = &self.config.suites;
+        let Some(there) = self.at_address.get(&address.to_canonical()) else {
+            return (Vec::new(), default);
+        };
+        let own = there.suites.iter().map(|(suites, _)| suites);
+        let plain = (there.plain > 0).then_some(default);
+        (own.chain(plain).collect(), default)
     }
 }

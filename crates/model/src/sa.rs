@@ -3,7 +3,7 @@
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 
-use testudo_crypto::{Aead, SecretBytes};
+use testudo_crypto::{Cipher, SecretBytes};
 
 use crate::name::PeerId;
 use crate::selector::TrafficSelector;
@@ -112,8 +112,9 @@ pub struct InboundSaSpec {
     /// Ours, on the wire.
     pub spi: Spi,
     /// The cipher.
-    pub aead: Aead,
-    /// Key and salt (RFC 4106 8.1).
+    pub cipher: Cipher,
+    /// Its keys, `cipher.keymat_len()` bytes: with AES-GCM key and salt (RFC 4106 8.1), else the
+    /// cipher's key and the integrity key (RFC 7296 2.17).
     pub keymat: SecretBytes,
     /// 64-bit sequence numbers.
     pub esn: bool,
@@ -138,8 +139,9 @@ pub struct OutboundSaSpec {
     /// The peer's, on the wire.
     pub spi: Spi,
     /// The cipher.
-    pub aead: Aead,
-    /// Key and salt (RFC 4106 8.1).
+    pub cipher: Cipher,
+    /// Its keys, `cipher.keymat_len()` bytes: with AES-GCM key and salt (RFC 4106 8.1), else the
+    /// cipher's key and the integrity key (RFC 7296 2.17).
     pub keymat: SecretBytes,
     /// 64-bit sequence numbers.
     pub esn: bool,

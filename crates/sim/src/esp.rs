@@ -100,7 +100,7 @@ impl Datapath {
 fn outbound(half: &Half) -> Result<OutboundSa, String> {
     OutboundSa::new(&OutboundParameters {
         spi: half.spi,
-        aead: half.aead,
+        cipher: half.cipher,
         keymat: &half.key,
         esn: half.esn,
         limits: SoftLimits::NONE,
@@ -111,7 +111,7 @@ fn outbound(half: &Half) -> Result<OutboundSa, String> {
 fn inbound(half: &Half) -> Result<InboundSa, String> {
     InboundSa::new(&InboundParameters {
         spi: half.spi,
-        aead: half.aead,
+        cipher: half.cipher,
         keymat: &half.key,
         esn: half.esn,
         replay_window: 64,

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
-use testudo_crypto::{Aead, Random};
+use testudo_crypto::{Cipher, Random};
 use testudo_ike::{
     ChildUp, DownReason, Engine, EngineConfig, Event, FailedCheck, Identity, IkeId, IkeStatus,
     LocalIdentity, UseOutbound,
@@ -44,7 +44,7 @@ pub struct Half {
     /// In the packets.
     pub spi: u32,
     /// The cipher.
-    pub aead: Aead,
+    pub cipher: Cipher,
     /// Key and salt.
     pub key: Vec<u8>,
     /// 64-bit sequence numbers.
@@ -322,7 +322,7 @@ impl Node {
         let inbound = Half {
             child: up.child,
             spi: spi_in,
-            aead: up.inbound.aead,
+            cipher: up.inbound.cipher,
             key,
             esn: up.inbound.esn,
         };
@@ -333,7 +333,7 @@ impl Node {
             half: Half {
                 child: up.child,
                 spi: spi_out,
-                aead: up.outbound.aead,
+                cipher: up.outbound.cipher,
                 key: up.outbound.keymat.as_bytes().to_vec(),
                 esn: up.outbound.esn,
             },

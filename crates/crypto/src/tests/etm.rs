@@ -1,7 +1,9 @@
 //! AES-CBC with HMAC: RFC vectors and refusals.
 
 use super::unhex;
-use crate::{CBC_IV_LEN, Cbc, EtmError, EtmKey, EtmSuite, Integrity, OpenError, Prf};
+use crate::{
+    CBC_IV_LEN, Cbc, Cipher, CipherKey, EtmError, EtmKey, EtmSuite, Integrity, OpenError, Prf,
+};
 
 fn suites() -> impl Iterator<Item = EtmSuite> {
     Cbc::ALL.into_iter().flat_map(|cbc| {
@@ -40,7 +42,8 @@ fn rfc_3602_4_aes_128_cbc() {
         let key = EtmKey::new(suite, &unhex(key), &[0; 32]).unwrap();
         let iv: [u8; CBC_IV_LEN] = unhex(iv).try_into().unwrap();
         let mut buf = unhex(plain);
-        let icv = key.seal_in_place(iv, &[], &mut buf, &[]).unwrap();
+        let mut icv = [0; 16];
+        key.seal_in_place(iv, &[], &mut buf, &[], &mut icv).unwrap();
         assert_eq!(buf, unhex(cipher));
         key.open_in_place(iv, &[], &mut buf, &[], &icv).unwrap();
         assert_eq!(buf, unhex(plain));
@@ -59,8 +62,9 @@ fn the_icv_covers_each_part() {
         };
         let iv = [3; CBC_IV_LEN];
         let mut buf = [9; 48];
-        let icv = key(suite)
-            .seal_in_place(iv, b"head", &mut buf, b"esn")
+        let mut icv = vec![0; suite.integrity.icv_len()];
+        key(suite)
+            .seal_in_place(iv, b"head", &mut buf, b"esn", &mut icv)
             .unwrap();
         let whole = prf.compute(
             &vec![2; suite.integrity.key_len()],
@@ -77,7 +81,9 @@ fn whatever_is_changed_is_refused_and_left_as_it_was() {
         let key = key(suite);
         let iv = [3; CBC_IV_LEN];
         let mut sealed = [9; 48];
-        let icv = key.seal_in_place(iv, b"head", &mut sealed, b"esn").unwrap();
+        let mut icv = vec![0; suite.integrity.icv_len()];
+        key.seal_in_place(iv, b"head", &mut sealed, b"esn", &mut icv)
+            .unwrap();
         let refused = |iv, before: &[u8], buf: &[u8], after: &[u8], icv: &[u8]| {
             let mut opened = buf.to_vec();
             let error = key.open_in_place(iv, before, &mut opened, after, icv);
@@ -111,7 +117,8 @@ fn whatever_is_changed_is_refused_and_left_as_it_was() {
 fn broken_blocks_and_wrong_keys_are_refused() {
     for suite in suites() {
         for len in [1, 15, 17, 31] {
-            let sealed = key(suite).seal_in_place([0; 16], &[], &mut vec![0; len], &[]);
+            let mut icv = vec![0; suite.integrity.icv_len()];
+            let sealed = key(suite).seal_in_place([0; 16], &[], &mut vec![0; len], &[], &mut icv);
             assert_eq!(sealed.err(), Some(EtmError::Padding(len)));
         }
         let (right, auth) = (suite.cbc.key_len(), suite.integrity.key_len());
@@ -137,4 +144,69 @@ fn numbers_are_those_of_the_registry() {
     assert_eq!(Cbc::from_transform(12, 256), Some(Cbc::Aes256));
     assert_eq!(Cbc::from_transform(12, 192), None);
     assert_eq!(Cbc::from_transform(20, 128), None);
+}
+
+/// RFC 3602 section 3: nobody may foretell an IV. Nor does one come twice, and
+/// it is not the cipher's own view of a counter, which a chosen block could ask
+/// for.
+#[test]
+fn each_message_has_an_iv_of_its_own() {
+    for suite in suites() {
+        let key = key(suite);
+        let mut seen = std::collections::BTreeSet::new();
+        for number in [0, 1, 2, 3, u64::from(u32::MAX), u64::MAX] {
+            let iv = key.iv(number).unwrap();
+            assert!(seen.insert(iv));
+            assert_eq!(key.iv(number), Ok(iv));
+            let mut block = u128::from(number).to_be_bytes();
+            let mut icv = vec![0; suite.integrity.icv_len()];
+            key.seal_in_place([0; 16], &[], &mut block, &[], &mut icv)
+                .unwrap();
+            assert_ne!(block, iv);
+        }
+        let other = EtmKey::new(
+            suite,
+            &vec![1; suite.cbc.key_len()],
+            &vec![3; suite.integrity.key_len()],
+        )
+        .unwrap();
+        assert_ne!(other.iv(0), key.iv(0));
+    }
+}
+
+#[test]
+fn every_cipher_seals_and_opens_and_refuses_what_was_changed() {
+    for cipher in Cipher::all() {
+        let keymat: Vec<u8> = (0..).take(cipher.keymat_len()).collect();
+        let key = CipherKey::new(cipher, &keymat).unwrap();
+        assert_eq!(key.cipher(), cipher);
+        assert!(CipherKey::new(cipher, &keymat[1..]).is_err());
+        assert!(CipherKey::new(cipher, &[]).is_err());
+        let (mut iv, mut icv) = (vec![0; cipher.iv_len()], vec![0; cipher.icv_len()]);
+        let mut text = [7; 32];
+        key.seal_in_place(5, b"head", &mut iv, &mut text, &mut icv)
+            .unwrap();
+        assert_ne!(text, [7; 32]);
+        let opened = |before: &[u8], iv: &[u8], icv: &[u8]| {
+            let mut text = text;
+            key.open_in_place(before, iv, &mut text, icv).map(|()| text)
+        };
+        assert_eq!(opened(b"head", &iv, &icv), Ok([7; 32]));
+        assert!(opened(b"heat", &iv, &icv).is_err());
+        assert!(opened(b"head", &iv[1..], &icv).is_err());
+        assert!(opened(b"head", &iv, &icv[1..]).is_err());
+        iv[0] ^= 1;
+        assert!(opened(b"head", &iv, &icv).is_err());
+    }
+}
+
+#[test]
+fn ciphers_have_the_lengths_and_names_of_their_parts() {
+    let all: Vec<_> = Cipher::all().collect();
+    assert_eq!(all.len(), 8);
+    let named: Vec<_> = all.iter().map(|c| (c.name(), c.keymat_len())).collect();
+    assert_eq!(named[0], ("AES_GCM_16_256", 36));
+    assert_eq!(named[1], ("AES_GCM_16_128", 20));
+    assert_eq!(named[2], ("AES_CBC_256/HMAC_SHA2_256_128", 64));
+    assert_eq!(named[7], ("AES_CBC_128/HMAC_SHA2_512_256", 80));
 }

@@ -21,7 +21,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use socket2::{Domain, Protocol, Socket, Type};
-use testudo_crypto::{Aead, SecretBytes};
+use testudo_crypto::{Cipher, SecretBytes};
 use testudo_datapath::Datapath;
 use testudo_datapath_user::{Options, UserDatapath};
 use testudo_model::{
@@ -426,7 +426,7 @@ impl Pair {
             child: ChildId(self.child),
             peer: peer(other),
             spi: self.spi(me),
-            aead: Aead::Aes256Gcm16,
+            cipher: Cipher::AES_256_GCM,
             keymat: self.keymat(other),
             esn: true,
             replay_window: 4096,
@@ -443,7 +443,7 @@ impl Pair {
             child: ChildId(self.child),
             peer: peer(other),
             spi: self.spi(other),
-            aead: Aead::Aes256Gcm16,
+            cipher: Cipher::AES_256_GCM,
             keymat: self.keymat(me),
             esn: true,
             mode: self.mode,

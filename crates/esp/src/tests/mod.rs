@@ -1,12 +1,13 @@
 //! Vectors, properties, threads.
 
+mod cbc;
 mod packets;
 mod sequence;
 mod table;
 mod vectors;
 mod window;
 
-use testudo_crypto::{Aead, DangerousSeededRandom, Random};
+use testudo_crypto::{Cipher, DangerousSeededRandom, Random};
 
 use crate::{
     DEFAULT_REPLAY_WINDOW, HEAD_ROOM, InboundParameters, InboundSa, OutboundParameters, OutboundSa,
@@ -18,17 +19,17 @@ const KEYMAT: [u8; 36] = [7; 36];
 
 /// A pair of SAs whose first packet has number `after + 1`.
 fn pair_after(esn: bool, limits: SoftLimits, after: u64) -> (OutboundSa, InboundSa) {
-    let aead = Aead::Aes256Gcm16;
+    let cipher = Cipher::AES_256_GCM;
     let out = OutboundParameters {
         spi: SPI,
-        aead,
+        cipher,
         keymat: &KEYMAT,
         esn,
         limits,
     };
     let inbound = InboundParameters {
         spi: SPI,
-        aead,
+        cipher,
         keymat: &KEYMAT,
         esn,
         replay_window: DEFAULT_REPLAY_WINDOW,

@@ -3,7 +3,7 @@
 //! length is not offered. Each gives the ESP plaintext with its trailer and the
 //! AAD, from which SPI, sequence number and ESN follow.
 
-use testudo_crypto::Aead;
+use testudo_crypto::{Aead, AeadKey, Cipher};
 
 use crate::packet::low;
 use crate::{
@@ -40,10 +40,11 @@ fn check(index: usize, case: &Case) {
     let (nonce, aad, plain) = (unhex(case.nonce), unhex(case.aad), unhex(case.plain));
     let keymat = [unhex(case.key), nonce[..4].to_vec()].concat();
     let iv: [u8; 8] = nonce[4..].try_into().unwrap();
-    let aead = match keymat.len() {
-        20 => Aead::Aes128Gcm16,
-        _ => Aead::Aes256Gcm16,
+    let (cipher, aead) = match keymat.len() {
+        20 => (Cipher::AES_128_GCM, Aead::Aes128Gcm16),
+        _ => (Cipher::AES_256_GCM, Aead::Aes256Gcm16),
     };
+    let key = AeadKey::new(aead, &keymat).unwrap();
     let spi = u32::from_be_bytes(aad[..4].try_into().unwrap());
     let sequence = aad[4..].iter().fold(0, |n, byte| n << 8 | u64::from(*byte));
     let esn = aad.len() == 12;
@@ -64,7 +65,7 @@ fn check(index: usize, case: &Case) {
 
     let out = OutboundSa::new(&OutboundParameters {
         spi,
-        aead,
+        cipher,
         keymat: &keymat,
         esn,
         limits: SoftLimits::NONE,
@@ -72,12 +73,20 @@ fn check(index: usize, case: &Case) {
     .unwrap();
     let mut packet = vec![0xee; expected.len()];
     packet[HEAD_ROOM..HEAD_ROOM + payload.len()].copy_from_slice(payload);
-    out.write(&mut packet, payload.len(), 0, *next_header, sequence, iv);
+    out.write(
+        &key,
+        &mut packet,
+        payload.len(),
+        0,
+        *next_header,
+        sequence,
+        iv,
+    );
     assert_eq!(packet, expected, "case {index}");
 
     let parameters = InboundParameters {
         spi,
-        aead,
+        cipher,
         keymat: &keymat,
         esn,
         replay_window: 0,

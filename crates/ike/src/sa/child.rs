@@ -254,12 +254,12 @@ impl Engine {
         let says_info = resource::says_info(payloads);
         let answer = self.agreement_payloads(&agreement, spi_in);
         let born = self.tick();
-        let aead = agreement.chosen.suite.aead;
+        let cipher = agreement.chosen.suite.cipher;
         let Some(keys) = self
             .sas
             .get(&ike)
             .and_then(IkeSa::established)
-            .map(|e| e.keys.child_keymat(aead, &[], &nonces.0, &nonces.1))
+            .map(|e| e.keys.child_keymat(cipher, &[], &nonces.0, &nonces.1))
         else {
             return Vec::new();
         };
@@ -402,7 +402,10 @@ impl Engine {
             .sas
             .get(&ike)
             .and_then(IkeSa::established)
-            .map(|e| e.keys.child_keymat(suite.aead, secrets, nonces.0, nonces.1))
+            .map(|e| {
+                e.keys
+                    .child_keymat(suite.cipher, secrets, nonces.0, nonces.1)
+            })
             .ok_or(Fault::Bug("no such IKE SA"))?;
         let new = NewChild {
             ike,
@@ -461,6 +464,7 @@ impl Engine {
                 mode: new.mode,
                 local_ts: new.local_ts.clone(),
                 remote_ts: new.remote_ts.clone(),
+                cipher: new.suite.cipher,
                 ke: new.suite.ke,
                 initiator: new.initiator,
                 confirmed: new.initiator,
@@ -516,7 +520,7 @@ impl Engine {
             child: id,
             peer: peer.clone(),
             spi: Spi(new.spi_in),
-            aead: new.suite.aead,
+            cipher: new.suite.cipher,
             keymat: key_in,
             esn: new.suite.esn,
             replay_window: self.config.replay_window,
@@ -529,7 +533,7 @@ impl Engine {
             child: id,
             peer: peer.clone(),
             spi: Spi(new.spi_out),
-            aead: new.suite.aead,
+            cipher: new.suite.cipher,
             keymat: key_out,
             esn: new.suite.esn,
             mode: new.mode,

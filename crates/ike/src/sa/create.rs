@@ -256,7 +256,7 @@ impl Engine {
         let suite = agreement.chosen.suite;
         let keys = est
             .keys
-            .child_keymat(suite.aead, secrets, &nonce_i, &nonce_r);
+            .child_keymat(suite.cipher, secrets, &nonce_i, &nonce_r);
         let new = NewChild {
             ike: id,
             slot: agreement.slot,

@@ -389,7 +389,7 @@ impl Engine {
         };
         let candidates = self.suites_at(address);
         let intermediate = has_intermediate(&payloads);
-        let chosen = proposal::choose_first_ike(offer, &candidates, ke.method, intermediate)?;
+        let chosen = proposal::choose_first_ike(offer, candidates, ke.method, intermediate)?;
         let method = chosen.suite.ke;
         if ke.data.len() != method.public_len() {
             return Err(Fault::Misbehaved("bad_public_key").into());
@@ -463,7 +463,7 @@ impl Engine {
     /// known too late for the NAT detection.
     fn wants_encapsulation(&self, from: Path) -> bool {
         let ip = from.remote.ip().to_canonical();
-        self.special.get(&ip).is_some_and(|s| s.forced > 0)
+        self.at_address.get(&ip).is_some_and(|s| s.forced > 0)
     }
 
     fn demand_cookie(

@@ -15,7 +15,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-use testudo_crypto::{KeMethod, KePrivate};
+use testudo_crypto::{Cipher, KeMethod, KePrivate};
 use testudo_model::{ChildId, Encapsulation, Monotonic, PeerId, SaMode, TrafficSelector, UnixTime};
 use testudo_wire::ike::NotifyType;
 
@@ -352,6 +352,7 @@ pub(crate) struct Child {
     pub(crate) mode: SaMode,
     pub(crate) local_ts: Vec<TrafficSelector>,
     pub(crate) remote_ts: Vec<TrafficSelector>,
+    pub(crate) cipher: Cipher,
     /// The method of its key exchange, to begin a rekey with the one that worked.
     pub(crate) ke: Option<KeMethod>,
     /// We asked for it.

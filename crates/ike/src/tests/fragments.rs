@@ -159,7 +159,9 @@ impl Forge {
         let mut bytes = header.to_bytes().to_vec();
         bytes.extend(body);
         let mut text = [inner, &[0]].concat();
-        let (iv, icv) = keys.seal(&bytes, &mut text).ok().unwrap();
+        let (mut iv, mut icv) = ([0; 8], [0; 16]);
+        let sealed = keys.seal(&bytes, &mut iv, &mut text, &mut icv);
+        assert!(sealed.is_ok());
         bytes.extend(iv);
         bytes.extend(text);
         bytes.extend(icv);

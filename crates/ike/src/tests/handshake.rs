@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use testudo_crypto::{Aead, KeMethod, KeyType, Prf};
+use testudo_crypto::{Cipher, KeMethod, KeyType, Prf};
 use testudo_model::policy::EncapsulationMode;
 use testudo_model::{Encapsulation, SaMode, TrafficSelector};
 
@@ -25,18 +25,18 @@ fn two_engines_make_one_child() {
 fn every_algorithm_works() {
     for kind in [KeyType::EcdsaP256, KeyType::EcdsaP384, KeyType::Ed25519] {
         for ke in KeMethod::ALL {
-            for (prf, aead) in [
-                (Prf::HmacSha256, Aead::Aes256Gcm16),
-                (Prf::HmacSha384, Aead::Aes128Gcm16),
-                (Prf::HmacSha512, Aead::Aes256Gcm16),
+            for (prf, cipher) in [
+                (Prf::HmacSha256, Cipher::AES_256_GCM),
+                (Prf::HmacSha384, Cipher::AES_128_GCM),
+                (Prf::HmacSha512, Cipher::AES_256_GCM),
             ] {
                 let config = EngineConfig {
                     suites: Suites {
                         ke_methods: vec![ke],
                         additional_ke: Vec::new(),
                         prfs: vec![prf],
-                        ike_aeads: vec![aead],
-                        esp_aeads: vec![aead],
+                        ike_ciphers: vec![cipher],
+                        esp_ciphers: vec![cipher],
                         pfs: true,
                     },
                     ..config()

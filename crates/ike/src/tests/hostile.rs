@@ -388,7 +388,7 @@ proptest! {
         kind in 33u8..48,
         create in any::<bool>(),
     ) {
-        use testudo_wire::ike::{Chain, EncryptedLayout, PayloadType, build_encrypted};
+        use testudo_wire::ike::{Chain, PayloadType, build_encrypted};
         let mut net = pair(30);
         let id = net.ikes(0, 1)[0].ike;
         let sa = net.nodes[0].engine.sas.get_mut(&id).unwrap();
@@ -400,14 +400,9 @@ proptest! {
         let header = sa.request_header(exchange, 2);
         let mut chain = Chain::new();
         chain.push_raw(PayloadType(kind), false, &body).unwrap();
-        let sealing = build_encrypted(&header, &chain, EncryptedLayout::AES_GCM_16).unwrap();
-        let mut bytes = sealing.bytes;
         let keys = &mut sa.established_mut().unwrap().keys;
-        let mut text = bytes[sealing.plaintext.clone()].to_vec();
-        let (iv, icv) = keys.seal(&bytes[sealing.aad], &mut text).unwrap();
-        bytes[sealing.iv].copy_from_slice(&iv);
-        bytes[sealing.plaintext].copy_from_slice(&text);
-        bytes[sealing.icv].copy_from_slice(&icv);
+        let sealing = build_encrypted(&header, &chain, keys.layout()).unwrap();
+        let bytes = crate::message::seal(keys, sealing).unwrap();
         net.act(1, |e, now| {
             e.handle_datagram(now, at(1, 500), at(0, 500), &bytes);
         });

@@ -15,6 +15,7 @@ mod ppk;
 mod refused;
 mod rekey;
 mod resources;
+mod suites;
 mod table;
 mod unproven;
 mod window;

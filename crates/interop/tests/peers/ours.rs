@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use testudo_crypto::{SecretBytes, SystemRandom};
-use testudo_esp::{HEAD_ROOM, InboundParameters, InboundSa, OutboundParameters, OutboundSa};
+use testudo_esp::{InboundParameters, InboundSa, OutboundParameters, OutboundSa};
 use testudo_ike::{
     CertificateVerifier, ChildConfig, ChildDown, Engine, EngineConfig, Event, FailedCheck, Failure,
     Identity, IkeDown, IkeId, LocalIdentity, PathChanged, PeerAddress, PeerAuth, PeerConfig,
@@ -216,7 +216,7 @@ impl Us {
                     down: None,
                     inbound: InboundSa::new(&InboundParameters {
                         spi: i.spi.0,
-                        aead: i.aead,
+                        cipher: i.cipher,
                         keymat: i.keymat.as_bytes(),
                         esn: i.esn,
                         replay_window: i.replay_window,
@@ -224,7 +224,7 @@ impl Us {
                     .unwrap(),
                     outbound: OutboundSa::new(&OutboundParameters {
                         spi: o.spi.0,
-                        aead: o.aead,
+                        cipher: o.cipher,
                         keymat: o.keymat.as_bytes(),
                         esn: o.esn,
                         limits: testudo_esp::SoftLimits::NONE,
@@ -449,9 +449,9 @@ impl Us {
     pub fn send(&mut self, inner: &[u8]) {
         let sending = self.sending.expect("a child to send on");
         let made = self.made.iter_mut().find(|m| m.child == sending).unwrap();
-        let mut buffer = vec![0; HEAD_ROOM];
+        let mut buffer = vec![0; made.outbound.head_room()];
         buffer.extend(inner);
-        buffer.extend([0; testudo_esp::TAIL_ROOM]);
+        buffer.extend([0; testudo_esp::MAX_TAIL_ROOM]);
         let next = if inner[0] >> 4 == 4 { 4 } else { 41 };
         let sealed = made.outbound.seal(&mut buffer, inner.len(), next).unwrap();
         made.sealed += 1;

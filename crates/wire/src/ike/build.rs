@@ -9,6 +9,9 @@ use super::limits;
 use super::parse::{EncryptedLayout, FRAGMENT_LEN, Fragment, GENERIC_LEN};
 use super::payload::{Payload, PayloadType};
 
+/// Bytes of the pad length.
+const PAD_LENGTH: usize = 1;
+
 /// Why a message cannot be written. Each is a mistake of the caller or a limit of the format.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 pub enum BuildError {
@@ -127,7 +130,7 @@ pub struct Sealing {
     pub aad: Range<usize>,
     /// Room for the IV.
     pub iv: Range<usize>,
-    /// Payloads, no padding, and a pad length of 0, in clear.
+    /// Payloads, padding to whole blocks, and pad length, in clear.
     pub plaintext: Range<usize>,
     /// Room for the integrity check value.
     pub icv: Range<usize>,
@@ -158,8 +161,8 @@ pub fn build_fragments(
     layout: EncryptedLayout,
     max_message: usize,
 ) -> Result<Vec<Sealing>, BuildError> {
-    let around = HEADER_LEN + GENERIC_LEN + layout.iv_len + 1 + layout.icv_len;
-    if around + inner.bytes.len() <= max_message {
+    let around = HEADER_LEN + GENERIC_LEN + layout.iv_len + layout.icv_len;
+    if around + padded_len(inner.bytes.len(), layout) <= max_message {
         return Ok(vec![build_encrypted(header, inner, layout)?]);
     }
     let impossible = BuildError::Fragments {
@@ -168,6 +171,8 @@ pub fn build_fragments(
     };
     let room = max_message
         .checked_sub(around + FRAGMENT_LEN)
+        .map(|text| text - text % layout.block_len)
+        .and_then(|text| text.checked_sub(PAD_LENGTH))
         .filter(|room| *room > 0)
         .ok_or(impossible)?;
     let total = u16::try_from(inner.bytes.len().div_ceil(room)).map_err(|_| impossible)?;
@@ -190,6 +195,12 @@ pub fn build_fragments(
     Ok(out)
 }
 
+/// Bytes of inner payloads with padding and pad length. The padding is less than a block, so less
+/// than 256 bytes.
+fn padded_len(inner: usize, layout: EncryptedLayout) -> usize {
+    (inner + PAD_LENGTH).next_multiple_of(layout.block_len)
+}
+
 fn seal_room(
     header: &Header,
     first: PayloadType,
@@ -203,7 +214,8 @@ fn seal_room(
         PayloadType::SK
     };
     let extra = if fragment.is_some() { FRAGMENT_LEN } else { 0 };
-    let length = GENERIC_LEN + extra + layout.iv_len + inner.len() + 1 + layout.icv_len;
+    let padded = padded_len(inner.len(), layout);
+    let length = GENERIC_LEN + extra + layout.iv_len + padded + layout.icv_len;
     let field = u16::try_from(length).map_err(|_| BuildError::TooLong { kind, length })?;
     let mut bytes = start_message(header, kind, HEADER_LEN + length)?;
     push_generic(&mut bytes, first, false, field);
@@ -215,7 +227,10 @@ fn seal_room(
     let text = iv + layout.iv_len;
     bytes.resize(text, 0);
     bytes.extend(inner);
-    bytes.push(0);
+    // The padding may have any content (RFC 7296, 3.14).
+    let pad = padded - inner.len() - PAD_LENGTH;
+    bytes.resize(bytes.len() + pad, 0);
+    bytes.push(pad as u8);
     let icv = bytes.len();
     let end = icv + layout.icv_len;
     bytes.resize(end, 0);

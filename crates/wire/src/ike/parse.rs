@@ -42,6 +42,9 @@ pub struct EncryptedLayout {
     pub iv_len: usize,
     /// Bytes of the integrity check value.
     pub icv_len: usize,
+    /// Payloads, padding and pad length are a multiple of so many bytes: the cipher's block, or 1.
+    /// Never 0.
+    pub block_len: usize,
 }
 
 impl EncryptedLayout {
@@ -49,6 +52,7 @@ impl EncryptedLayout {
     pub const AES_GCM_16: Self = Self {
         iv_len: 8,
         icv_len: 16,
+        block_len: 1,
     };
 }
 
@@ -91,6 +95,17 @@ impl Encrypted {
         }
         let text = self.body.start + layout.iv_len;
         let icv = self.body.end - layout.icv_len;
+        if !(icv - text).is_multiple_of(layout.block_len) {
+            return Err(WireError::new(
+                "encrypted payload",
+                text,
+                Problem::BadLength {
+                    said: icv - text,
+                    min: layout.block_len,
+                    max: icv - text,
+                },
+            ));
+        }
         Ok(EncryptedRanges {
             aad: 0..self.body.start,
             iv: self.body.start..text,

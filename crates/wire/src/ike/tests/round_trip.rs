@@ -6,6 +6,30 @@ use super::super::*;
 use super::samples::{header, payloads, sa_init};
 
 const GCM: EncryptedLayout = EncryptedLayout::AES_GCM_16;
+/// AES-CBC with HMAC-SHA2-256-128.
+const CBC: EncryptedLayout = EncryptedLayout {
+    iv_len: 16,
+    icv_len: 16,
+    block_len: 16,
+};
+
+#[test]
+fn a_block_cipher_is_given_whole_blocks() {
+    let header = Header::parse(&sa_init()).unwrap();
+    for len in 0..40 {
+        let chain = Chain::of(&[Payload::VendorId(vec![7; len])]).unwrap();
+        let sealing = build_encrypted(&header, &chain, CBC).unwrap();
+        let text = &sealing.bytes[sealing.plaintext.clone()];
+        assert_eq!(text.len() % 16, 0);
+        assert!(text.len() - chain.bytes().len() <= 16);
+        assert_eq!(strip_padding(text).unwrap(), chain.bytes());
+        // One byte more or less is no whole block.
+        let encrypted = Message::parse(&sealing.bytes).unwrap().encrypted.unwrap();
+        assert_eq!(encrypted.ranges(CBC).unwrap().ciphertext, sealing.plaintext);
+        let odd = EncryptedLayout { icv_len: 17, ..CBC };
+        assert_eq!(encrypted.ranges(odd).unwrap_err().reason(), "bad_length");
+    }
+}
 
 #[test]
 fn a_hand_made_sa_init_reads_as_drawn_and_is_written_the_same() {
@@ -224,14 +248,15 @@ proptest! {
     }
 
     #[test]
-    fn fragments_join_to_what_was_cut(header in header(), payloads in payloads(), max in 62usize..600) {
+    fn fragments_join_to_what_was_cut(header in header(), payloads in payloads(), max in 62usize..600, cbc in any::<bool>()) {
+        let (layout, max) = if cbc { (CBC, max.max(84)) } else { (GCM, max) };
         let chain = Chain::of(&payloads).unwrap();
-        let sealings = build_fragments(&header, &chain, GCM, max).unwrap();
+        let sealings = build_fragments(&header, &chain, layout, max).unwrap();
         let mut joined: Vec<u8> = Vec::new();
         for (index, sealing) in sealings.iter().enumerate() {
             prop_assert!(sealing.bytes.len() <= max);
             let encrypted = Message::parse(&sealing.bytes).unwrap().encrypted.unwrap();
-            let ranges = encrypted.ranges(GCM).unwrap();
+            let ranges = encrypted.ranges(layout).unwrap();
             prop_assert_eq!(&ranges.aad, &sealing.aad);
             let first = if index == 0 { chain.first() } else { PayloadType::NONE };
             prop_assert_eq!(encrypted.first_inner, first);
