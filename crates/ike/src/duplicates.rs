@@ -267,6 +267,11 @@ impl Engine {
             return;
         };
         if !est.confirmed {
+            // Where no packet shows it, an answer does.
+            if force {
+                self.push_task(best, Task::Probe, now);
+            }
+            self.hand_over(peer, now);
             return;
         }
         let line = est.lineage.clone();
