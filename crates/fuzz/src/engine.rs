@@ -16,10 +16,7 @@ const STEPS: usize = 48;
 pub(crate) fn run(data: &[u8]) {
     let mut source = Source::new(data);
     let seed = source.u8() % 4;
-    let proof = match source.u8() % 2 {
-        0 => Proof::PreSharedKey,
-        _ => Proof::Certificate,
-    };
+    let proof = Proof::chosen_by(source.u8());
     let mut middle = Middle {
         pair: Pair::new(seed, proof),
         keys_used: false,

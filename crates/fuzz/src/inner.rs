@@ -18,6 +18,8 @@ pub(crate) struct Place {
     pub(crate) exchange: u8,
     message_id: u32,
     pub(crate) response: bool,
+    /// It is there with ML-KEM alone.
+    pub(crate) hybrid: bool,
 }
 
 #[derive(Clone, Copy)]
@@ -44,6 +46,7 @@ const fn request(name: &'static str, delivered: usize, from: usize, exchange: u8
         exchange,
         message_id,
         response: false,
+        hybrid: false,
     }
 }
 
@@ -57,6 +60,7 @@ const fn answer(name: &'static str, exchange: u8, asked: Asked) -> Place {
         exchange,
         message_id: 2,
         response: true,
+        hybrid: false,
     }
 }
 
@@ -67,7 +71,7 @@ impl Place {
     }
 }
 
-pub(crate) const PLACES: [Place; 10] = [
+pub(crate) const PLACES: [Place; 12] = [
     request("auth-request", 2, 0, 35),
     Place {
         response: true,
@@ -81,14 +85,24 @@ pub(crate) const PLACES: [Place; 10] = [
     answer("rekey-ike-answer", 36, Asked::RekeyIke),
     answer("new-child-answer", 36, Asked::NewChild),
     answer("probe-answer", 37, Asked::Probe),
+    Place {
+        hybrid: true,
+        ..request("intermediate-request", 2, 0, 43)
+    },
+    Place {
+        hybrid: true,
+        response: true,
+        ..request("intermediate-answer", 2, 1, 43)
+    },
 ];
 
 /// The place, the proof, the type of the first payload, then the payloads.
 pub(crate) fn run(data: &[u8]) {
     let mut source = Source::new(data);
     let place = &PLACES[source.below(PLACES.len())];
-    let proof = match source.u8() % 2 {
-        0 => Proof::PreSharedKey,
+    let proof = match source.u8() {
+        _ if place.hybrid => Proof::Hybrid,
+        byte if byte % 2 == 0 => Proof::PreSharedKey,
         _ => Proof::Certificate,
     };
     let first = source.u8();

@@ -10,7 +10,7 @@ use testudo_ike::fuzzing::{self, Sizes};
 use testudo_ike::{
     CertificateCredential, CertificateVerifier, ChildConfig, Engine, EngineConfig, Event,
     FailedCheck, Identity, IkeId, LocalIdentity, PeerAddress, PeerAuth, PeerConfig,
-    PeerExpectation, VerifiedPeer, VerifyError,
+    PeerExpectation, Suites, VerifiedPeer, VerifyError,
 };
 use testudo_model::policy::EncapsulationMode;
 use testudo_model::{
@@ -44,6 +44,19 @@ struct Twin {
 pub(crate) enum Proof {
     PreSharedKey,
     Certificate,
+    /// A pre-shared key, after ML-KEM in IKE_INTERMEDIATE (RFC 9370), in fragments.
+    Hybrid,
+}
+
+impl Proof {
+    /// Three of four inputs go without ML-KEM, whose randomness is the library's own.
+    pub(crate) fn chosen_by(byte: u8) -> Self {
+        match byte % 4 {
+            0 | 2 => Self::PreSharedKey,
+            1 => Self::Certificate,
+            _ => Self::Hybrid,
+        }
+    }
 }
 
 pub(crate) struct Pair {
@@ -106,7 +119,13 @@ impl CertificateVerifier for Verifier {
 }
 
 fn engine(n: usize, seed: u8, proof: Proof) -> Engine {
+    let mut suites = Suites::default();
+    if proof != Proof::Hybrid {
+        suites.additional_ke.clear();
+    }
     let config = EngineConfig {
+        suites,
+        fragment_size: if proof == Proof::Hybrid { 400 } else { 1280 },
         child_lifetime: Duration::from_secs(100_000),
         ike_lifetime: Duration::from_secs(800_000),
         liveness: Duration::from_secs(10),
@@ -160,14 +179,17 @@ impl Pair {
                 mode: SaMode::Transport,
                 local_ts: vec![TrafficSelector::host(address(n)).with(17, port)],
                 remote_ts: vec![TrafficSelector::host(address(1 - n)).with(17, port)],
-                resources: 0,
+                // The second has one more for a CPU.
+                resources: u32::from(c == 1),
             }
         };
         let config = PeerConfig {
             id: peer_id(1 - n),
             remote_identity: identity(1 - n),
             auth: match self.proof {
-                Proof::PreSharedKey => PeerAuth::PreSharedKey(SecretBytes::from(&b"secret"[..])),
+                Proof::PreSharedKey | Proof::Hybrid => {
+                    PeerAuth::PreSharedKey(SecretBytes::from(&b"secret"[..]))
+                }
                 Proof::Certificate => PeerAuth::Certificate,
             },
             ppk: None,

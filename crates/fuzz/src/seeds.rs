@@ -21,22 +21,26 @@ pub fn of(target: &str) -> Vec<(String, Vec<u8>)> {
 /// A handshake, rekeys of both kinds, a probe and deletions.
 fn conversation(proof: Proof) -> Pair {
     let mut pair = Pair::new(1, proof);
-    pair.fly(4);
+    pair.fly(64);
     let child = pair.engines[0].status()[0].children[0].child;
     let _ = pair.act(0, |engine, now| engine.rekey_child(child, now));
-    pair.fly(4);
+    pair.fly(64);
     let _ = pair.act(1, |engine, now| engine.rekey_ike(&peer_id(0), now));
-    pair.fly(4);
+    pair.fly(64);
     let _ = pair.act(0, |engine, now| engine.probe(&peer_id(1), now));
-    pair.fly(2);
+    pair.fly(64);
     let _ = pair.act(0, |engine, now| engine.close(&peer_id(1), now));
-    pair.fly(2);
+    pair.fly(64);
     pair
 }
 
 fn messages() -> Vec<(String, Vec<u8>)> {
     let mut out = Vec::new();
-    for (name, proof) in [("psk", Proof::PreSharedKey), ("cert", Proof::Certificate)] {
+    for (name, proof) in [
+        ("psk", Proof::PreSharedKey),
+        ("cert", Proof::Certificate),
+        ("hybrid", Proof::Hybrid),
+    ] {
         for (n, datagram) in conversation(proof).sent.into_iter().enumerate() {
             out.push((format!("{name}-{n:02}"), datagram.bytes));
         }
@@ -48,6 +52,7 @@ fn inners() -> Vec<(String, Vec<u8>)> {
     let mut out = Vec::new();
     for (n, place) in PLACES.iter().enumerate() {
         for (which, proof) in [(0, Proof::PreSharedKey), (1, Proof::Certificate)] {
+            let proof = if place.hybrid { Proof::Hybrid } else { proof };
             let mut pair = inner::prepare(place, proof);
             // The real message that would be there.
             for _ in 0..4 {
@@ -101,7 +106,7 @@ fn odd_requests() -> Vec<(&'static str, Vec<u8>)> {
 /// Steps of [`crate::engine`]: all the kinds of them, at each point of the handshake.
 fn engines() -> Vec<(String, Vec<u8>)> {
     let mut out = Vec::new();
-    for proof in 0..2u8 {
+    for proof in [0, 1, 3u8] {
         for delivered in 0..6u8 {
             for step in 4..16u8 {
                 let input = vec![1, proof, delivered, step, 1, 2, 3, 0, 5, 0, 0];

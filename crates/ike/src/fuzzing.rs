@@ -93,6 +93,7 @@ pub fn seal(
 
 fn keys_of(sa: &IkeSa) -> Option<&IkeKeys> {
     match &sa.state {
+        State::IntermediateSent(s) => Some(&s.keys),
         State::AuthSent(s) => Some(&s.keys),
         State::HalfOpen(s) => Some(&s.keys),
         State::Refusing(s) => Some(&s.keys),
@@ -103,6 +104,7 @@ fn keys_of(sa: &IkeSa) -> Option<&IkeKeys> {
 
 fn keys_of_mut(sa: &mut IkeSa) -> Option<&mut IkeKeys> {
     match &mut sa.state {
+        State::IntermediateSent(s) => Some(&mut s.keys),
         State::AuthSent(s) => Some(&mut s.keys),
         State::HalfOpen(s) => Some(&mut s.keys),
         State::Refusing(s) => Some(&mut s.keys),

@@ -14,7 +14,7 @@ mod error;
 mod event;
 mod exchange;
 mod fragments;
-#[cfg(feature = "fuzzing")]
+#[cfg(any(test, feature = "fuzzing"))]
 pub mod fuzzing;
 mod held;
 mod identity;
