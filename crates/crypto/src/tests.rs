@@ -7,6 +7,7 @@ use proptest::prelude::*;
 use super::*;
 
 mod etm;
+mod examples;
 mod kdf;
 mod ke;
 mod signature;

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 
-use crate::run;
+use crate::{lessons, run};
 
 /// Crates that know no socket, no clock and no runtime.
 const PURE: [&str; 9] = [
@@ -94,6 +94,7 @@ pub(crate) fn check() -> anyhow::Result<()> {
             breaches.push(format!("crates/{name}: a pure crate forbids unsafe code"));
         }
     }
+    lessons::check(&root, &mut breaches)?;
     if !breaches.is_empty() {
         bail!(
             "the layout's rules are broken:\n  {}",

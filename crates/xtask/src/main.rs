@@ -3,6 +3,7 @@
 mod deny;
 mod fuzz;
 mod house;
+mod lessons;
 mod packages;
 mod run;
 mod test;
