@@ -6,9 +6,7 @@ use std::sync::Arc;
 
 use testudo_ike::{CertificateVerifier, FailedCheck, PeerExpectation, VerifiedPeer, VerifyError};
 use testudo_model::{PeerId, UnixTime};
-use testudo_pki::{
-    CertificateCheck, CertificateFacts, ExpectedPeer, NodeIdentity, TrustBundle, verify_chain,
-};
+use testudo_pki::{CertificateCheck, ExpectedPeer, NodeIdentity, TrustBundle, verify_chain};
 
 use crate::clock::{seconds, unix};
 
@@ -64,15 +62,11 @@ impl CertificateVerifier for Verifier {
             check: failed_check(error.check),
             text: error.to_string(),
         })?;
-        let subject = chain
-            .first()
-            .and_then(|der| CertificateFacts::read(der).ok())
-            .map_or_else(|| peer.identity.name().to_owned(), |facts| facts.subject);
         Ok(VerifiedPeer {
             spki: peer.spki,
             not_after: unix(peer.times.not_after),
             serial: peer.serial,
-            subject,
+            subject: peer.subject,
             issuer: peer.issuer,
         })
     }

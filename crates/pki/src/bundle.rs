@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use rustls_pki_types::{CertificateDer, TrustAnchor};
+
 use crate::revocation::{MAX_REVOCATION_LIST, MAX_REVOCATION_LISTS, RevocationList};
 use crate::{CertificateFacts, MAX_ANCHORS, MAX_CERTIFICATE, PkiError, RevocationError};
 
@@ -9,8 +11,35 @@ use crate::{CertificateFacts, MAX_ANCHORS, MAX_CERTIFICATE, PkiError, Revocation
 /// revoked.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct TrustBundle {
-    anchors: Vec<Vec<u8>>,
+    anchors: Vec<Anchor>,
     revoked: Vec<RevocationList>,
+}
+
+/// A CA, read once: every peer's chain is checked against it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Anchor {
+    pub(crate) der: Vec<u8>,
+    pub(crate) facts: CertificateFacts,
+    /// For the path's validation; `None` where the library cannot use it.
+    pub(crate) trusted: Option<TrustAnchor<'static>>,
+}
+
+impl Anchor {
+    fn new(der: &[u8], facts: CertificateFacts) -> Self {
+        let certificate = CertificateDer::from(der);
+        let trusted = webpki::anchor_from_trusted_cert(&certificate).ok();
+        Self {
+            der: der.to_vec(),
+            facts,
+            trusted: trusted.map(|anchor| anchor.to_owned()),
+        }
+    }
+}
+
+impl AsRef<[u8]> for Anchor {
+    fn as_ref(&self) -> &[u8] {
+        &self.der
+    }
 }
 
 /// A CA cannot be dropped: nodes still present certificates that it issued.
@@ -48,7 +77,7 @@ impl TrustBundle {
 
     /// Adds a CA; one that is already there is not added again. Says whether it was new.
     pub fn add(&mut self, der: &[u8]) -> Result<bool, PkiError> {
-        if self.anchors.iter().any(|a| a == der) {
+        if self.anchors.iter().any(|a| a.der == der) {
             return Ok(false);
         }
         let facts = read_ca(der)?;
@@ -58,7 +87,7 @@ impl TrustBundle {
         if self.anchors.len() == MAX_ANCHORS {
             return Err(PkiError::TooManyAnchors);
         }
-        self.anchors.push(der.to_vec());
+        self.anchors.push(Anchor::new(der, facts));
         Ok(true)
     }
 
@@ -70,20 +99,18 @@ impl TrustBundle {
         fingerprint: &str,
         presented: &BTreeMap<String, String>,
     ) -> Result<bool, InUse> {
-        let found = self.anchors.iter().enumerate().find_map(|(index, der)| {
-            let facts = CertificateFacts::read(der).ok()?;
-            (facts.fingerprint == fingerprint).then_some((index, facts))
-        });
-        let Some((index, facts)) = found else {
+        let is_it = |a: &Anchor| a.facts.fingerprint == fingerprint;
+        let Some(index) = self.anchors.iter().position(is_it) else {
             return Ok(false);
         };
+        let facts = &self.anchors[index].facts;
         let users = presented
             .iter()
             .filter(|(_, issuer)| Some(*issuer) == facts.subject_key_id.as_ref());
         let nodes: Vec<String> = users.map(|(node, _)| node.clone()).collect();
         if !nodes.is_empty() {
             return Err(InUse {
-                ca: facts.subject,
+                ca: facts.subject.clone(),
                 nodes,
             });
         }
@@ -139,14 +166,17 @@ impl TrustBundle {
 
     /// The CA certificates in DER.
     pub fn anchors(&self) -> impl ExactSizeIterator<Item = &[u8]> {
-        self.anchors.iter().map(Vec::as_slice)
+        self.anchors.iter().map(|a| a.der.as_slice())
+    }
+
+    /// The CAs as they were read.
+    pub(crate) fn read(&self) -> &[Anchor] {
+        &self.anchors
     }
 
     /// What each CA certificate says.
     pub fn facts(&self) -> impl Iterator<Item = CertificateFacts> {
-        self.anchors
-            .iter()
-            .filter_map(|der| CertificateFacts::read(der).ok())
+        self.anchors.iter().map(|a| a.facts.clone())
     }
 
     /// How many CAs it holds.

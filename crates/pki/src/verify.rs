@@ -7,6 +7,7 @@ use webpki::{
     aws_lc_rs,
 };
 
+use crate::bundle::Anchor;
 use crate::error::CertificateCheck;
 use crate::facts::strip_zeros;
 use crate::revocation::{RevocationList, content, is_revoked};
@@ -31,6 +32,8 @@ pub struct PeerCertificate {
     pub identity: NodeIdentity,
     /// Serial number in hex.
     pub serial: String,
+    /// Common name of the subject, or the whole subject where it has none.
+    pub subject: String,
     /// Common name of the issuer.
     pub issuer: String,
     /// Identifier of the issuer's key in hex, where the certificate has it.
@@ -80,12 +83,14 @@ pub fn verify_chain(
     let leaf = EndEntityCert::try_from(&ders[0]).map_err(|e| translate(&e))?;
     let peer = names(&leaf);
 
-    let anchors: Vec<Anchor> = bundle.anchors().filter_map(Anchor::read).collect();
-    let in_time = |a: &&Anchor| a.times.not_before <= now && now <= a.times.not_after;
-    let usable: Vec<&Anchor> = anchors.iter().filter(in_time).collect();
+    let anchors = bundle.read();
+    let usable = anchors.iter().filter(|a| {
+        let times = a.facts.times;
+        times.not_before <= now && now <= times.not_after
+    });
     let revoked = bundle.revoked();
-    if let Err(error) = verify_path(&leaf, &ders[1..], &usable, revoked, now) {
-        return Err(explain(error, chain[0], &leaf, &ders[1..], &anchors, now));
+    if let Err(error) = verify_path(&leaf, &ders[1..], usable, revoked, now) {
+        return Err(explain(error, chain[0], &leaf, &ders[1..], anchors, now));
     }
 
     let identity = check_identity(peer?, expected)?;
@@ -93,6 +98,7 @@ pub fn verify_chain(
     Ok(PeerCertificate {
         identity,
         serial: hex(strip_zeros(leaf.serial())),
+        subject: facts.subject,
         issuer: facts.issuer,
         authority_key_id: facts.authority_key_id,
         times: facts.times,
@@ -120,38 +126,14 @@ fn check_size(chain: &[&[u8]]) -> Result<(), CertificateError> {
     }
 }
 
-/// A CA of the bundle, read once a validation.
-struct Anchor {
-    der: CertificateDer<'static>,
-    times: CertificateTimes,
-    key_id: Option<String>,
-    name: String,
-}
-
-impl Anchor {
-    fn read(der: &[u8]) -> Option<Self> {
-        let facts = CertificateFacts::read(der).ok()?;
-        Some(Self {
-            der: CertificateDer::from(der.to_vec()),
-            times: facts.times,
-            key_id: facts.subject_key_id,
-            name: facts.subject,
-        })
-    }
-
-    fn trust_anchor(&self) -> Option<TrustAnchor<'_>> {
-        webpki::anchor_from_trusted_cert(&self.der).ok()
-    }
-}
-
-fn verify_path(
+fn verify_path<'a>(
     leaf: &EndEntityCert<'_>,
     intermediates: &[CertificateDer<'_>],
-    anchors: &[&Anchor],
+    anchors: impl Iterator<Item = &'a Anchor>,
     revoked: &[RevocationList],
     now: u64,
 ) -> Result<(), Error> {
-    let anchors: Vec<TrustAnchor<'_>> = anchors.iter().filter_map(|a| a.trust_anchor()).collect();
+    let anchors: Vec<TrustAnchor<'_>> = anchors.filter_map(|a| a.trusted.clone()).collect();
     let time = UnixTime::since_unix_epoch(Duration::from_secs(now));
     leaf.verify_for_usage(
         SIGNATURES,
@@ -211,14 +193,17 @@ fn explain(
     match error {
         Error::UnknownIssuer => {
             // A CA that we know, but whose own time is over or has not come, is not "unknown".
-            let all: Vec<&Anchor> = anchors.iter().collect();
-            let past = |a: &&Anchor| a.times.not_after < now;
-            if verify_path(leaf, intermediates, &all, &[], now).is_ok() {
+            let past = |a: &&Anchor| a.facts.times.not_after < now;
+            if verify_path(leaf, intermediates, anchors.iter(), &[], now).is_ok() {
                 let ended: Vec<&Anchor> = anchors.iter().filter(past).collect();
                 return match ended.first() {
                     Some(ca) => CertificateError::new(
                         CertificateCheck::Expired,
-                        format!("its CA {} ended on {}", ca.name, utc(ca.times.not_after)),
+                        format!(
+                            "its CA {} ended on {}",
+                            ca.facts.subject,
+                            utc(ca.facts.times.not_after)
+                        ),
                     ),
                     None => CertificateError::new(
                         CertificateCheck::NotYetValid,
@@ -232,7 +217,11 @@ fn explain(
         // certificate of ours.
         Error::InvalidSignatureForPublicKey if intermediates.is_empty() => {
             let authority = facts.ok().and_then(|f| f.authority_key_id);
-            let known = |id: &String| anchors.iter().any(|a| a.key_id.as_ref() == Some(id));
+            let known = |id: &String| {
+                anchors
+                    .iter()
+                    .any(|a| a.facts.subject_key_id.as_ref() == Some(id))
+            };
             match authority {
                 Some(id) if !known(&id) => unknown_ca(&issuer, anchors),
                 _ => CertificateError::new(
@@ -246,7 +235,7 @@ fn explain(
 }
 
 fn unknown_ca(issuer: &str, anchors: &[Anchor]) -> CertificateError {
-    let known: Vec<&str> = anchors.iter().map(|a| a.name.as_str()).collect();
+    let known: Vec<&str> = anchors.iter().map(|a| a.facts.subject.as_str()).collect();
     let known = match known.is_empty() {
         true => "no CA is trusted yet".to_owned(),
         false => format!("trusted are {}", known.join(", ")),
