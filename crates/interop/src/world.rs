@@ -41,6 +41,15 @@ const LIFETIME: &str = "300";
 /// How long to wait for what takes milliseconds on an idle machine.
 const PATIENCE: Duration = Duration::from_secs(60);
 
+/// One end of the cable.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum End {
+    /// The namespace of the thread that made the world.
+    Ours,
+    /// The other one.
+    Theirs,
+}
+
 /// What lies between the two ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Cable {
@@ -105,12 +114,15 @@ impl Place {
 
     /// Writes a file in it, with the folders above.
     pub fn write(&self, name: &str, content: &[u8]) -> anyhow::Result<()> {
-        let path = self.file(name);
-        if let Some(above) = path.parent() {
-            std::fs::create_dir_all(above)?;
-        }
-        std::fs::write(&path, content).with_context(|| path.display().to_string())
+        write(&self.file(name), content)
     }
+}
+
+fn write(path: &Path, content: &[u8]) -> anyhow::Result<()> {
+    if let Some(above) = path.parent() {
+        std::fs::create_dir_all(above)?;
+    }
+    std::fs::write(path, content).with_context(|| path.display().to_string())
 }
 
 impl Drop for Place {
@@ -173,6 +185,8 @@ pub struct World {
     peer: Space,
     nat: Option<Space>,
     cable: Cable,
+    /// The thread whose namespace is ours.
+    thread: libc::pid_t,
     /// For configuration, logs and sockets.
     pub place: Place,
 }
@@ -193,6 +207,8 @@ impl World {
             peer: Space::new()?,
             nat,
             cable,
+            // SAFETY: gettid takes nothing and cannot fail.
+            thread: unsafe { libc::gettid() },
             place,
         };
         world.wire()?;
@@ -305,27 +321,57 @@ impl World {
 
     /// Starts a daemon in the peer's namespaces. `line` is a shell line; it must `exec` it.
     pub fn start(&self, peer: Peer, line: &str) -> anyhow::Result<Daemon> {
-        let pid_file = self.place.file("pid");
+        let net = format!("/proc/{}/ns/net", self.peer.0.id());
+        self.start_in(&net, self.place.path(), peer, line)
+    }
+
+    /// Starts a daemon at either end, for measuring daemons against each other. It has a folder
+    /// of its own in the place.
+    pub fn start_at(
+        &self,
+        end: End,
+        folder: &str,
+        peer: Peer,
+        line: &str,
+    ) -> anyhow::Result<Daemon> {
+        let net = match end {
+            End::Ours => {
+                let task = self.thread;
+                format!("/proc/{}/task/{task}/ns/net", std::process::id())
+            }
+            End::Theirs => format!("/proc/{}/ns/net", self.peer.0.id()),
+        };
+        self.start_in(&net, &self.place.file(folder), peer, line)
+    }
+
+    fn start_in(
+        &self,
+        net: &str,
+        place: &Path,
+        peer: Peer,
+        line: &str,
+    ) -> anyhow::Result<Daemon> {
+        let pid_file = place.join("pid");
         let _ = std::fs::remove_file(&pid_file);
-        let place = self.place.path().display();
-        let run = format!("set -e\ncd {place}\necho $$ > pid.new; mv pid.new pid\n{line}\n");
-        self.place.write("run.sh", run.as_bytes())?;
+        let shown = place.display();
+        let run = format!("set -e\ncd {shown}\necho $$ > pid.new; mv pid.new pid\n{line}\n");
+        write(&place.join("run.sh"), run.as_bytes())?;
         let root = peer.root(&packages::folder()?);
         let script = match peer.has_own_root() {
-            true => own_root(&root, self.place.path()),
-            false => laid_over(&root, self.place.path()),
+            true => own_root(&root, place),
+            false => laid_over(&root, place),
         };
-        self.place.write("start.sh", script.as_bytes())?;
+        write(&place.join("start.sh"), script.as_bytes())?;
         let log = std::fs::OpenOptions::new()
             .create(true)
             .append(true)
-            .open(self.place.file("output"))?;
+            .open(place.join("output"))?;
         let mut command = Command::new("timeout");
         command
             .args(["-k", "2", LIFETIME, "nsenter"])
-            .arg(format!("--net=/proc/{}/ns/net", self.peer.0.id()))
+            .arg(format!("--net={net}"))
             .args(["unshare", "--mount", "sh"])
-            .arg(self.place.file("start.sh"))
+            .arg(place.join("start.sh"))
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
             .stderr(log);
@@ -336,7 +382,8 @@ impl World {
             if let Ok(text) = std::fs::read_to_string(&pid_file) {
                 daemon.pid = text.trim().parse().context("the daemon's pid")?;
             } else if Instant::now() > end || daemon.child.try_wait()?.is_some() {
-                bail!("no daemon: {}", self.text("output"));
+                let output = std::fs::read_to_string(place.join("output"));
+                bail!("no daemon: {}", output.unwrap_or_default());
             }
             std::thread::sleep(Duration::from_millis(10));
         }
