@@ -344,13 +344,7 @@ impl World {
         self.start_in(&net, &self.place.file(folder), peer, line)
     }
 
-    fn start_in(
-        &self,
-        net: &str,
-        place: &Path,
-        peer: Peer,
-        line: &str,
-    ) -> anyhow::Result<Daemon> {
+    fn start_in(&self, net: &str, place: &Path, peer: Peer, line: &str) -> anyhow::Result<Daemon> {
         let pid_file = place.join("pid");
         let _ = std::fs::remove_file(&pid_file);
         let shown = place.display();

@@ -23,6 +23,9 @@ cargo xtask COMMAND
   fuzz [TARGET] [--seconds N] [--merge]
                     libFuzzer on one target or all: message, inner, engine, certificate,
                     esp; --merge takes what it found into fuzz/corpus
+  bench ike [-o json]
+                    what a key exchange costs in CPU time and memory, and how many stand in a
+                    second, with charon beside it where it is unpacked
   packages          say which Debian packages are missing, and install them as root;
                     the daemons of the interop tests are unpacked beside the build
   house             the layout rules alone
@@ -38,6 +41,7 @@ fn main() -> ExitCode {
         ["packages"] => packages::ensure_all().map(|()| 0),
         ["sim", rest @ ..] => sim(rest),
         ["fuzz", rest @ ..] => fuzz::run(rest),
+        ["bench", rest @ ..] => bench(rest),
         ["house"] => house::check().map(|()| 0),
         ["help" | "-h" | "--help"] | [] => {
             print!("{HELP}");
@@ -75,11 +79,20 @@ fn demo(arguments: &[&str]) -> anyhow::Result<u8> {
 
 /// Builds the simulation in release mode and passes it its arguments.
 fn sim(arguments: &[&str]) -> anyhow::Result<u8> {
+    release("testudo-sim", arguments)
+}
+
+/// Builds the benches in release mode and passes them their arguments.
+fn bench(arguments: &[&str]) -> anyhow::Result<u8> {
+    release("testudo-bench", arguments)
+}
+
+fn release(package: &str, arguments: &[&str]) -> anyhow::Result<u8> {
     run::step(
         "build",
-        &["cargo", "build", "--release", "--package", "testudo-sim"],
+        &["cargo", "build", "--release", "--package", package],
     )?;
-    let program = run::target_directory()?.join("release/testudo-sim");
+    let program = run::target_directory()?.join("release").join(package);
     let status = std::process::Command::new(&program)
         .args(arguments)
         .status()

@@ -1,0 +1,45 @@
+//! Measures the IKE engine beside other implementations, on this machine and in the same run.
+//!
+//! `testudo-bench ike` is what `cargo xtask bench ike` runs. `testudo-bench end ROLE ...` is one
+//! end of a measurement, in a process of its own so that its memory and CPU time are its own.
+
+mod charon;
+mod ends;
+mod ike;
+mod report;
+mod usage;
+
+use std::process::ExitCode;
+
+const HELP: &str = "\
+testudo-bench ike [-o json] [--rounds N] [--without-baseline]
+    CPU, memory and rate of key exchanges, charon beside them where it is unpacked
+";
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let done = match words.as_slice() {
+        ["ike", rest @ ..] => match ike::Options::read(rest) {
+            Some(options) => ike::run(&options),
+            None => return usage_error(),
+        },
+        ["end", rest @ ..] => match ends::Task::read(rest) {
+            Some(task) => ends::run(&task),
+            None => return usage_error(),
+        },
+        _ => return usage_error(),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::from(1)
+        }
+    }
+}
+
+fn usage_error() -> ExitCode {
+    eprint!("{HELP}");
+    ExitCode::from(2)
+}
