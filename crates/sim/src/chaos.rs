@@ -5,7 +5,8 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use testudo_ike::{EngineConfig, Suites};
+use testudo_crypto::SecretBytes;
+use testudo_ike::{EngineConfig, PpkConfig, Suites};
 
 use crate::esp::Packet as Esp;
 use crate::net::Net;
@@ -78,7 +79,18 @@ struct Chaos {
 struct Pair {
     ends: [usize; 2],
     initiate: [bool; 2],
+    /// Names of children.
     children: usize,
+    /// Children of each name for CPUs, beside the one for all (RFC 9611).
+    resources: u32,
+    /// A post-quantum pre-shared key, and whether it is insisted on (RFC 8784).
+    ppk: Option<bool>,
+}
+
+impl Pair {
+    fn wanted(&self) -> usize {
+        self.children * (1 + self.resources as usize)
+    }
 }
 
 /// Runs one seed. An error tells the breach, the story, and how to see it again.
@@ -113,7 +125,7 @@ fn configs(seed: u64) -> Vec<EngineConfig> {
         ..Suites::default()
     };
     // The others spend their time on what is more likely to cross.
-    if seed % 7 != 0 {
+    if !seed.is_multiple_of(7) {
         suites.additional_ke.clear();
     }
     let config = EngineConfig {
@@ -151,6 +163,8 @@ impl Chaos {
                     ends: [a, b],
                     initiate: [true, both],
                     children: net.pick(&[1, 2]),
+                    resources: if seed % 9 == 2 { 2 } else { 0 },
+                    ppk: (seed % 11 == 5).then_some(seed % 2 == 0),
                 });
             }
         }
@@ -219,7 +233,7 @@ impl Chaos {
 
     fn wrong(&self) -> Option<String> {
         let pairs = self.pairs.iter();
-        let wrong = |p: &Pair| rules::disagreement(&self.net, p.ends[0], p.ends[1], p.children);
+        let wrong = |p: &Pair| rules::disagreement(&self.net, p.ends[0], p.ends[1], p.wanted());
         let found = pairs.filter_map(wrong).next();
         found.or_else(|| rules::leak(&self.net))
     }
@@ -231,7 +245,7 @@ impl Chaos {
             (0..self.net.nodes.len()).find_map(|n| {
                 let pairs = self.pairs.iter().filter(|p| p.ends.contains(&n));
                 let (peers, children) = pairs.fold((0, 0), |(peers, children), p| {
-                    (peers + 1, children + p.children)
+                    (peers + 1, children + p.wanted())
                 });
                 rules::above_floor(&self.net.nodes[n].engine, peers, children)
                     .map(|text| format!("n{n}: {text}"))
@@ -242,7 +256,15 @@ impl Chaos {
     fn configure(&mut self, pair: usize, end: usize) -> Result<(), String> {
         let pair = &self.pairs[pair];
         let (own, other) = (pair.ends[end], pair.ends[1 - end]);
-        let config = peer_config(own, other, pair.initiate[end], pair.children);
+        let mut config = peer_config(own, other, pair.initiate[end], pair.children);
+        config.ppk = pair.ppk.map(|required| PpkConfig {
+            id: b"ppk".to_vec(),
+            secret: SecretBytes::from(&[7; 32][..]),
+            required,
+        });
+        for child in &mut config.children {
+            child.resources = pair.resources;
+        }
         self.net
             .act(own, |e, now| e.set_peer(config, now))
             .map_err(|e| e.to_string())

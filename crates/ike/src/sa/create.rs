@@ -276,6 +276,10 @@ impl Engine {
         };
         self.install(new, now);
         self.resolve(&peer, false, now);
+        // On an IKE SA that we began, those for CPUs beside it are ours to make.
+        if rekeyed.is_none() {
+            self.ensure_children_later(&peer, now);
+        }
         Ok(())
     }
 
@@ -350,7 +354,13 @@ impl Engine {
             Some(follow) => self.take_followed(now, id, request, *follow, &payloads),
         };
         match outcome {
-            Ok(()) => self.resolve(&peer, false, now),
+            Ok(()) => {
+                self.resolve(&peer, false, now);
+                if rekeys.is_none() {
+                    // Those for CPUs follow the one for all.
+                    self.ensure_children(&peer, now);
+                }
+            }
             Err(Fault::Incompatible(Refusal::TsMaxQueue)) => self.resources_full(id, &slot.name),
             Err(Fault::Incompatible(Refusal::ChildNotFound(_))) => {
                 self.ensure_children_later(&peer, now);

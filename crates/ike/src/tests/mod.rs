@@ -3,6 +3,7 @@
 mod chains;
 mod childless;
 mod closing;
+mod crossing;
 mod flood;
 mod followup;
 mod fragments;
