@@ -31,8 +31,9 @@ pub struct Told {
     pub connection: String,
     pub remote: String,
     pub child: String,
-    /// More of its settings.
+    /// More of its settings, and of its secrets.
     pub settings: String,
+    pub secrets: String,
     /// More files for swanctl: name and content.
     pub files: Vec<(&'static str, Vec<u8>)>,
 }
@@ -58,6 +59,7 @@ impl Told {
             remote: String::new(),
             child: String::new(),
             settings: String::new(),
+            secrets: String::new(),
             files: Vec::new(),
         }
     }
@@ -94,6 +96,7 @@ impl Told {
             connection,
             remote,
             child,
+            secrets,
             ..
         } = self;
         format!(
@@ -103,7 +106,7 @@ impl Told {
              remote {{\n auth = {auth}\n id = {US}\n {remote}\n }}\n \
              children {{ net {{\n local_ts = {inner_theirs}\n remote_ts = {inner_ours}\n \
              mode = tunnel\n esp_proposals = {esp}\n {child}\n }} }} }} }}\n\
-             secrets {{ ike-t {{\n id-1 = {US}\n id-2 = {PEER}\n secret = \"{secret}\"\n }} }}\n"
+             secrets {{ ike-t {{\n id-1 = {US}\n id-2 = {PEER}\n secret = \"{secret}\"\n }}\n {secrets} }}\n"
         )
     }
 

@@ -113,7 +113,7 @@ fn no_common_esp_proposal_is_named() {
     on_pluto(|| {
         let wanted = Wanted::default();
         let mut told = Told::by(&wanted);
-        told.esp = "aes128-sha2_256";
+        told.esp = "aes128-sha2_256".into();
         let _pluto = Pluto::start(&wanted, told);
         let mut us = Us::new(&wanted);
         us.go();

@@ -58,6 +58,8 @@ pub struct Us {
     pub failures: Vec<Failure>,
     pub moves: Vec<PathChanged>,
     pub sending: Option<ChildId>,
+    /// Fragments of IKE messages, sent and received.
+    pub fragments: [usize; 2],
     /// Echo requests that were answered through an SA.
     answers: BTreeSet<u16>,
     wanted: Wanted,
@@ -108,6 +110,7 @@ impl Us {
             failures: Vec::new(),
             moves: Vec::new(),
             sending: None,
+            fragments: [0; 2],
             answers: BTreeSet::new(),
             wanted: wanted.clone(),
             sequence: 0,
@@ -145,7 +148,7 @@ impl Us {
                 Some(text) => PeerAuth::PreSharedKey(SecretBytes::new(text.as_bytes().to_vec())),
                 None => PeerAuth::Certificate,
             },
-            ppk: None,
+            ppk: wanted.ppk,
             addresses: vec![PeerAddress {
                 local: ours,
                 remote: theirs,
@@ -156,7 +159,7 @@ impl Us {
             } else {
                 EncapsulationMode::Auto
             },
-            suites: None,
+            suites: wanted.suites,
             children: vec![ChildConfig {
                 name: "net".into(),
                 mode: wanted.mode,
@@ -184,6 +187,7 @@ impl Us {
             bytes.extend(&out.bytes);
             // A peer that is gone answers with ICMP, which is an error at the next call.
             let _ = socket.send_to(&bytes, out.remote);
+            self.fragments[0] += usize::from(is_fragment(&out.bytes));
         }
     }
 
@@ -269,10 +273,12 @@ impl Us {
                 let bytes = &buffer[..len];
                 let now = self.now();
                 if index == 0 {
+                    self.fragments[1] += usize::from(is_fragment(bytes));
                     self.engine.handle_datagram(now, local, remote, bytes);
                 } else {
                     match classify(bytes) {
                         Encapsulated::Ike(ike) => {
+                            self.fragments[1] += usize::from(is_fragment(ike));
                             self.engine.handle_datagram(now, local, remote, ike);
                         }
                         Encapsulated::Esp(esp) => self.esp(esp.to_vec()),
@@ -488,6 +494,11 @@ impl Us {
         );
         text
     }
+}
+
+/// Whether the first payload of a message is an Encrypted Fragment (RFC 7383, 2.5).
+fn is_fragment(message: &[u8]) -> bool {
+    message.get(16) == Some(&53)
 }
 
 /// A former end's sockets live on for a moment in what other tests are just starting.

@@ -26,7 +26,7 @@ pub struct Pluto {
 pub struct Told {
     pub peer: Peer,
     pub ike: String,
-    pub esp: &'static str,
+    pub esp: String,
     pub secret: &'static str,
     /// More lines of the connection.
     pub more: String,
@@ -34,8 +34,9 @@ pub struct Told {
     pub certificates: Option<(Issued, String)>,
     /// How it proves itself with it, and how we must.
     pub authby: &'static str,
-    /// More lines of its secrets.
+    /// More lines of its secrets, and of its set-up.
     pub secrets: String,
+    pub setup: &'static str,
 }
 
 impl Told {
@@ -51,12 +52,13 @@ impl Told {
         Self {
             peer: Peer::Libreswan,
             ike: format!("aes_gcm256-sha2_256-{group}"),
-            esp: "aes_gcm256",
+            esp: "aes_gcm256".into(),
             secret: SECRET,
             more: String::new(),
             certificates: None,
             authby: "ecdsa",
             secrets: String::new(),
+            setup: "",
         }
     }
 
@@ -90,10 +92,10 @@ impl Told {
             SaMode::Transport => " type=transport\n".into(),
         };
         format!(
-            "config setup\nconn t\n left={theirs}\n right={ours}\n leftid=@{PEER}\n \
+            "config setup\n{}conn t\n left={theirs}\n right={ours}\n leftid=@{PEER}\n \
              rightid=@{US}\n{auth}{kind} ikev2=insist\n ike={}\n esp={}\n leftupdown=/bin/true\n \
              retransmit-timeout=20s\n retransmit-interval=500ms\n keyingtries=1\n{} auto=add\n",
-            self.ike, self.esp, self.more
+            self.setup, self.ike, self.esp, self.more
         )
     }
 }

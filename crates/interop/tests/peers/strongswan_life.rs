@@ -4,11 +4,11 @@ use std::time::{Duration, Instant};
 
 use testudo_ike::DownReason;
 
-use crate::charon::{Told, established, on_charon};
+use crate::charon::{Charon, Told, established, on_charon};
 use crate::wanted::{PATIENCE, Wanted};
 
 /// Two rekeys of the child and two of the IKE SA, packets after each.
-pub fn rekeys(told: fn(&Wanted) -> Told, initiate: bool, ours: bool) {
+pub fn rekeys(told: fn(&Wanted) -> Told, initiate: bool, ours: bool) -> Charon {
     let wanted = Wanted::begun_by_us(initiate);
     let (charon, mut us) = established(&wanted, told(&wanted));
     for n in 2..=3 {
@@ -46,6 +46,7 @@ pub fn rekeys(told: fn(&Wanted) -> Told, initiate: bool, ours: bool) {
         us.sending.is_some_and(|c| c != old)
     });
     us.ping();
+    charon
 }
 
 #[test]

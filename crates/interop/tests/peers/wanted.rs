@@ -4,6 +4,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use testudo_crypto::KeMethod;
+use testudo_ike::{PpkConfig, Suites};
 use testudo_interop::{Cable, LINK, Peer, can_run};
 use testudo_model::SaMode;
 
@@ -44,6 +45,9 @@ pub struct Wanted {
     pub forced: bool,
     pub secret: Option<&'static str>,
     pub liveness: Duration,
+    /// What may be negotiated with this peer alone.
+    pub suites: Option<Suites>,
+    pub ppk: Option<PpkConfig>,
 }
 
 impl Default for Wanted {
@@ -57,6 +61,8 @@ impl Default for Wanted {
             forced: false,
             secret: Some(SECRET),
             liveness: Duration::ZERO,
+            suites: None,
+            ppk: None,
         }
     }
 }
