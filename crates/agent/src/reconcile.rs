@@ -66,12 +66,12 @@ impl Peer {
     }
 }
 
-/// What is negotiated otherwise than with everybody: `On` is what the engine does by itself.
+/// What is negotiated otherwise than with everybody: `Preferred` is what the engine does by itself.
 fn suites(post_quantum: PostQuantum) -> Option<Suites> {
     let mut suites = Suites::default();
     match post_quantum {
-        PostQuantum::On => return None,
-        PostQuantum::Off => suites.additional_ke.clear(),
+        PostQuantum::Preferred => return None,
+        PostQuantum::Disabled => suites.additional_ke.clear(),
         PostQuantum::Required => {
             for round in &mut suites.additional_ke {
                 round.required = true;

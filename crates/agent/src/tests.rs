@@ -353,7 +353,7 @@ fn three_nodes_go_to_strict_rotate_and_back_to_disabled() {
 
 /// The key exchange changes with the policy, on new IKE SAs made before the old ones go.
 #[test]
-fn post_quantum_keys_are_on_off_and_required_as_the_policy_says() {
+fn post_quantum_keys_are_disabled_and_required_as_the_policy_says() {
     on_one_thread(async {
         let cluster = Cluster::new(17, 2);
         cluster.init().await;
@@ -376,7 +376,7 @@ fn post_quantum_keys_are_on_off_and_required_as_the_policy_says() {
         cluster.all_sealed().await;
         hybrid(true).await;
         cluster
-            .policy(|spec| spec.ike.post_quantum = PostQuantum::Off)
+            .policy(|spec| spec.ike.post_quantum = PostQuantum::Disabled)
             .await;
         hybrid(false).await;
         cluster

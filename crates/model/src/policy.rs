@@ -241,10 +241,10 @@ impl Default for IkeSettings {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum PostQuantum {
     /// Neither asked for nor taken.
-    Off,
+    Disabled,
     /// With every node that has it.
     #[default]
-    On,
+    Preferred,
     /// A node that does not do it is refused.
     Required,
 }

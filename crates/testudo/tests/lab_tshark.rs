@@ -69,7 +69,7 @@ fn classical(lab: &Lab, folder: &Path) {
     let policy = "apiVersion: testudo.dev/v1alpha1\n\
                   kind: EncryptionPolicy\n\
                   metadata: {name: cluster}\n\
-                  spec:\n  overlay: {type: VXLAN}\n  ike: {postQuantum: Off}\n";
+                  spec:\n  overlay: {type: VXLAN}\n  ike: {postQuantum: Disabled}\n";
     std::fs::write(&file, policy).expect("a file");
     let file = file.to_str().expect("a path of text");
     lab.testudo(&["apply", "-f", file]).ok();
