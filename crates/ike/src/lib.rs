@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 mod addke;
+mod addresses;
 mod config;
 mod cookie;
 mod duplicates;

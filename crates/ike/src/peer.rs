@@ -1,7 +1,7 @@
 //! What the engine remembers of a configured peer.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use testudo_model::policy::EncapsulationMode;
 use testudo_model::{ChildId, Monotonic};
@@ -33,6 +33,10 @@ pub(crate) struct Peer {
     pub(crate) attempt: Option<IkeId>,
     /// A new IKE SA is wanted although one may stand.
     pub(crate) reauth: bool,
+    /// It is wanted since addresses changed.
+    pub(crate) moving: bool,
+    /// The sequence number of the last change of addresses.
+    pub(crate) changed: u64,
     /// Which of the addresses the next attempt goes to.
     pub(crate) address: usize,
     /// Failed attempts in a row.
@@ -56,6 +60,8 @@ pub(crate) struct Change {
     pub(crate) reauth: bool,
     /// Addresses changed.
     pub(crate) addresses: bool,
+    /// Ours among them.
+    pub(crate) own_addresses: bool,
     /// Children that are gone or changed.
     pub(crate) closed: Vec<String>,
     /// How many of a child there are may have changed.
@@ -69,6 +75,8 @@ impl Peer {
             sas: BTreeSet::new(),
             attempt: None,
             reauth: false,
+            moving: false,
+            changed: 0,
             address: 0,
             failures: 0,
             children: BTreeMap::new(),
@@ -98,6 +106,12 @@ impl Peer {
         self.config.addresses.iter().any(|a| a.remote == ip)
     }
 
+    /// Whether the local end is one of our configured addresses towards it.
+    pub(crate) fn has(&self, local: SocketAddr) -> bool {
+        let ip = local.ip().to_canonical();
+        self.config.addresses.iter().any(|a| a.local == ip)
+    }
+
     /// What `new` changes.
     pub(crate) fn compare(&self, new: &PeerConfig) -> Change {
         let old = &self.config;
@@ -107,6 +121,7 @@ impl Peer {
                 || old.ppk != new.ppk,
             reauth: old.encapsulation != new.encapsulation || old.suites != new.suites,
             addresses: old.addresses != new.addresses,
+            own_addresses: locals(old) != locals(new),
             closed: old
                 .children
                 .iter()
@@ -116,6 +131,10 @@ impl Peer {
             resources: old.children != new.children,
         }
     }
+}
+
+fn locals(config: &PeerConfig) -> BTreeSet<IpAddr> {
+    config.addresses.iter().map(|a| a.local).collect()
 }
 
 /// The same but for how many there are.

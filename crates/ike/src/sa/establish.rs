@@ -77,6 +77,7 @@ impl Engine {
             followers: Vec::new(),
             deleted_spis: Vec::new(),
             rekey_failures: 0,
+            moved: false,
             most_resources: BTreeMap::new(),
             keys: birth.keys,
         };
@@ -92,6 +93,7 @@ impl Engine {
                 peer.reauth = false;
             }
         }
+        self.arrived(id, &proven.peer, now);
         self.mark_superseded(&proven.peer);
         self.tell_up(id, None);
     }
@@ -250,6 +252,7 @@ impl Engine {
             followers: Vec::new(),
             deleted_spis: Vec::new(),
             rekey_failures: 0,
+            moved: est.moved,
             most_resources: est.most_resources.clone(),
         };
         let sa = IkeSa {
@@ -311,7 +314,7 @@ impl Engine {
             return;
         }
         if change.addresses {
-            self.addresses_changed(id, now);
+            self.addresses_changed(id, change.own_addresses, now);
         }
         if change.resources {
             self.forget_full(id);
@@ -349,26 +352,6 @@ impl Engine {
             .filter(|c| c.is_up())
             .map(|c| (c.ike, c.id))
             .collect()
-    }
-
-    /// Attempts and SAs with addresses that are no longer the peer's end.
-    fn addresses_changed(&mut self, id: &PeerId, now: Now) {
-        let Some(peer) = self.peers.get_mut(id) else {
-            return;
-        };
-        peer.address = 0;
-        let ids: Vec<_> = peer.sas.iter().copied().chain(peer.attempt).collect();
-        let strange: Vec<_> = ids
-            .into_iter()
-            .filter(|ike| {
-                self.sas
-                    .get(ike)
-                    .is_some_and(|sa| !sa.nat.remote && !peer.knows(sa.remote))
-            })
-            .collect();
-        for ike in strange {
-            self.shut(ike, DownReason::Closed, now);
-        }
     }
 
     /// Starts a peer that has nothing and should, and makes its missing children.

@@ -326,6 +326,8 @@ pub(crate) struct Established {
     pub(crate) deleted_spis: Vec<u32>,
     /// Refusals in a row of our rekey of the IKE SA.
     pub(crate) rekey_failures: u32,
+    /// Addresses changed since it was made: another is to take its place.
+    pub(crate) moved: bool,
     /// Children for resources that the peer takes at most, by name, where it has said so.
     pub(crate) most_resources: BTreeMap<String, u32>,
 }

@@ -1,5 +1,6 @@
 //! Engines against each other on virtual time.
 
+mod addresses;
 mod chains;
 mod childless;
 mod closing;
