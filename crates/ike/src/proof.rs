@@ -1,12 +1,15 @@
 //! The AUTH payload: how we prove ourselves, how a peer does (RFC 7296, 2.15; RFC 7427).
 
-use testudo_crypto::{HashAlgorithm, SecretBytes, VerifyingKey, constant_time_eq};
+use std::collections::BTreeSet;
+
+use testudo_crypto::{HashAlgorithm, SecretBytes, SignatureScheme, VerifyingKey, constant_time_eq};
 use testudo_wire::ike::{AuthMethod, Authentication, Notify, NotifyType, Payload};
 
 use crate::config::CertificateCredential;
 use crate::error::Fault;
 use crate::intauth::IntAuth;
 use crate::keys::IkeKeys;
+use crate::suites::Suites;
 use crate::verify::FailedCheck;
 
 const KEY_PAD: &[u8] = b"Key Pad for IKEv2";
@@ -37,40 +40,50 @@ impl Octets<'_> {
     }
 }
 
-/// The hashes that we take, for SIGNATURE_HASH_ALGORITHMS (RFC 7427, 4).
-pub(crate) fn hashes() -> Payload {
+/// The hashes of the signatures that we take, for SIGNATURE_HASH_ALGORITHMS (RFC 7427, 4).
+pub(crate) fn hashes<'a>(allowed: impl IntoIterator<Item = &'a Suites>) -> Payload {
+    let taken: BTreeSet<_> = allowed
+        .into_iter()
+        .flat_map(|suites| suites.signatures.iter().map(|scheme| scheme.hash()))
+        .collect();
     let ids: Vec<u8> = HashAlgorithm::ALL
         .iter()
+        .filter(|hash| taken.contains(hash))
         .flat_map(|h| h.id().to_be_bytes())
         .collect();
     Payload::Notify(Notify::new(NotifyType::SIGNATURE_HASH_ALGORITHMS, ids))
 }
 
-/// Signs. `peer_hashes` is what the peer takes, from its SIGNATURE_HASH_ALGORITHMS.
+/// Signs, with the first scheme of our key whose hash the peer takes: `peer_hashes`, from its
+/// SIGNATURE_HASH_ALGORITHMS. An RSA key signs with PSS. A peer that announces no hash knows but
+/// the methods of before RFC 7427, which are bound to SHA-1 (method 1) or were given up by the
+/// peers that had them; we do not sign so.
 pub(crate) fn sign(
     credential: &CertificateCredential,
     peer_hashes: &[u16],
     keys: &IkeKeys,
     octets: &Octets<'_>,
 ) -> Result<Authentication, Fault> {
-    let scheme = credential.key.scheme();
-    if !peer_hashes.contains(&scheme.hash().id()) {
+    let schemes = credential.key.schemes();
+    let fits = |scheme: &&SignatureScheme| peer_hashes.contains(&scheme.hash().id());
+    let Some(scheme) = schemes.iter().find(fits) else {
         return Err(Fault::Unproven(
             FailedCheck::AuthMethod,
-            "the peer does not take RFC 7427 signatures with our key's hash".into(),
+            "the peer does not take RFC 7427 signatures with a hash that our key signs".into(),
         ));
-    }
+    };
     let signature = credential
         .key
-        .sign(&octets.joined(keys))
+        .sign_with(*scheme, &octets.joined(keys))
         .map_err(|_| Fault::Bug("signing failed"))?;
     Authentication::digital_signature(scheme.algorithm_identifier(), &signature)
         .ok_or(Fault::Bug("an algorithm identifier is too long"))
 }
 
-/// Checks a signature with the key of the peer's certificate.
+/// Checks a signature with the key of the peer's certificate, in one of the allowed schemes.
 pub(crate) fn check_signature(
     spki: &[u8],
+    allowed: &[SignatureScheme],
     auth: &Authentication,
     keys: &IkeKeys,
     octets: &Octets<'_>,
@@ -101,6 +114,10 @@ pub(crate) fn check_signature(
             "the peer signed with an algorithm that we do not take",
         )
     })?;
+    if !allowed.contains(&scheme) {
+        let text = format!("the peer signed with {scheme:?}, which is not allowed for it");
+        return Err(Fault::Unproven(FailedCheck::AuthMethod, text));
+    }
     key.verify(scheme, &octets.joined(keys), signature)
         .map_err(|_| bad())
 }

@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use testudo_crypto::{Cipher, KeMethod, Prf};
+use testudo_crypto::{Cipher, KeMethod, Prf, SignatureScheme};
 use testudo_model::PeerId;
 
 use crate::addke::AdditionalKe;
@@ -28,6 +28,10 @@ pub struct Suites {
     /// Whether children made after the first, rekeys included, have a key exchange of their
     /// own (perfect forward secrecy).
     pub pfs: bool,
+    /// How a peer with a certificate may sign (RFC 7427): key type, padding and hash together, so
+    /// that no allowed hash comes with a key type that is allowed with another (lesson L34). The
+    /// methods of before (1 with SHA-1, 9 to 11 of RFC 4754) are not taken.
+    pub signatures: Vec<SignatureScheme>,
 }
 
 impl Default for Suites {
@@ -47,6 +51,7 @@ impl Default for Suites {
             ike_ciphers: vec![Cipher::AES_256_GCM],
             esp_ciphers: vec![Cipher::AES_256_GCM],
             pfs: true,
+            signatures: SignatureScheme::ALL.to_vec(),
         }
     }
 }
@@ -67,6 +72,7 @@ impl Suites {
             (self.prfs.is_empty(), "PRF"),
             (self.ike_ciphers.is_empty(), "cipher for IKE"),
             (self.esp_ciphers.is_empty(), "cipher for ESP"),
+            (self.signatures.is_empty(), "signature scheme"),
         ]
         .into_iter()
         .find_map(|(none, kind)| none.then_some(kind))

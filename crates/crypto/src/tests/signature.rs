@@ -35,6 +35,7 @@ fn modulus(bits: usize) -> Vec<u8> {
 
 const F4: [u8; 3] = [1, 0, 1];
 
+// CVE-2017-9022, CVE-2017-11185, CVE-2018-17540 (lesson L31); below 2048 bits and e = 3: lesson L30.
 #[test]
 fn degenerate_rsa_keys_are_refused() {
     assert!(rsa(&modulus(2048), &F4).is_ok());
@@ -168,6 +169,7 @@ fn identifiers_name_the_scheme_that_the_key_can_check() {
     }
 }
 
+// CVE-2021-41990, CVE-2018-6459 (lesson L32).
 #[test]
 fn pss_identifiers_are_strict() {
     let find = |text: &str| Scheme::from_algorithm_identifier(&unhex(text));

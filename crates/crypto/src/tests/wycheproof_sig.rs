@@ -141,6 +141,8 @@ fn rsa_pss_parameters() {
 
 #[test]
 fn rsa_pkcs1() {
+    // CVE-2018-16151 and 16152 (lesson L30): padding is compared, not parsed; the set has trailing
+    // bytes, parameters and short digests.
     use rsa_pkcs1_verify::TestName as N;
     for (name, scheme) in [
         (N::Rsa2048Sha256, Scheme::RsaPkcs1Sha256),

@@ -217,8 +217,10 @@ impl Engine {
                     .map(|c| c.data.clone())
                     .take(LONGEST_CHAIN)
                     .collect();
+                check_encodings(&payloads.certs, &chain)?;
                 let verified = self.verify_chain(peer_id, &proven.identity, &chain, now)?;
-                proof::check_signature(&verified.spki, auth, keys, octets)?;
+                let allowed = &self.suites_of(peer_id).signatures;
+                proof::check_signature(&verified.spki, allowed, auth, keys, octets)?;
                 proven.not_after = Some(verified.not_after);
                 proven.certificate = Some(facts(&verified));
                 proven.chain = chain;
@@ -598,6 +600,21 @@ impl AuthSent {
     fn after(&self) -> u32 {
         self.request.message_id + 1
     }
+}
+
+/// What certificates cannot be read, if none can. We do not say HTTP_CERT_LOOKUP_SUPPORTED, and
+/// fetch nothing that an unproven peer names (RFC 7296, 3.6; lesson L37).
+fn check_encodings(certs: &[Certificate], readable: &[Vec<u8>]) -> Result<(), Fault> {
+    let Some(strange) = certs.first().filter(|_| readable.is_empty()) else {
+        return Ok(());
+    };
+    let text = match strange.encoding {
+        CertEncoding::HASH_AND_URL | CertEncoding::HASH_AND_URL_BUNDLE => {
+            "the peer sent the URL of its certificate, and we fetch none: it must send it".into()
+        }
+        other => format!("the peer sent a certificate of encoding {other}, which is not X.509"),
+    };
+    Err(Fault::Unproven(FailedCheck::CertificateMalformed, text))
 }
 
 /// What proves us.

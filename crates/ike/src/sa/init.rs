@@ -96,6 +96,7 @@ impl Engine {
             payloads.push(Payload::Notify(notify));
         }
         let suites = self.suites_for(sa.peer.as_ref());
+        let hashes = proof::hashes([suites]);
         payloads.push(Payload::Sa(proposal::ike_offer(suites, None)));
         let additional = !suites.additional_ke.is_empty();
         payloads.push(Payload::KeyExchange(KeyExchange {
@@ -110,7 +111,7 @@ impl Engine {
             forced,
             &mut *self.random,
         ));
-        payloads.push(proof::hashes());
+        payloads.push(hashes);
         payloads.extend(fragments::supported(&self.config));
         if additional {
             payloads.push(intermediate_supported());
@@ -507,7 +508,11 @@ impl Engine {
         let random = &mut *self.random;
         payloads.extend(nat::notifies(spis, from.local, from.remote, forced, random));
         payloads.extend(self.certificate_request());
-        payloads.push(proof::hashes());
+        // An RSA key signs with the first hash that is announced: none but what those take that
+        // are known to be there.
+        let (there, default) = self.suites_at(from.remote.ip());
+        let elsewhere = there.is_empty().then_some(default);
+        payloads.push(proof::hashes(there.into_iter().chain(elsewhere)));
         if !chosen.suite.additional.is_empty() {
             payloads.push(intermediate_supported());
         }

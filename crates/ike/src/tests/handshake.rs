@@ -37,7 +37,7 @@ fn every_algorithm_works() {
                         prfs: vec![prf],
                         ike_ciphers: vec![cipher],
                         esp_ciphers: vec![cipher],
-                        pfs: true,
+                        ..Suites::default()
                     },
                     ..config()
                 };

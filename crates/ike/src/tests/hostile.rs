@@ -281,6 +281,16 @@ fn other_major_versions_are_told_ours() {
     assert!(matches!(&parsed.payloads[0].payload, Payload::Notify(n)
         if n.kind == NotifyType::INVALID_MAJOR_VERSION));
     assert!(parsed.header.flags.response);
+    // IKEv1 knows no such notify: its messages are dropped.
+    net.wire.clear();
+    bytes[17] = 0x10;
+    let before = net.nodes[1].engine.status().len();
+    net.act(1, |e, now| {
+        e.handle_datagram(now, at(1, 500), at(0, 500), &bytes);
+    });
+    assert!(net.wire.is_empty());
+    assert_eq!(net.nodes[1].engine.status().len(), before);
+    bytes[17] = 0x30;
     // Never an answer to an answer.
     net.wire.clear();
     bytes[19] |= 0x20;

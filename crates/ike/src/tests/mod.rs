@@ -16,6 +16,7 @@ mod life;
 mod nat;
 mod net;
 mod ppk;
+mod proofs;
 mod refused;
 mod rekey;
 mod resources;

@@ -1,11 +1,15 @@
 //! Peers that have keys but have proven nothing: whatever they send, nothing is established.
 
-use testudo_wire::ike::{ExchangeType, Notify, NotifyType, Payload, UnknownPayload};
+use testudo_wire::ike::{
+    AuthMethod, CertEncoding, ExchangeType, Notify, NotifyType, Payload, UnknownPayload,
+};
 
 use super::net::*;
 use crate::engine::Path;
+use crate::event::Failure;
 use crate::message;
 use crate::sa::State;
+use crate::verify::FailedCheck;
 
 /// Node 0 has sent IKE_AUTH, which got lost; node 1 has a half-open SA.
 fn half_open(seed: u64) -> Net {
@@ -145,4 +149,89 @@ fn an_unknown_payload_in_ike_auth_is_ignored() {
     list.insert(0, unknown);
     assert_eq!(say(&mut net, ExchangeType::IKE_AUTH, 1, &list), 1);
     assert_eq!(net.nodes[1].twin.ikes.len(), 1);
+}
+
+/// Says `list` in IKE_AUTH; both ends' first failures.
+fn refused(mut net: Net, list: &[Payload]) -> (Failure, Failure) {
+    net.filter = None;
+    assert_eq!(say(&mut net, ExchangeType::IKE_AUTH, 1, list), 1);
+    assert_nothing_stands(&net);
+    net.run_ms(100);
+    (
+        net.nodes[0].failures[0].clone(),
+        net.nodes[1].failures[0].clone(),
+    )
+}
+
+// RFC 7296, 2.16: EAP is not had. A peer that wants it sends no AUTH.
+#[test]
+fn a_peer_that_wants_eap_is_told_that_authentication_failed() {
+    let mut net = half_open(5);
+    let mut list = auth_payloads(&mut net);
+    list.retain(|p| !matches!(p, Payload::Authentication(_) | Payload::Certificate(_)));
+    let only = NotifyType(16417); // EAP_ONLY_AUTHENTICATION (RFC 5998).
+    list.push(Payload::Notify(Notify::new(only, [])));
+    let (told, ours) = refused(net, &list);
+    assert!(told.text.contains("AUTHENTICATION_FAILED"), "{told:?}");
+    assert_eq!(ours.check, FailedCheck::AuthMethod);
+}
+
+// RFC 7296, 3.6: a certificate by its hash and URL. Lesson L37: nothing is fetched.
+#[test]
+fn the_url_of_a_certificate_is_refused_with_a_clear_reason() {
+    for encoding in [
+        CertEncoding::HASH_AND_URL,
+        CertEncoding::HASH_AND_URL_BUNDLE,
+    ] {
+        let mut net = half_open(6);
+        let mut list = auth_payloads(&mut net);
+        for payload in &mut list {
+            if let Payload::Certificate(cert) = payload {
+                cert.encoding = encoding;
+                cert.data = [&[1; 20][..], b"http://192.0.2.1/tarpit"].concat();
+            }
+        }
+        let asks = |p: &Payload| matches!(p, Payload::Notify(n) if n.kind == NotifyType::HTTP_CERT_LOOKUP_SUPPORTED);
+        assert!(!list.iter().any(asks), "we do not say that we take it");
+        let (told, ours) = refused(net, &list);
+        assert_eq!(told.check, FailedCheck::RefusedByPeer);
+        assert_eq!(ours.check, FailedCheck::CertificateMalformed);
+        assert!(ours.text.contains("URL"), "{}", ours.text);
+    }
+}
+
+// RFC 7296, 3.15.4: one that has no configuration payloads may ignore them all.
+#[test]
+fn configuration_payloads_are_ignored() {
+    for kind in 0..=4u8 {
+        let mut net = half_open(7);
+        let mut list = auth_payloads(&mut net);
+        // INTERNAL_IP4_ADDRESS, without a value.
+        let request = vec![kind, 0, 0, 0, 0, 1, 0, 0];
+        list.insert(list.len() - 3, Payload::Configuration(request));
+        net.filter = None;
+        assert_eq!(say(&mut net, ExchangeType::IKE_AUTH, 1, &list), 1);
+        net.run_ms(100);
+        assert_eq!(net.nodes[0].twin.ikes.len(), 1);
+        assert_eq!(net.nodes[1].twin.ikes.len(), 1);
+        assert_eq!(net.ikes(1, 0)[0].children.len(), 1);
+    }
+}
+
+// Lesson L34 and RFC 7427: the methods of before are not taken, whatever the data. Method 1 is
+// bound to SHA-1; 9 to 11 (RFC 4754) choose their hash themselves.
+#[test]
+fn old_and_unknown_authentication_methods_are_refused() {
+    for method in (0..=255).filter(|m| *m != 14).map(AuthMethod) {
+        let mut net = half_open(8);
+        let mut list = auth_payloads(&mut net);
+        for payload in &mut list {
+            if let Payload::Authentication(auth) = payload {
+                auth.method = method;
+            }
+        }
+        let (told, ours) = refused(net, &list);
+        assert!(told.text.contains("AUTHENTICATION_FAILED"), "{told:?}");
+        assert_eq!(ours.check, FailedCheck::AuthMethod);
+    }
 }

@@ -56,6 +56,7 @@ numbers! {
         CRL = 7,
         X509_SIGNATURE = 4,
         HASH_AND_URL = 12,
+        HASH_AND_URL_BUNDLE = 13,
         RAW_PUBLIC_KEY = 15,
     }
 }
