@@ -243,6 +243,11 @@ impl Engine {
         }
         match plain.payloads() {
             Ok(payloads) => self.answered(now, id, from, pending, payloads),
+            // Whatever it says to our DELETE: the peer has had it, and no more will come.
+            Err(fault) if matches!(pending, Pending::DeleteIke) => {
+                self.count_drop(fault.reason());
+                self.remove_sa(id, DownReason::Error, now);
+            }
             Err(fault) => self.broken_answer(now, id, from, &fault),
         }
         self.pump(id, now);

@@ -1,4 +1,5 @@
-//! Which message means what in which state: everything that is not here is dropped.
+//! Which message means what in which state: everything that is not here is dropped. What all
+//! other events do in each state stands in `docs/ike-transitions.md`, which a test walks.
 
 use testudo_wire::ike::ExchangeType;
 
