@@ -114,7 +114,8 @@ fn fuzz(program: &Path, target: &str, kept: &Path, seconds: u32) -> anyhow::Resu
             artifacts.display()
         ))
         .args(["-timeout=20", "-rss_limit_mb=2048", "-print_final_stats=1"])
-        .arg("-verbosity=0")
+        // Long inputs from the start: many steps, whole chains.
+        .args(["-len_control=0", "-verbosity=0"])
         .arg(&found)
         .arg(kept)
         .env("TESTUDO_FUZZ_TARGET", target)
