@@ -99,6 +99,38 @@ fn certificates_with_ml_kem() {
     });
 }
 
+/// Three additional exchanges; then the end that did not begin rekeys the child.
+#[test]
+fn several_additional_exchanges() {
+    on_next_charon(|| {
+        for initiate in [true, false] {
+            let wanted = Wanted::begun_by_us(initiate);
+            let told = with(&wanted, "mlkem768-ke2_ecp384-ke3_mlkem1024");
+            let (charon, mut us) = established_with(&wanted, told, |config| {
+                let methods = [KeMethod::MlKem768, KeMethod::P384, KeMethod::MlKem1024];
+                let round = |method| AdditionalKe {
+                    methods: vec![method],
+                    required: true,
+                };
+                config.suites.additional_ke = methods.map(round).to_vec();
+            });
+            let suite = &us.ups[0].suite;
+            let all = "/CURVE_25519/ML_KEM_768/ECP_384/ML_KEM_1024";
+            assert!(suite.ends_with(all), "{suite}");
+            let old = us.sending.unwrap();
+            if initiate {
+                charon.order(&mut us, "--rekey --child net");
+            } else {
+                us.rekey_child();
+            }
+            us.until("a successor of the child", |us| {
+                us.sending.is_some_and(|c| c != old)
+            });
+            us.ping();
+        }
+    });
+}
+
 /// Rekeys take another exchange.
 fn rekeys_with_ml_kem(ours: bool) {
     for initiate in [true, false] {
