@@ -46,6 +46,7 @@ pub(super) fn state_of(sa: &IkeSa) -> &'static str {
     match &est.outstanding {
         None => "established",
         Some((_, Pending::Probe)) => "probing",
+        Some((_, Pending::CreateChild(r))) if r.follow.is_some() => "following_up_child",
         Some((_, Pending::CreateChild(r))) if r.rekeys.is_some() => "rekeying_child",
         Some((_, Pending::CreateChild(_))) => "creating_child",
         Some((_, Pending::DeleteChild(_) | Pending::DeleteSpi)) => "deleting_child",
@@ -56,7 +57,7 @@ pub(super) fn state_of(sa: &IkeSa) -> &'static str {
 }
 
 /// Every state that lasts longer than a call; an idle open IKE SA never deletes itself.
-pub(super) const STATES: [&str; 19] = [
+pub(super) const STATES: [&str; 20] = [
     "init_sent",
     "intermediate_sent",
     "auth_sent",
@@ -70,6 +71,7 @@ pub(super) const STATES: [&str; 19] = [
     "deleting_child",
     "rekeying_ike",
     "following_up",
+    "following_up_child",
     "waiting",
     "rekeyed",
     "leaving",
@@ -151,7 +153,7 @@ pub(super) fn reach(state: &str) -> Place {
             net.nodes[1].engine.set_identity(evil);
             stop_after(net, 4)
         }
-        "following_up" => open(hybrid()),
+        "following_up" | "following_up_child" => open(hybrid()),
         _ => open(config()),
     };
     block(&mut net);
@@ -167,6 +169,12 @@ pub(super) fn reach(state: &str) -> Place {
         }
         "deleting_child" => with_children(&mut net, 0, 0),
         "rekeying_ike" => net.act(0, |e, now| e.rekey_ike(&peer_id(1), now)).unwrap(),
+        "following_up_child" => {
+            let child = child_of(&net, 0);
+            net.act(0, |e, now| e.rekey_child(child, now)).unwrap();
+            deliver(&mut net, 0);
+            deliver(&mut net, 1);
+        }
         "following_up" => {
             net.act(0, |e, now| e.rekey_ike(&peer_id(1), now)).unwrap();
             deliver(&mut net, 0);

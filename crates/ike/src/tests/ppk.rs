@@ -116,6 +116,33 @@ fn where_it_is_required_nothing_stands_without() {
     }
 }
 
+/// With what else changes the keys, or cuts the messages: ML-KEM before it (RFC 9370), fragments.
+#[test]
+fn it_is_mixed_in_last_and_in_fragments_too() {
+    for required in [false, true] {
+        let mut config = hybrid(&[&[testudo_crypto::KeMethod::MlKem768]], true);
+        config.fragment_size = 400;
+        let mut net = Net::with(12, 2, config);
+        net.esp = true;
+        for n in [1, 0] {
+            let config = PeerConfig {
+                ppk: ppk("blue", 7, required),
+                ..peer_config(n, 1 - n, n == 0)
+            };
+            net.act(n, |e, now| e.set_peer(config, now)).unwrap();
+        }
+        net.run_ms(1_500);
+        net.assert_connected(0, 1, 1);
+        assert!(in_use(&net));
+        net.act(1, |e, now| e.rekey_ike(&peer_id(0), now)).unwrap();
+        net.run_ms(2_000);
+        net.assert_connected(0, 1, 1);
+        assert!(in_use(&net));
+        net.assert_no_esp_lost();
+        super::fragments::assert_no_iv_twice(&net);
+    }
+}
+
 /// Two keys of one name: the proof of who has the other does not hold, required or not.
 #[test]
 fn another_key_of_the_same_name_proves_nothing() {

@@ -96,7 +96,8 @@ fn create(rekeyed: Option<bool>) -> Event {
         let id = peer_id(1 - peer);
         if let Some(offer) = engine.offer_child(&id, &slot) {
             let suites = engine.suites_of(&id);
-            payloads.extend(engine.offer_payloads(suites, &offer, true, &[]));
+            let additional = suites.additional_ke.clone();
+            payloads.extend(engine.offer_payloads(suites, &offer, true, &additional));
         }
         payloads.extend(exchange_payloads(engine));
         let message_id = place.next_id(false);
@@ -373,6 +374,52 @@ fn commands() -> Vec<(String, Event)> {
             }),
         ),
         (
+            "set_peer, other suites",
+            command(|e, p, now| {
+                let mut config = peer_config(p.n, 1 - p.n, p.n == 0);
+                let suites = &mut e.config.suites.clone();
+                suites.pfs = !suites.pfs;
+                config.suites = Some(suites.clone());
+                e.set_peer(config, now)
+            }),
+        ),
+        (
+            "set_peer, another address",
+            command(|e, p, now| {
+                let mut config = peer_config(p.n, 1 - p.n, p.n == 0);
+                config.addresses[0].remote = address(200);
+                e.set_peer(config, now)
+            }),
+        ),
+        (
+            "refuse_child",
+            command(|e, p, now| e.refuse_child(p.child, now)),
+        ),
+        (
+            "note_moved",
+            command(|e, p, _| {
+                e.note_moved(p.child, std::net::SocketAddr::new(address(200), 4500));
+                Ok(())
+            }),
+        ),
+        (
+            "set_lifetimes",
+            command(|e, _, _| {
+                let second = std::time::Duration::from_secs(1);
+                let limits = e.config.soft_limits;
+                e.set_lifetimes(second, second, limits);
+                Ok(())
+            }),
+        ),
+        (
+            "set_identity",
+            command(|e, p, _| {
+                let kind = testudo_crypto::KeyType::Ed25519;
+                e.set_identity(local_identity(p.n, "ca", EPOCH + 5, kind));
+                Ok(())
+            }),
+        ),
+        (
             "recheck_peers, good",
             command(|e, _, now| {
                 e.recheck_peers(now);
@@ -538,6 +585,42 @@ fn table() -> BTreeMap<(String, String), String> {
         }
     }
     out
+}
+
+/// What a caller can do stands in the table, but for what is not about an IKE SA.
+#[test]
+fn every_command_is_an_event() {
+    let sources = [
+        include_str!("../engine.rs"),
+        include_str!("../moves.rs"),
+        include_str!("../refused.rs"),
+    ];
+    let others = [
+        "set_verifier",
+        "handle_datagram",
+        "handle_timeout",
+        "poll_event",
+        "poll_transmit",
+    ];
+    let all = commands();
+    let mut count = 0;
+    for source in sources {
+        let mut words = source.split("    pub fn ").skip(1);
+        for text in words.by_ref() {
+            let (name, rest) = text.split_once('(').unwrap();
+            if !rest.trim_start().starts_with("&mut self") || others.contains(&name) {
+                continue;
+            }
+            count += 1;
+            let wanted = format!("command: {name}");
+            let there = all.iter().any(|(event, _)| {
+                let (event, _) = event.split_once(',').unwrap_or((event, ""));
+                event == wanted
+            });
+            assert!(there, "{name} is not in the table");
+        }
+    }
+    assert!(count > 10, "{count}");
 }
 
 #[test]
