@@ -339,7 +339,8 @@ impl Pair {
         self.run(Duration::from_secs(400));
         for n in 0..2 {
             let sizes = fuzzing::sizes(&self.engines[n]);
-            assert_eq!(sizes, Sizes::default(), "something stays at node {n}");
+            let status = self.engines[n].status();
+            assert_eq!(sizes, Sizes::default(), "node {n} keeps {status:?}");
             assert!(self.twins[n].children.is_empty(), "a child stays installed");
             assert!(self.twins[n].ikes.is_empty(), "an IKE SA stays up");
         }

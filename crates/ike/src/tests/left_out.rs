@@ -236,3 +236,28 @@ fn a_credential_that_comes_back_is_used() {
         net.assert_connected(0, 1, 1);
     }
 }
+
+// Found by the fuzzer: an answer to our DELETE that could not be read left the SA behind for good,
+// with nothing under way and no deadline.
+#[test]
+fn an_unreadable_answer_to_a_delete_ends_the_sa() {
+    let mut desk = Desk::new();
+    desk.until(4);
+    let peer = peer_id(1);
+    desk.net.act(0, |e, now| e.remove_peer(&peer, now));
+    desk.until(5);
+    let [a, b] = &mut desk.net.nodes[..] else {
+        panic!("two nodes");
+    };
+    let answer = &desk.net.wire[5].2;
+    let broken = fuzzing::reseal(&mut b.engine, &a.engine, answer, |_, _, _| {
+        (41, vec![0, 0, 0, 9])
+    });
+    desk.deliver(&broken.expect("both hold the keys"));
+    let mut net = desk.net;
+    net.run(Duration::from_secs(100));
+    assert_eq!(
+        fuzzing::sizes(&net.nodes[0].engine),
+        fuzzing::Sizes::default()
+    );
+}

@@ -4,6 +4,7 @@ mod addresses;
 mod chains;
 mod childless;
 mod closing;
+mod collisions;
 mod crossing;
 mod flood;
 mod followup;
