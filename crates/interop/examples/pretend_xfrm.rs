@@ -1,8 +1,8 @@
-//! Lets pluto believe that the kernel has installed its SAs, where the kernel has no ESP.
+//! Lets a daemon believe that the kernel has installed its SAs, where the kernel has no ESP.
 //!
-//! Loaded into pluto with LD_PRELOAD. pluto writes one request to its XFRM socket and reads one
-//! answer; requests about SAs never reach the kernel but are answered here, each with success.
-//! Policies do reach it. No packet passes such SAs.
+//! Loaded with LD_PRELOAD into pluto or a charon without kernel-libipsec. Both send one request
+//! on their XFRM socket and read one answer; requests about SAs never reach the kernel but are
+//! answered here, each with success. Policies do reach it. No packet passes such SAs.
 
 use std::ffi::{c_int, c_long, c_void};
 use std::sync::atomic::{AtomicI32, AtomicU32, Ordering::Relaxed};
@@ -24,10 +24,28 @@ const HEADER: usize = 16;
 const SA_INFO: usize = 224;
 const SPI_AT: usize = 72;
 
-/// pluto's XFRM socket: the first that it opens. The second one only listens.
+/// The daemon's XFRM socket: the first that it opens. The second one only listens.
 static SOCKET: AtomicI32 = AtomicI32::new(-1);
 static NEXT_SPI: AtomicU32 = AtomicU32::new(0xc100_0001);
-static ANSWER: Mutex<Option<Vec<u8>>> = Mutex::new(None);
+static ANSWER: Mutex<Option<Answer>> = Mutex::new(None);
+
+struct Answer {
+    message: Vec<u8>,
+    /// A message of the kernel's stands in for it on the socket, and is to be thrown away.
+    stands_in: bool,
+}
+
+fn keep(message: Vec<u8>, stands_in: bool) {
+    let mut waiting = ANSWER.lock().unwrap_or_else(PoisonError::into_inner);
+    *waiting = Some(Answer { message, stands_in });
+}
+
+fn taken(fd: c_int) -> Option<Answer> {
+    if fd < 0 || fd != SOCKET.load(Relaxed) {
+        return None;
+    }
+    ANSWER.lock().unwrap_or_else(PoisonError::into_inner).take()
+}
 
 /// The answer to a request, or `None` for one that the kernel is to see.
 fn answer(request: &[u8]) -> Option<Vec<u8>> {
@@ -83,12 +101,62 @@ pub unsafe extern "C" fn write(fd: c_int, data: *const c_void, len: usize) -> ss
         // SAFETY: the caller promises that it is readable.
         let request = unsafe { std::slice::from_raw_parts(data.cast::<u8>(), len) };
         if let Some(message) = answer(request) {
-            *ANSWER.lock().unwrap_or_else(PoisonError::into_inner) = Some(message);
+            keep(message, false);
             return len as ssize_t;
         }
     }
     // SAFETY: the caller's arguments, passed through.
     unsafe { libc::syscall(libc::SYS_write, fd, data, len) as ssize_t }
+}
+
+/// sendto(2), which does the same for charon. charon waits for the answer with select(2): the
+/// kernel is asked to acknowledge nothing at all (NLMSG_NOOP), so that something comes.
+///
+/// # Safety
+/// As for sendto(2).
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn sendto(
+    fd: c_int,
+    data: *const c_void,
+    len: usize,
+    flags: c_int,
+    to: *const sockaddr,
+    to_len: socklen_t,
+) -> ssize_t {
+    let mut noop = [0_u8; HEADER];
+    let (mut sent, mut sent_len) = (data, len);
+    if fd >= 0 && fd == SOCKET.load(Relaxed) && !data.is_null() {
+        // SAFETY: the caller promises that it is readable.
+        let request = unsafe { std::slice::from_raw_parts(data.cast::<u8>(), len) };
+        if let Some(message) = answer(request) {
+            keep(message, true);
+            noop.copy_from_slice(&request[..HEADER]);
+            noop[..4].copy_from_slice(&16_u32.to_ne_bytes());
+            noop[4..6].copy_from_slice(&1_u16.to_ne_bytes());
+            // NLM_F_REQUEST and NLM_F_ACK.
+            noop[6..8].copy_from_slice(&5_u16.to_ne_bytes());
+            (sent, sent_len) = (noop.as_ptr().cast(), HEADER);
+        }
+    }
+    // SAFETY: the caller's arguments, or a message of ours that lives on the stack.
+    let done = unsafe { libc::syscall(libc::SYS_sendto, fd, sent, sent_len, flags, to, to_len) };
+    if done == sent_len as c_long {
+        return len as ssize_t;
+    }
+    done as ssize_t
+}
+
+/// recv(2), which gives our answer if one waits.
+///
+/// # Safety
+/// As for recv(2).
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn recv(fd: c_int, buffer: *mut c_void, len: usize, flags: c_int) -> ssize_t {
+    // SAFETY: the caller's arguments, passed on; nobody asks for the address.
+    unsafe {
+        let nobody = std::ptr::null_mut();
+        recvfrom(fd, buffer, len, flags, nobody, std::ptr::null_mut())
+    }
 }
 
 /// recvfrom(2), which gives our answer if one waits.
@@ -104,24 +172,25 @@ pub unsafe extern "C" fn recvfrom(
     from: *mut sockaddr,
     from_len: *mut socklen_t,
 ) -> ssize_t {
-    if fd >= 0 && fd == SOCKET.load(Relaxed) {
-        let waiting = ANSWER.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if let Some(message) = waiting {
-            let given = message.len().min(len);
-            // SAFETY: the caller promises room for `len` bytes, and for the address as long as
-            // it says; an all-zero sockaddr_nl with its family is the kernel's.
-            unsafe {
-                std::ptr::copy_nonoverlapping(message.as_ptr(), buffer.cast::<u8>(), given);
-                let size = size_of::<libc::sockaddr_nl>();
-                if !from.is_null() && !from_len.is_null() && *from_len as usize >= size {
-                    let mut kernel: libc::sockaddr_nl = std::mem::zeroed();
-                    kernel.nl_family = libc::AF_NETLINK as libc::sa_family_t;
-                    std::ptr::copy_nonoverlapping(&kernel, from.cast(), 1);
-                    *from_len = size as socklen_t;
-                }
+    if let Some(Answer { message, stands_in }) = taken(fd) {
+        let given = message.len().min(len);
+        // SAFETY: the caller promises room for `len` bytes, and for the address as long as
+        // it says; an all-zero sockaddr_nl with its family is the kernel's.
+        unsafe {
+            if stands_in {
+                let nobody = std::ptr::null_mut::<c_void>();
+                libc::syscall(libc::SYS_recvfrom, fd, buffer, len, 0, nobody, nobody);
             }
-            return given as ssize_t;
+            std::ptr::copy_nonoverlapping(message.as_ptr(), buffer.cast::<u8>(), given);
+            let size = size_of::<libc::sockaddr_nl>();
+            if !from.is_null() && !from_len.is_null() && *from_len as usize >= size {
+                let mut kernel: libc::sockaddr_nl = std::mem::zeroed();
+                kernel.nl_family = libc::AF_NETLINK as libc::sa_family_t;
+                std::ptr::copy_nonoverlapping(&kernel, from.cast(), 1);
+                *from_len = size as socklen_t;
+            }
         }
+        return given as ssize_t;
     }
     // SAFETY: the caller's arguments, passed through.
     unsafe {

@@ -13,8 +13,8 @@ use testudo_ike::{
 use testudo_interop::Place;
 use testudo_model::UnixTime;
 use testudo_pki::{
-    Ca, CaOptions, ExpectedPeer, NodeIdentity, TrustBundle, certificate_request, chain_from_pem,
-    chain_to_pem, key_from_pem, key_to_pem, verify_chain,
+    Ca, CaOptions, CertificateCheck, ExpectedPeer, NodeIdentity, TrustBundle, certificate_request,
+    chain_from_pem, chain_to_pem, key_from_pem, key_to_pem, verify_chain,
 };
 
 /// A certificate with its intermediates and its key.
@@ -85,7 +85,7 @@ impl Authority {
 
     /// Accepts certificates of the node `peer` under this CA.
     pub fn verifier(&self) -> Arc<dyn CertificateVerifier + Send + Sync> {
-        trusting(self.ca.certificate())
+        trusting(self.ca.certificate(), &[])
     }
 }
 
@@ -211,7 +211,12 @@ impl ForeignCa {
 
     /// Accepts certificates of the node `peer` under this CA.
     pub fn verifier(&self) -> Arc<dyn CertificateVerifier + Send + Sync> {
-        trusting(&self.der(&self.name))
+        self.verifier_with(&[])
+    }
+
+    /// The same, but for those of a list of revoked ones, in PEM.
+    pub fn verifier_with(&self, crl: &[u8]) -> Arc<dyn CertificateVerifier + Send + Sync> {
+        trusting(&self.der(&self.name), crl)
     }
 
     fn file(&self, ending: &str) -> PathBuf {
@@ -255,10 +260,12 @@ fn fresh(word: &str) -> String {
     format!("{word}-{}-{n}", std::process::id())
 }
 
-/// Accepts certificates of the node `peer` under that CA.
-fn trusting(ca: &[u8]) -> Arc<dyn CertificateVerifier + Send + Sync> {
+/// Accepts certificates of the node `peer` under that CA that are not on the list.
+fn trusting(ca: &[u8], crl: &[u8]) -> Arc<dyn CertificateVerifier + Send + Sync> {
     let mut bundle = TrustBundle::new();
     bundle.add(ca).unwrap();
+    let errors = bundle.add_revocation_lists_from_pem(std::str::from_utf8(crl).unwrap());
+    assert!(errors.is_empty(), "{errors:?}");
     Arc::new(Verifier { bundle })
 }
 
@@ -278,7 +285,10 @@ impl CertificateVerifier for Verifier {
         let peer =
             verify_chain(chain, &self.bundle, ExpectedPeer::Node(&node), now).map_err(|e| {
                 VerifyError {
-                    check: FailedCheck::CertificateUnknownCa,
+                    check: match e.check {
+                        CertificateCheck::Revoked => FailedCheck::CertificateRevoked,
+                        _ => FailedCheck::CertificateUnknownCa,
+                    },
                     text: e.to_string(),
                 }
             })?;

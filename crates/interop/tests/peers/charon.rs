@@ -6,16 +6,18 @@ use std::time::{Duration, Instant};
 
 use testudo_crypto::KeMethod;
 use testudo_interop::{Cable, Daemon, Peer, World};
+use testudo_model::SaMode;
 
 use crate::certificates::Issued;
 use crate::ours::Us;
-use crate::wanted::{PATIENCE, PEER, SECRET, US, Wanted, run_alone};
+use crate::wanted::{PATIENCE, PEER, SECRET, US, Wanted, pretend_xfrm, run_alone};
 
 /// charon in its world.
 pub struct Charon {
     pub daemon: Daemon,
     pub world: World,
     peer: Peer,
+    preload: String,
 }
 
 /// What charon is told apart from what `Wanted` says.
@@ -25,6 +27,9 @@ pub struct Told {
     pub esp: String,
     pub secret: &'static str,
     pub dpd: &'static str,
+    /// Its ESP is the kernel's, which may have none: it is made to believe that the kernel does
+    /// what it asks for. No packet passes.
+    pub pretend: bool,
     /// Its certificate, and the CAs that it trusts.
     pub certificates: Option<(Issued, String)>,
     /// More lines of the connection, of what we must be, and of the child.
@@ -54,6 +59,7 @@ impl Told {
             esp: format!("aes256gcm16-{group}-noesn"),
             secret: SECRET,
             dpd: "0s",
+            pretend: false,
             certificates: None,
             connection: String::new(),
             remote: String::new(),
@@ -73,10 +79,14 @@ impl Told {
     }
 
     fn swanctl_conf(&self, wanted: &Wanted) -> String {
-        // A NAT that stands there needs no pretended one.
+        // Its own ESP is in UDP always, as behind a NAT.
         let encap = match wanted.cable {
-            Cable::Direct => "yes",
+            Cable::Direct if !self.pretend => "yes",
             _ => "no",
+        };
+        let mode = match wanted.mode {
+            SaMode::Tunnel => "tunnel",
+            SaMode::Transport => "transport",
         };
         let ours = match wanted.cable {
             Cable::NatBeforeUs => "%any",
@@ -105,7 +115,7 @@ impl Told {
              local {{\n auth = {auth}\n {certs}\n id = {PEER}\n }}\n \
              remote {{\n auth = {auth}\n id = {US}\n {remote}\n }}\n \
              children {{ net {{\n local_ts = {inner_theirs}\n remote_ts = {inner_ours}\n \
-             mode = tunnel\n esp_proposals = {esp}\n {child}\n }} }} }} }}\n\
+             mode = {mode}\n esp_proposals = {esp}\n {child}\n }} }} }} }}\n\
              secrets {{ ike-t {{\n id-1 = {US}\n id-2 = {PEER}\n secret = \"{secret}\"\n }}\n {secrets} }}\n"
         )
     }
@@ -114,10 +124,11 @@ impl Told {
         // Where nobody dies, we are waited for on a busy machine.
         let tries = if self.dpd == "0s" { 20 } else { 5 };
         let settings = &self.settings;
+        let esp = if self.pretend { "" } else { "kernel-libipsec" };
         format!(
             "charon-systemd {{
   load = random nonce openssl x509 revocation constraints pubkey pkcs1 pkcs8 pem curve25519 aes \
-             gcm hmac kdf drbg sha1 sha2 kernel-libipsec kernel-netlink socket-default vici
+             gcm hmac kdf drbg sha1 sha2 {esp} kernel-netlink socket-default vici
   retransmit_tries = {tries}
   retransmit_timeout = 0.7
   retransmit_base = 1.0
@@ -155,19 +166,24 @@ impl Charon {
         for (name, content) in &told.files {
             place.write(name, content).unwrap();
         }
-        let daemon = Self::exec(&world, told.peer);
+        let preload = match told.pretend {
+            true => format!("export LD_PRELOAD={}", pretend_xfrm(place).display()),
+            false => String::new(),
+        };
+        let daemon = Self::exec(&world, told.peer, &preload);
         let charon = Self {
             daemon,
             world,
             peer: told.peer,
+            preload,
         };
         charon.load();
         charon
     }
 
-    fn exec(world: &World, peer: Peer) -> Daemon {
+    fn exec(world: &World, peer: Peer, preload: &str) -> Daemon {
         let line = format!(
-            "export STRONGSWAN_CONF={0}/strongswan.conf SWANCTL_DIR={0}\nexec charon-systemd",
+            "{preload}\nexport STRONGSWAN_CONF={0}/strongswan.conf SWANCTL_DIR={0}\nexec charon-systemd",
             world.place.path().display()
         );
         world.start(peer, &line).unwrap()
@@ -191,7 +207,7 @@ impl Charon {
         while self.daemon.is_running() {
             std::thread::sleep(Duration::from_millis(10));
         }
-        self.daemon = Self::exec(&self.world, self.peer);
+        self.daemon = Self::exec(&self.world, self.peer, &self.preload);
         self.load();
     }
 

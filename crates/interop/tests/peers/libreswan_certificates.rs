@@ -96,6 +96,23 @@ fn its_rsa_signatures() {
     });
 }
 
+/// We have an RSA key, and sign with it.
+#[test]
+fn our_rsa_signatures() {
+    on_pluto(|| {
+        for (initiate, kind) in [(true, Kind::Rsa2048), (false, Kind::Rsa3072)] {
+            let wanted = Wanted::certified(initiate);
+            let ca = ForeignCa::new(Kind::P256);
+            let issued = [ca.issue("us", kind), ca.issue("peer", Kind::P256)];
+            let (pluto, mut us) = meet(&wanted, issued, [&ca, &ca], |told| {
+                told.authby = "rsa-sha2,ecdsa-sha2";
+                told.more = " leftauth=ecdsa\n rightauth=rsasig\n".into();
+            });
+            agree(&pluto, &mut us, &wanted);
+        }
+    });
+}
+
 /// Each end under an intermediate CA of its own, of one root that both trust.
 #[test]
 fn intermediate_cas_travel_along() {

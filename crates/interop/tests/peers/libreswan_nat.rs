@@ -102,3 +102,27 @@ fn transport_mode_with_a_pretended_nat() {
         }
     });
 }
+
+/// A true NAT changes an address that transport mode's traffic selectors name (RFC 7296, 2.23.1).
+/// pluto knows that when it begins; our rekey of such a child it answers with TS_UNACCEPTABLE.
+#[test]
+fn transport_mode_through_a_nat() {
+    on_pluto(|| {
+        let wanted = Wanted {
+            mode: SaMode::Transport,
+            ..behind(Cable::NatBeforePeer)
+        };
+        let (pluto, mut us) = established(&wanted, Told::by(&wanted));
+        assert_eq!(us.made[0].mode, SaMode::Transport);
+        pluto.rekey_child(&mut us);
+        us.until("a successor of the child", |us| {
+            us.made.len() == 2 && us.children().len() == 1
+        });
+        pluto.rekey_ike(&mut us);
+        us.until("a successor of the IKE SA", |us| {
+            us.ups.len() == 2 && us.standing().len() == 1
+        });
+        assert_eq!(us.failures, []);
+        pluto.settles(&mut us, 1, 1);
+    });
+}

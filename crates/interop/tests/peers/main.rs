@@ -20,6 +20,7 @@ mod strongswan_certificates;
 mod strongswan_features;
 mod strongswan_flow;
 mod strongswan_hybrid;
+mod strongswan_kernel;
 mod strongswan_life;
 mod strongswan_meetings;
 mod strongswan_nat;

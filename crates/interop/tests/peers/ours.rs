@@ -27,6 +27,7 @@ pub struct Made {
     pub child: ChildId,
     pub replaces: Option<ChildId>,
     pub mode: SaMode,
+    pub esn: bool,
     pub encapsulation: Encapsulation,
     pub down: Option<ChildDown>,
     inbound: InboundSa,
@@ -216,6 +217,7 @@ impl Us {
                     child: up.child,
                     replaces: up.replaces,
                     mode: i.mode,
+                    esn: i.esn,
                     encapsulation: o.encapsulation,
                     down: None,
                     inbound: InboundSa::new(&InboundParameters {

@@ -2,7 +2,6 @@
 //! install SAs are answered by `examples/pretend_xfrm.rs`, so negotiations finish but no packet
 //! passes.
 
-use std::path::PathBuf;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -12,7 +11,7 @@ use testudo_model::SaMode;
 
 use crate::certificates::Issued;
 use crate::ours::Us;
-use crate::wanted::{PATIENCE, PEER, SECRET, US, Wanted, run_alone};
+use crate::wanted::{PATIENCE, PEER, SECRET, US, Wanted, pretend_xfrm, run_alone};
 
 /// pluto in its world.
 pub struct Pluto {
@@ -100,19 +99,6 @@ impl Told {
     }
 }
 
-/// The library that cargo builds from the example, beside this test.
-fn pretend() -> PathBuf {
-    let program = std::env::current_exe().unwrap();
-    let folder = program.ancestors().nth(2).unwrap();
-    let library = folder.join("examples/libpretend_xfrm.so");
-    assert!(
-        library.is_file(),
-        "{} is not built: cargo build -p testudo-interop --examples",
-        library.display()
-    );
-    library
-}
-
 /// What puts the certificates into NSS's database.
 fn import(place: &testudo_interop::Place, own: &Issued, trusted: &str) -> String {
     place.write("peer.pem", &own.leaf_pem()).unwrap();
@@ -139,9 +125,7 @@ impl Pluto {
         place.write("secrets", secrets.as_bytes()).unwrap();
         let certificates = told.certificates.as_ref();
         let import = certificates.map(|(own, ca)| import(place, own, ca));
-        // A root of its own sees of the machine only what lies in the place.
-        let library = place.file("pretend_xfrm.so");
-        std::fs::copy(pretend(), &library).unwrap();
+        let library = pretend_xfrm(place);
         let line = format!(
             "nss=sql:/var/lib/ipsec/nss\nmkdir -p /run/pluto /var/lib/ipsec/nss d\n\
              certutil -N -d $nss --empty-password\n{}\

@@ -1,7 +1,7 @@
 //! strongSwan: certificates of each kind, chains, revocation.
 
-use testudo_crypto::KeyType;
-use testudo_ike::FailedCheck;
+use testudo_crypto::{KeyType, SignatureScheme};
+use testudo_ike::{FailedCheck, Suites};
 
 use crate::certificates::{Authority, ForeignCa, Issued, Kind};
 use crate::charon::{Charon, Told, on_charon};
@@ -182,6 +182,72 @@ fn without_the_intermediate_either_end_refuses() {
             us.until("nothing left", |us| {
                 us.children().is_empty() && us.standing().is_empty()
             });
+        }
+    });
+}
+
+/// A key type, padding or hash that is not for this peer is refused (lesson L34).
+#[test]
+fn a_signature_scheme_that_is_not_allowed() {
+    on_charon(|| {
+        for initiate in [true, false] {
+            let wanted = Wanted {
+                suites: Some(Suites {
+                    signatures: vec![SignatureScheme::EcdsaP256Sha256],
+                    ..Suites::default()
+                }),
+                ..Wanted::certified(initiate)
+            };
+            let ca = ForeignCa::new(Kind::P256);
+            let issued = [ca.issue("us", Kind::P256), ca.issue("peer", Kind::Rsa2048)];
+            let (charon, mut us) = meet(&wanted, issued, [&ca, &ca], |_| {});
+            if !initiate {
+                charon.order_in_vain(&mut us, "--initiate --child net --timeout 45");
+            }
+            us.until("a refusal", |us| us.failed(FailedCheck::AuthMethod));
+            us.until("nothing left", |us| us.standing().is_empty());
+        }
+    });
+}
+
+/// We have an RSA key, and sign with it.
+#[test]
+fn our_rsa_signatures() {
+    on_charon(|| {
+        for (initiate, kind) in [(true, Kind::Rsa2048), (false, Kind::Rsa3072)] {
+            let wanted = Wanted::certified(initiate);
+            let ca = ForeignCa::new(Kind::P256);
+            let issued = [ca.issue("us", kind), ca.issue("peer", Kind::P256)];
+            let (charon, mut us) = meet(&wanted, issued, [&ca, &ca], |_| {});
+            agree(&charon, &mut us, &wanted);
+        }
+    });
+}
+
+/// We have a list of the revoked, with charon's certificate on it or not.
+#[test]
+fn its_certificate_revoked_by_a_crl_is_refused() {
+    on_charon(|| {
+        for (initiate, revoked) in [(true, false), (true, true), (false, true)] {
+            let wanted = Wanted::certified(initiate);
+            let ca = ForeignCa::new(Kind::P256);
+            let (own, peer) = (ca.issue("us", Kind::P256), ca.issue("peer", Kind::P256));
+            let crl = ca.crl(&[if revoked { &peer } else { &own }]);
+            let mut told = Told::by(&wanted);
+            told.certificates = Some((peer, ca.certificate_pem()));
+            let charon = Charon::start(&wanted, told);
+            let mut us = Us::new(&wanted);
+            us.certified(ca.verifier_with(&crl), own.into_identity(US));
+            us.go();
+            if !revoked {
+                agree(&charon, &mut us, &wanted);
+                continue;
+            }
+            if !initiate {
+                charon.order_in_vain(&mut us, "--initiate --child net --timeout 45");
+            }
+            us.until("a refusal", |us| us.failed(FailedCheck::CertificateRevoked));
+            us.until("nothing left", |us| us.standing().is_empty());
         }
     });
 }

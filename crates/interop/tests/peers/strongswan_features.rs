@@ -125,7 +125,7 @@ fn old(cipher: Cipher, ke: KeMethod) -> Option<Suites> {
         prfs: vec![Prf::HmacSha256],
         ike_ciphers: vec![cipher],
         esp_ciphers: vec![cipher],
-        pfs: true,
+        ..Suites::default()
     })
 }
 

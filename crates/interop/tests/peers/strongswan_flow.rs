@@ -37,10 +37,11 @@ fn we_rekey_and_nothing_is_lost() {
         for initiate in [true, false] {
             let wanted = Wanted::begun_by_us(initiate);
             let (_charon, mut us) = established_with(&wanted, Told::by(&wanted), |config| {
-                config.child_lifetime = Duration::from_millis(1500);
-                config.ike_lifetime = Duration::from_secs(4);
+                // They end hard a quarter later: time enough for an exchange on a busy machine.
+                config.child_lifetime = Duration::from_secs(4);
+                config.ike_lifetime = Duration::from_secs(7);
             });
-            flows(&mut us, 5, 2);
+            flows(&mut us, 3, 1);
         }
     });
 }
@@ -52,13 +53,13 @@ fn both_rekey_and_nothing_is_lost() {
         let wanted = Wanted::default();
         let mut told = Told::by(&wanted);
         told.connection = "rekey_time = 4s\n rand_time = 0s\n over_time = 60s\n".into();
-        told.child = "rekey_time = 1s\n rand_time = 0s\n life_time = 60s\n".into();
+        told.child = "rekey_time = 3s\n rand_time = 0s\n life_time = 60s\n".into();
         let (_charon, mut us) = established_with(&wanted, told, |config| {
-            config.child_lifetime = Duration::from_secs(1);
+            config.child_lifetime = Duration::from_secs(3);
             config.ike_lifetime = Duration::from_secs(4);
             config.jitter_percent = 0;
         });
-        let (sent, lost) = us.flow("rekeys", |us| us.made.len() > 10 && us.ups.len() > 2);
+        let (sent, lost) = us.flow("rekeys", |us| us.made.len() > 4 && us.ups.len() > 2);
         assert_eq!(lost, Vec::<u16>::new(), "of {sent}: {}", us.story());
     });
 }

@@ -6,7 +6,7 @@ use testudo_crypto::{KeMethod, KeyType};
 use testudo_ike::FailedCheck;
 
 use crate::certificates::Authority;
-use crate::charon::{Charon, Told, on_charon};
+use crate::charon::{Charon, Told, established, on_charon};
 use crate::ours::Us;
 use crate::wanted::{PEER, US, Wanted};
 
@@ -142,5 +142,57 @@ fn another_key_exchange_is_asked_for() {
         us.ping();
         assert!(us.ups[0].suite.ends_with("ECP_256"), "{}", us.ups[0].suite);
         drop(charon);
+    });
+}
+
+/// charon's child covers more than ours, and is narrowed to it (RFC 7296, 2.9). Its successors
+/// cover the same (lesson L51).
+#[test]
+fn a_wider_child_is_narrowed() {
+    on_charon(|| {
+        for initiate in [true, false] {
+            let wanted = Wanted::begun_by_us(initiate);
+            let mut told = Told::by(&wanted);
+            told.child = "local_ts = 10.2.0.0/16\n remote_ts = 10.0.0.0/8\n".into();
+            let (charon, mut us) = established(&wanted, told);
+            for ours in [true, false] {
+                let old = us.sending.unwrap();
+                match ours {
+                    true => us.rekey_child(),
+                    false => charon.order(&mut us, "--rekey --child net"),
+                }
+                us.until("a successor", |us| {
+                    us.sending.is_some_and(|c| c != old) && us.children().len() == 1
+                });
+                us.ping();
+            }
+            let sas = charon.sas(&mut us);
+            assert!(
+                sas.contains("local  10.2.0.1/32") && sas.contains("remote 10.1.0.1/32"),
+                "{sas}"
+            );
+        }
+    });
+}
+
+/// charon's child is about other addresses: TS_UNACCEPTABLE, the IKE SA stays.
+#[test]
+fn a_child_of_other_addresses_is_refused() {
+    on_charon(|| {
+        for initiate in [true, false] {
+            let wanted = Wanted::begun_by_us(initiate);
+            let mut told = Told::by(&wanted);
+            told.child = "local_ts = 10.99.0.0/16\n".into();
+            let charon = Charon::start(&wanted, told);
+            let mut us = Us::new(&wanted);
+            us.go();
+            if !initiate {
+                charon.order_in_vain(&mut us, "--initiate --child net --timeout 45");
+            }
+            us.until("a failure that names the selectors", |us| {
+                us.failed(FailedCheck::TrafficSelectors)
+            });
+            assert_eq!((us.standing().len(), us.children().len()), (1, 0));
+        }
     });
 }
