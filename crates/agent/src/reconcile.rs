@@ -44,7 +44,7 @@ pub(crate) struct Peer {
     /// Whether it is ours to begin, as a rule.
     pub(crate) leads: bool,
     pub(crate) encapsulation: EncapsulationMode,
-    pub(crate) post_quantum: PostQuantum,
+    pub(crate) suites: Option<Suites>,
     pub(crate) children: Vec<ChildConfig>,
     /// The node's UID: one that is made anew is another peer.
     pub(crate) uid: NodeUid,
@@ -60,17 +60,28 @@ impl Peer {
             addresses: self.addresses.clone(),
             initiate: self.initiate,
             encapsulation: self.encapsulation,
-            suites: suites(self.post_quantum),
+            suites: self.suites.clone(),
             children: self.children.clone(),
         }
     }
 }
 
-/// What is negotiated otherwise than with everybody: `Preferred` is what the engine does by itself.
-fn suites(post_quantum: PostQuantum) -> Option<Suites> {
-    let mut suites = Suites::default();
-    match post_quantum {
-        PostQuantum::Preferred => return None,
+/// What a policy wants negotiated; `None` for what the engine does by itself. Certificates may
+/// have any key that the CA signs.
+fn suites(policy: &EncryptionPolicySpec) -> Option<Suites> {
+    let mut suites = Suites {
+        ike_ciphers: policy.ike.ciphers.iter().map(|c| c.cipher()).collect(),
+        esp_ciphers: policy.esp.ciphers.iter().map(|c| c.cipher()).collect(),
+        ke_methods: policy
+            .ike
+            .key_exchanges
+            .iter()
+            .map(|k| k.method())
+            .collect(),
+        ..Suites::default()
+    };
+    match policy.ike.post_quantum {
+        PostQuantum::Preferred => {}
         PostQuantum::Disabled => suites.additional_ke.clear(),
         PostQuantum::Required => {
             for round in &mut suites.additional_ke {
@@ -78,7 +89,7 @@ fn suites(post_quantum: PostQuantum) -> Option<Suites> {
             }
         }
     }
-    Some(suites)
+    (suites != Suites::default()).then_some(suites)
 }
 
 /// When a child SA has carried enough, under a policy.
@@ -172,7 +183,7 @@ fn peer(node: &Node, policy: &EncryptionPolicy, wanted: &PeerWanted) -> Peer {
         initiate: wanted.initiate && can_answer,
         leads: wanted.initiate,
         encapsulation: wanted.encapsulation,
-        post_quantum: policy.spec.ike.post_quantum,
+        suites: suites(&policy.spec),
         children: children.collect(),
         uid: wanted.uid.clone(),
     }

@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use testudo_datapath::{Call, Datapath, DatapathError, Event, Operation, Twin, Verdict};
+use testudo_model::algorithm::{NodeCipher, NodeKeyExchange};
 use testudo_model::node::NodeEncryptionKind;
 use testudo_model::policy::{CLUSTER, EncryptionPolicyKind, Mode, OverlayType, PostQuantum};
 use testudo_model::{
@@ -383,6 +384,39 @@ fn post_quantum_keys_are_disabled_and_required_as_the_policy_says() {
             .policy(|spec| spec.ike.post_quantum = PostQuantum::Required)
             .await;
         hybrid(true).await;
+    });
+}
+
+/// Other algorithms come with new IKE SAs, made before the old ones go.
+#[test]
+fn algorithms_change_with_the_policy() {
+    on_one_thread(async {
+        let cluster = Cluster::new(18, 2);
+        cluster.init().await;
+        cluster.reach(Phase::Strict).await;
+        cluster.all_sealed().await;
+        cluster
+            .policy(|spec| {
+                spec.ike.ciphers = vec![NodeCipher::Aes128Gcm];
+                spec.ike.key_exchanges = vec![NodeKeyExchange::P521];
+                spec.esp.ciphers = vec![NodeCipher::Aes128Gcm];
+            })
+            .await;
+        wait("the suite", async || {
+            assert!(cluster.send(1, 2) && cluster.send(2, 1), "lost meanwhile");
+            let mut all = true;
+            for node in 1..=2 {
+                let get = Gettable::Tunnels;
+                let answer = cluster.ask(node, Request::Get { get }).await;
+                let tunnels = answer.tunnels.unwrap();
+                let suite = tunnels[0].ike.as_ref().map(|ike| ike.suite.clone());
+                all &= suite.is_some_and(|suite| {
+                    suite.starts_with("AES_GCM_16_128/") && suite.contains("ECP_521")
+                });
+            }
+            all
+        })
+        .await;
     });
 }
 

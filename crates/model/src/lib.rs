@@ -5,6 +5,7 @@
 //! `selector`, `traffic`) are what the IKE engine and the planner hand to a datapath.
 #![forbid(unsafe_code)]
 
+pub mod algorithm;
 pub mod bundle;
 pub mod condition;
 pub mod duration;

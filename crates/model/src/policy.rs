@@ -3,6 +3,7 @@
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
+use crate::algorithm::{self, NodeCipher, NodeKeyExchange};
 use crate::condition::Condition;
 use crate::duration::Lifetime;
 use crate::object::{Kind, Object};
@@ -43,6 +44,9 @@ impl Kind for EncryptionPolicyKind {
                 certificates.node_lifetime, certificates.ca_lifetime
             ));
         }
+        algorithm::check("spec.ike.ciphers", &spec.ike.ciphers)?;
+        algorithm::check("spec.ike.keyExchanges", &spec.ike.key_exchanges)?;
+        algorithm::check("spec.esp.ciphers", &spec.esp.ciphers)?;
         if spec.overlay.port == Some(0) {
             return Err("spec.overlay.port: 0 is not a port".to_owned());
         }
@@ -218,9 +222,13 @@ pub fn rotation_of(policy: &EncryptionPolicy, node: &str) -> u64 {
 }
 
 /// IKE SAs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct IkeSettings {
+    /// Ciphers of IKE messages, the preferred first.
+    pub ciphers: Vec<NodeCipher>,
+    /// Key exchanges of IKE SAs and their children, the preferred first.
+    pub key_exchanges: Vec<NodeKeyExchange>,
     /// Age at which an IKE SA is rekeyed, less a jitter.
     pub lifetime: Lifetime,
     /// Whether keys also come from ML-KEM.
@@ -230,6 +238,8 @@ pub struct IkeSettings {
 impl Default for IkeSettings {
     fn default() -> Self {
         IkeSettings {
+            ciphers: vec![NodeCipher::Aes256Gcm],
+            key_exchanges: NodeKeyExchange::ALL.to_vec(),
             lifetime: Lifetime::hours(8),
             post_quantum: PostQuantum::default(),
         }
@@ -250,9 +260,11 @@ pub enum PostQuantum {
 }
 
 /// ESP SAs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct EspSettings {
+    /// Ciphers of packets, the preferred first.
+    pub ciphers: Vec<NodeCipher>,
     /// Age at which a child SA is rekeyed, less a jitter.
     pub lifetime: Lifetime,
     /// Bytes after which a child SA is rekeyed.
@@ -264,6 +276,7 @@ pub struct EspSettings {
 impl Default for EspSettings {
     fn default() -> Self {
         EspSettings {
+            ciphers: vec![NodeCipher::Aes256Gcm],
             lifetime: Lifetime::hours(1),
             bytes: 1 << 40,
             packets: 1 << 32,
