@@ -164,7 +164,7 @@ impl Chaos {
                     initiate: [true, both],
                     children: net.pick(&[1, 2]),
                     resources: if seed % 9 == 2 { 2 } else { 0 },
-                    ppk: (seed % 11 == 5).then_some(seed % 2 == 0),
+                    ppk: (seed % 11 == 5).then_some(seed.is_multiple_of(2)),
                 });
             }
         }
