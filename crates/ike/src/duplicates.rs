@@ -26,7 +26,7 @@ use crate::timers::Deadline;
 
 /// How long children may take to move before the old IKE SA is closed all the same, and how
 /// long the peer has to delete what is its to delete.
-const HANDOVER: std::time::Duration = std::time::Duration::from_secs(30);
+pub(crate) const HANDOVER: std::time::Duration = std::time::Duration::from_secs(30);
 
 /// `a` takes the place of `b`, as far as this end knows.
 fn line_supersedes(a: &Lineage, b: &Lineage) -> bool {
@@ -102,6 +102,9 @@ impl Engine {
     fn child_supersedes(&self, a: &Child, b: &Child) -> bool {
         if a.replaces == Some(b.id) {
             return true;
+        }
+        if a.stale != b.stale {
+            return b.stale;
         }
         let (Some(la), Some(lb)) = (self.lineage(a.ike), self.lineage(b.ike)) else {
             return false;
@@ -322,7 +325,7 @@ impl Engine {
         };
         let there: BTreeSet<&Slot> = up(new)
             .into_iter()
-            .filter(|c| c.confirmed)
+            .filter(|c| c.confirmed && !c.stale)
             .map(|c| &c.slot)
             .collect();
         let moved = |c: &&Child| there.contains(&c.slot) || self.is_left_out(c, new);

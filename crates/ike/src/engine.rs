@@ -128,7 +128,8 @@ impl Engine {
     }
 
     /// Adds or changes a peer. With the data that it has already, nothing happens; new children
-    /// are negotiated on the standing IKE SA, missing ones are closed. Where addresses changed, ours
+    /// are negotiated on the standing IKE SA, missing ones are closed, changed ones when others
+    /// stand in their place. Where addresses changed, ours
     /// or the peer's, a new IKE SA is made between the new ones before the old is closed.
     pub fn set_peer(&mut self, peer: PeerConfig, now: Now) -> Result<(), Misuse> {
         peer::validate(&peer, &self.config)?;

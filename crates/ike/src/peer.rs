@@ -62,8 +62,10 @@ pub(crate) struct Change {
     pub(crate) addresses: bool,
     /// Ours among them.
     pub(crate) own_addresses: bool,
-    /// Children that are gone or changed.
+    /// Children that are gone.
     pub(crate) closed: Vec<String>,
+    /// Children that are others now.
+    pub(crate) changed: Vec<String>,
     /// How many of a child there are may have changed.
     pub(crate) resources: bool,
 }
@@ -125,7 +127,13 @@ impl Peer {
             closed: old
                 .children
                 .iter()
-                .filter(|c| !new.children.iter().any(|n| same_child(n, c)))
+                .filter(|c| !new.children.iter().any(|n| n.name == c.name))
+                .map(|c| c.name.clone())
+                .collect(),
+            changed: old
+                .children
+                .iter()
+                .filter(|c| new.children.iter().any(|n| is_changed(c, n)))
                 .map(|c| c.name.clone())
                 .collect(),
             resources: old.children != new.children,
@@ -137,9 +145,10 @@ fn locals(config: &PeerConfig) -> BTreeSet<IpAddr> {
     config.addresses.iter().map(|a| a.local).collect()
 }
 
-/// The same but for how many there are.
-fn same_child(a: &ChildConfig, b: &ChildConfig) -> bool {
-    a.name == b.name && a.mode == b.mode && a.local_ts == b.local_ts && a.remote_ts == b.remote_ts
+/// Of one name, and different in more than how many there are.
+fn is_changed(a: &ChildConfig, b: &ChildConfig) -> bool {
+    let same = a.mode == b.mode && a.local_ts == b.local_ts && a.remote_ts == b.remote_ts;
+    a.name == b.name && !same
 }
 
 fn same_auth(a: &PeerAuth, b: &PeerAuth) -> bool {

@@ -117,7 +117,12 @@ impl Engine {
             .get(&ike)
             .and_then(IkeSa::established)
             .is_some_and(|e| e.phase == Phase::Open);
-        self.retire_child(id, DownReason::Expired, now);
+        let reason = if child.stale {
+            DownReason::Closed
+        } else {
+            DownReason::Expired
+        };
+        self.retire_child(id, reason, now);
         if open && !told {
             self.push_task(ike, Task::DeleteSpi(spi), now);
         }

@@ -63,6 +63,13 @@ impl Timers {
         }
     }
 
+    /// Sets a deadline unless it is set for an earlier time.
+    pub(crate) fn set_sooner(&mut self, deadline: Deadline, at: Monotonic) {
+        if self.by_name.get(&deadline).is_none_or(|set| at < *set) {
+            self.set(deadline, at);
+        }
+    }
+
     /// Forgets a deadline.
     pub(crate) fn cancel(&mut self, deadline: &Deadline) {
         if let Some(at) = self.by_name.remove(deadline) {

@@ -427,7 +427,9 @@ impl Engine {
         if let Some(old) = replaces {
             self.forget_lost_followers(ike, old, &new.tie);
         }
+        let (spi, wish) = (offer.spi, (offer.mode, offer.local_ts, offer.remote_ts));
         self.install(new, now);
+        self.check_wish(spi, wish, replaces, now);
         Ok(())
     }
 
@@ -478,6 +480,7 @@ impl Engine {
                 since: now.wall,
                 rekeys,
                 failures: 0,
+                stale: false,
             },
         );
         self.by_spi_in.insert(new.spi_in, id);

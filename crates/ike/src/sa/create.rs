@@ -37,7 +37,9 @@ impl Engine {
         let Some(peer) = self.sas.get(&ike).and_then(|sa| sa.peer.clone()) else {
             return;
         };
-        let there = self.up_children(&peer, slot).any(|c| c.ike == ike);
+        let there = self
+            .up_children(&peer, slot)
+            .any(|c| c.ike == ike && !c.stale);
         if there {
             return;
         }
@@ -57,7 +59,7 @@ impl Engine {
         let Some(old) = self.children.get(&child) else {
             return;
         };
-        if !old.is_up() || old.ike != ike || successor {
+        if !old.is_up() || old.stale || old.ike != ike || successor {
             return;
         }
         // What was negotiated, not what is configured (lesson L51).
@@ -304,8 +306,10 @@ impl Engine {
                 Err(Fault::Incompatible(Refusal::TemporaryFailure))
             }
             None => Err(Fault::Incompatible(Refusal::ChildNotFound(spi))),
-            // We are deleting it (RFC 7296, 2.25.1).
-            Some(old) if !old.is_up() => Err(Fault::Incompatible(Refusal::TemporaryFailure)),
+            // We are deleting it (RFC 7296, 2.25.1), or are about to.
+            Some(old) if !old.is_up() || old.stale => {
+                Err(Fault::Incompatible(Refusal::TemporaryFailure))
+            }
             Some(old) => Ok(Some(old.id)),
         }
     }

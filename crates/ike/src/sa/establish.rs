@@ -2,9 +2,10 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use testudo_model::{ChildId, Monotonic, Now, PeerId, UnixTime};
+use testudo_model::{ChildId, Monotonic, Now, PeerId, SaMode, TrafficSelector, UnixTime};
 
 use crate::config::ChildConfig;
+use crate::duplicates::HANDOVER;
 use crate::engine::Engine;
 use crate::event::{DownReason, Event, IkeId, IkeUp};
 use crate::keys::IkeKeys;
@@ -321,10 +322,14 @@ impl Engine {
         }
         let mut doomed = self.surplus_resources(id);
         for name in change.closed {
-            if let Some(peer) = self.peers.get_mut(id) {
-                peer.retries.retain(|slot, _| slot.name != name);
-            }
+            self.forget_retries(id, &name);
             doomed.extend(self.children_named(id, &name));
+        }
+        for name in change.changed {
+            self.forget_retries(id, &name);
+            for (_, child) in self.children_named(id, &name) {
+                self.mark_stale(child, now);
+            }
         }
         for (ike, child) in doomed {
             self.mark_deleting(child, DownReason::Closed, now);
@@ -337,6 +342,58 @@ impl Engine {
             if attempted || self.best_ike(id).is_some() {
                 let _ = self.reauthenticate(id, now);
             }
+        }
+    }
+
+    fn forget_retries(&mut self, id: &PeerId, name: &str) {
+        if let Some(peer) = self.peers.get_mut(id) {
+            peer.retries.retain(|slot, _| slot.name != name);
+        }
+    }
+
+    /// A child whose configuration changed goes on until its successor stands at both ends: the
+    /// peer reads of the change before or after us. What may still be sent is the datapath's to
+    /// know; the child has so long and no longer.
+    fn mark_stale(&mut self, id: ChildId, now: Now) {
+        let Some(child) = self.children.get_mut(&id) else {
+            return;
+        };
+        child.stale = true;
+        self.timers.cancel(&Deadline::RekeyChild(id));
+        let end = now.monotonic + HANDOVER;
+        self.timers.set_sooner(Deadline::ExpireChild(id), end);
+    }
+
+    /// What we asked for may be wanted no longer, or otherwise, when the answer comes.
+    pub(crate) fn check_wish(
+        &mut self,
+        spi: u32,
+        (mode, local, remote): (SaMode, Vec<TrafficSelector>, Vec<TrafficSelector>),
+        replaces: Option<ChildId>,
+        now: Now,
+    ) {
+        let Some(child) = self.by_spi_in.get(&spi).and_then(|c| self.children.get(c)) else {
+            return;
+        };
+        let (id, ike, peer_id) = (child.id, child.ike, child.peer.clone());
+        let name = &child.slot.name;
+        let config = self.peers.get(&peer_id).and_then(|p| p.child(name));
+        let stale = match (replaces.and_then(|old| self.children.get(&old)), config) {
+            (_, None) => {
+                self.mark_deleting(id, DownReason::Closed, now);
+                self.push_task(ike, Task::DeleteChild(id), now);
+                return;
+            }
+            // A rekey asks for what was negotiated, which may be less than what is configured.
+            (Some(old), Some(_)) => old.stale,
+            (None, Some(c)) => {
+                replaces.is_none() && (c.mode, &c.local_ts, &c.remote_ts) != (mode, &local, &remote)
+            }
+        };
+        if stale {
+            self.mark_stale(id, now);
+            let soon = now.monotonic + std::time::Duration::from_millis(1);
+            self.timers.set(Deadline::Children(peer_id), soon);
         }
     }
 
@@ -393,7 +450,9 @@ impl Engine {
                 continue;
             };
             let begun = est.lineage.initiated;
-            if best != Some(ike) && !begun {
+            // One between addresses of before makes way for another.
+            let leaves = est.moved && peer.moving;
+            if best != Some(ike) && !begun || leaves {
                 continue;
             }
             for slot in self.wanted_slots(id, ike, begun) {
@@ -434,7 +493,14 @@ impl Engine {
         };
         children
             .map(fallback)
-            .filter(|slot| peer.config.initiate && self.up_children(id, slot).next().is_none())
+            .filter(|slot| {
+                let mut up = self.up_children(id, slot).peekable();
+                match up.peek() {
+                    None => peer.config.initiate,
+                    // Whoever reads of a change last makes it come true.
+                    Some(_) => up.all(|c| c.stale),
+                }
+            })
             .collect()
     }
 

@@ -374,6 +374,8 @@ pub(crate) struct Child {
     pub(crate) rekeys: u32,
     /// Refusals in a row of our rekey of it.
     pub(crate) failures: u32,
+    /// Its configuration changed: it carries packets until another stands in its place.
+    pub(crate) stale: bool,
 }
 
 impl State {

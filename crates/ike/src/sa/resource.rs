@@ -30,12 +30,12 @@ pub(crate) fn says_info(payloads: &Payloads) -> bool {
 }
 
 impl Engine {
-    /// The children of a name that stand on an IKE SA.
+    /// The children of a name that stand on an IKE SA, as they are configured.
     fn of_name<'e>(&'e self, est: &'e Established, name: &str) -> impl Iterator<Item = &'e Child> {
         est.children
             .iter()
             .filter_map(|id| self.children.get(id))
-            .filter(move |c| c.is_up() && c.slot.name == name)
+            .filter(move |c| c.is_up() && !c.stale && c.slot.name == name)
     }
 
     /// Which of our children a peer's request for `config` makes.

@@ -236,3 +236,39 @@ fn mobike_is_not_spoken() {
         0
     );
 }
+
+// An overlay's children name the ends' addresses, so they change with them.
+#[test]
+fn children_in_transport_mode_change_with_the_addresses() {
+    for mover in 0..2 {
+        for first in 0..2 {
+            for later in [0, 8, 300] {
+                let mut net = Net::new(8, 2);
+                net.connect(0, 1, false);
+                net.run_ms(500);
+                net.homes.insert(new_home(mover), mover);
+                net.esp = true;
+                net.run_ms(50);
+                for n in [first, 1 - first] {
+                    let mut config = peer_config(n, 1 - n, n == 0);
+                    let child = &mut config.children[0];
+                    let (ts, address) = match n == mover {
+                        true => (&mut child.local_ts, &mut config.addresses[0].local),
+                        false => (&mut child.remote_ts, &mut config.addresses[0].remote),
+                    };
+                    *address = new_home(mover);
+                    *ts = vec![TrafficSelector::host(*address)];
+                    net.act(n, |e, now| {
+                        e.set_peer(config, now).unwrap();
+                        e.handle_timeout(now);
+                    });
+                    net.run_ms(later);
+                }
+                net.run_ms(5_000);
+                lives_at(&net, mover, new_home(mover));
+                net.assert_no_esp_lost();
+                settled(net);
+            }
+        }
+    }
+}

@@ -2,6 +2,7 @@
 
 mod addresses;
 mod chains;
+mod changed;
 mod childless;
 mod closing;
 mod collisions;
