@@ -1,6 +1,6 @@
 //! What the agent needs of its host: rules that close it, and a datapath once it can be opened.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, UdpSocket};
 use std::sync::Arc;
 
 use testudo_datapath::{Datapath, DatapathError};
@@ -22,13 +22,30 @@ pub(crate) trait Host {
     /// The device that carries the packets, for people.
     fn interface(&self) -> &str;
 
+    /// The addresses that the host has for its peers now, best first.
+    fn addresses(&self) -> Vec<IpAddr>;
+
     /// The MTU of the path to `remote`, as the kernel knows it.
     fn path_mtu(&self, local: IpAddr, remote: IpAddr) -> Option<u32>;
 }
 
+/// The addresses that packets to far hosts would leave with. Nothing is sent: connecting a UDP
+/// socket only asks the routing table. The targets are documentation prefixes (RFC 5737, 3849).
+pub fn default_addresses() -> Vec<IpAddr> {
+    let source = |bind: &str, far: &str| {
+        let socket = UdpSocket::bind(bind).ok()?;
+        socket.connect(far).ok()?;
+        let address = socket.local_addr().ok()?.ip();
+        (!address.is_loopback() && !address.is_unspecified()).then_some(address)
+    };
+    let v4 = source("0.0.0.0:0", "192.0.2.1:9");
+    let v6 = source("[::]:0", "[2001:db8::1]:9");
+    v4.into_iter().chain(v6).collect()
+}
+
 /// Asks the kernel for the MTU of a path: that of the route, less what was learned from ICMP.
 pub(crate) fn kernel_path_mtu(local: IpAddr, remote: IpAddr) -> Option<u32> {
-    let socket = std::net::UdpSocket::bind((local, 0)).ok()?;
+    let socket = UdpSocket::bind((local, 0)).ok()?;
     // Nothing is sent: connecting a datagram socket only looks up the route.
     socket.connect((remote, 9)).ok()?;
     let mtu = match remote {

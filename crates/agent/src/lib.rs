@@ -30,5 +30,6 @@ mod verifier;
 #[cfg(test)]
 mod tests;
 
+pub use host::default_addresses;
 pub use options::{Options, Ports};
 pub use run::run;

@@ -41,6 +41,8 @@ const CALL_RETRY: (Duration, Duration) = (Duration::from_secs(2), Duration::from
 const ROUNDS: usize = 4;
 /// What changes without an event (path MTU, counters of drops) is looked at so often.
 const LOOK: Duration = Duration::from_secs(10);
+/// The same where the node's addresses may be among it.
+const LOOK_FOR_ADDRESSES: Duration = Duration::from_secs(2);
 /// The host is told its policy again after so long, at the next update: another program may have
 /// taken our rules away (`nft flush ruleset`, a restarted firewall).
 const RETELL: Duration = Duration::from_secs(5);
@@ -169,6 +171,7 @@ impl Node {
             if self.in_force.is_none() {
                 self.remember_word();
             }
+            self.update_addresses();
             self.update_trust(now);
             self.update_lifetimes();
             self.update_certificate(now);
@@ -205,7 +208,11 @@ impl Node {
     }
 
     fn own_deadline(&self, now: Now) -> Monotonic {
-        let mut next = self.looked + LOOK;
+        let mut next = self.looked
+            + match self.options.follow_addresses {
+                true => LOOK_FOR_ADDRESSES,
+                false => LOOK,
+            };
         let mut sooner = |at: Option<Monotonic>| {
             if let Some(at) = at {
                 next = next.min(at);
@@ -276,6 +283,28 @@ impl Node {
             self.trust = trust;
             self.core.settle(now);
         }
+    }
+
+    /// The host's addresses may change under it. The peers read ours in the store, and SAs are made
+    /// between the new ones before the old ones go.
+    fn update_addresses(&mut self) {
+        if !self.options.follow_addresses {
+            return;
+        }
+        let found = self.host.addresses();
+        if found.is_empty() || found == self.options.addresses {
+            return;
+        }
+        if let Some(sockets) = &mut self.core.sockets {
+            let port = self.options.ports.ike;
+            if let Err(error) = sockets.follow(&found, &self.options.addresses, port) {
+                return self.complain("sockets", format!("{error:#}"));
+            }
+            self.problems.remove("sockets");
+        }
+        tracing::info!(old = ?self.options.addresses, new = ?found, "this node's addresses are others");
+        self.options.addresses = found;
+        self.news.spec = reconcile::node_spec(&self.options, &self.identity);
     }
 
     fn update_lifetimes(&mut self) {

@@ -19,6 +19,8 @@ pub struct Options {
     pub socket: PathBuf,
     /// Addresses under which this node's IKE and ESP are reached, best first.
     pub addresses: Vec<IpAddr>,
+    /// They are those of the default route ([`crate::default_addresses`]), and follow it.
+    pub follow_addresses: bool,
     /// Prefixes of this node's pods.
     pub pod_cidrs: Vec<IpNet>,
     /// The join token, hex: proves to the controller that a request is this node's.

@@ -52,6 +52,23 @@ impl Sockets {
         })
     }
 
+    /// Binds what is missing of `addresses`. What was bound before the last change goes; the
+    /// addresses of before may still be used by SAs.
+    pub(crate) fn follow(
+        &mut self,
+        addresses: &[IpAddr],
+        last: &[IpAddr],
+        port: u16,
+    ) -> Result<()> {
+        let bound = |ip: &IpAddr| self.sockets.iter().any(|(local, _)| local.ip() == *ip);
+        let missing: Vec<IpAddr> = addresses.iter().filter(|ip| !bound(ip)).copied().collect();
+        let more = Sockets::open(&missing, port)?;
+        self.sockets
+            .retain(|(local, _)| [addresses, last].concat().contains(&local.ip()));
+        self.sockets.extend(more.sockets);
+        Ok(())
+    }
+
     /// Sends from `local`. A datagram that the kernel does not take is lost, as on a wire: the
     /// engine sends it again.
     pub(crate) fn send(&mut self, local: SocketAddr, remote: SocketAddr, bytes: &[u8]) {

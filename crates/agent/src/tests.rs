@@ -44,6 +44,8 @@ struct FakeState {
     /// So many tries to open fail.
     refuse: u32,
     opened: u32,
+    /// Where it has moved to; none: it has not.
+    addresses: Vec<IpAddr>,
 }
 
 impl Fake {
@@ -85,6 +87,10 @@ impl Host for Fake {
 
     fn interface(&self) -> &str {
         "fake0"
+    }
+
+    fn addresses(&self) -> Vec<IpAddr> {
+        self.0.lock().unwrap().addresses.clone()
     }
 
     fn path_mtu(&self, _: IpAddr, _: IpAddr) -> Option<u32> {
@@ -155,6 +161,7 @@ impl Cluster {
             state_dir: base.join("state"),
             socket: self.socket(node),
             addresses: vec![Ipv4Addr::new(127, self.subnet, 0, node).into()],
+            follow_addresses: true,
             pod_cidrs: Vec::new(),
             join_token_file: Some(tokens::path(&self.store, &name(node))),
             danger_export_keys: None,
@@ -543,6 +550,30 @@ fn a_node_without_a_tun_is_degraded_and_heals() {
         let acknowledged = cluster.node(2).await.unwrap().status.acknowledged;
         assert!(acknowledged.is_none_or(|a| a.phase == Phase::Disabled));
         cluster.reach(Phase::Strict).await;
+        cluster.all_sealed().await;
+    });
+}
+
+/// A node's address changes while it runs: its peers read of it in the store, new SAs are made
+/// between the new addresses, and packets are sealed all the while.
+#[test]
+fn a_node_that_moves_is_followed() {
+    on_one_thread(async {
+        let cluster = Cluster::new(32, 2);
+        cluster.init().await;
+        cluster.reach(Phase::Strict).await;
+        cluster.all_sealed().await;
+        let home: IpAddr = Ipv4Addr::new(127, 32, 1, 2).into();
+        cluster.hosts[&2].0.lock().unwrap().addresses = vec![home];
+        wait("tunnels to the new address", async || {
+            assert!(cluster.send(1, 2) && cluster.send(2, 1));
+            let get = Gettable::Tunnels;
+            let tunnels = cluster.ask(1, Request::Get { get }).await.tunnels;
+            tunnels.iter().flatten().any(|t| t.remote_ip == Some(home))
+        })
+        .await;
+        let moved = cluster.node(2).await.unwrap();
+        assert_eq!(moved.spec.addresses, [home]);
         cluster.all_sealed().await;
     });
 }

@@ -9,7 +9,7 @@ use testudo_model::TrafficPolicy;
 use tokio::sync::Notify;
 
 use crate::Options;
-use crate::host::{Host, kernel_path_mtu};
+use crate::host::{Host, default_addresses, kernel_path_mtu};
 
 /// This network namespace.
 pub(crate) struct UserHost {
@@ -47,6 +47,10 @@ impl Host for UserHost {
 
     fn interface(&self) -> &str {
         &self.options.device
+    }
+
+    fn addresses(&self) -> Vec<IpAddr> {
+        default_addresses()
     }
 
     fn path_mtu(&self, local: IpAddr, remote: IpAddr) -> Option<u32> {

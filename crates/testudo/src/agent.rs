@@ -1,6 +1,6 @@
 //! `testudo agent`: the daemon of one node.
 
-use std::net::{IpAddr, UdpSocket};
+use std::net::IpAddr;
 use std::path::PathBuf;
 
 use anyhow::bail;
@@ -27,7 +27,7 @@ pub(crate) struct AgentCommand {
     node: NodeName,
 
     /// An address under which this node is reached, best first [default: that of the default
-    /// route]
+    /// route, and it is followed when it changes]
     #[arg(long = "address", value_name = "IP")]
     addresses: Vec<IpAddr>,
 
@@ -69,9 +69,10 @@ pub(crate) fn run(command: AgentCommand, global: &Global) -> Outcome {
 
 fn options(command: AgentCommand, global: &Global) -> anyhow::Result<Options> {
     let node = command.node;
-    let addresses = match command.addresses.is_empty() {
+    let follow_addresses = command.addresses.is_empty();
+    let addresses = match follow_addresses {
         false => command.addresses,
-        true => default_addresses(),
+        true => testudo_agent::default_addresses(),
     };
     if addresses.is_empty() {
         bail!("this host has no default route to take the node's address from: give --address IP");
@@ -83,6 +84,7 @@ fn options(command: AgentCommand, global: &Global) -> anyhow::Result<Options> {
         state_dir: command.state_dir.unwrap_or(state_dir),
         socket: command.socket.unwrap_or(socket),
         addresses,
+        follow_addresses,
         pod_cidrs: command.pod_cidrs,
         join_token_file: command.join_token_file,
         danger_export_keys: command.danger_export_keys,
@@ -92,18 +94,4 @@ fn options(command: AgentCommand, global: &Global) -> anyhow::Result<Options> {
         },
         node,
     })
-}
-
-/// The addresses that packets to far hosts would leave with. Nothing is sent: connecting a UDP
-/// socket only asks the routing table. The targets are documentation prefixes (RFC 5737, 3849).
-fn default_addresses() -> Vec<IpAddr> {
-    let source = |bind: &str, far: &str| {
-        let socket = UdpSocket::bind(bind).ok()?;
-        socket.connect(far).ok()?;
-        let address = socket.local_addr().ok()?.ip();
-        (!address.is_loopback() && !address.is_unspecified()).then_some(address)
-    };
-    let v4 = source("0.0.0.0:0", "192.0.2.1:9");
-    let v6 = source("[::]:0", "[2001:db8::1]:9");
-    v4.into_iter().chain(v6).collect()
 }

@@ -22,6 +22,7 @@ fn strict_node(dir: &Path, fake: &Fake) -> Node {
         state_dir: dir.to_owned(),
         socket: dir.join("n1.sock"),
         addresses: vec![Ipv4Addr::LOCALHOST.into()],
+        follow_addresses: false,
         pod_cidrs: Vec::new(),
         join_token_file: None,
         danger_export_keys: None,
