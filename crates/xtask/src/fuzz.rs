@@ -136,7 +136,7 @@ fn merge_into(program: &Path, target: &str, kept: &Path) -> anyhow::Result<bool>
     let found = work()?.join("corpus").join(target);
     std::fs::create_dir_all(&found)?;
     let status = Command::new(program)
-        .args(["-merge=1", "-verbosity=0"])
+        .args(["-set_cover_merge=1", "-verbosity=0"])
         .arg(format!("-max_len={}", longest(target)))
         .args([kept, &found])
         .env("TESTUDO_FUZZ_TARGET", target)
