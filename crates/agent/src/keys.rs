@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use testudo_ike::{ChildUp, IkeUp};
-use testudo_model::{Encapsulation, Spi};
+use testudo_model::{Cipher, Encapsulation, Spi};
 use testudo_pki::hex;
 use zeroize::Zeroizing;
 
@@ -75,9 +75,11 @@ impl KeyExport {
 /// SPIs, SK_ei, SK_er (with their salts), cipher, no integrity keys: the cipher authenticates.
 fn ike_line(up: &IkeUp) -> Option<Zeroizing<String>> {
     let keys = up.danger_keys.as_ref()?;
-    let cipher = match keys.sk_ei.len() {
-        20 => "AES-GCM-128 with 16 octet ICV [RFC5282]",
-        _ => "AES-GCM-256 with 16 octet ICV [RFC5282]",
+    let cipher = match keys.cipher {
+        Cipher::AES_128_GCM => "AES-GCM-128 with 16 octet ICV [RFC5282]",
+        Cipher::AES_256_GCM => "AES-GCM-256 with 16 octet ICV [RFC5282]",
+        // Nodes have no other.
+        Cipher::Cbc(_) => return None,
     };
     let [ei, er] = [&keys.sk_ei, &keys.sk_er].map(|k| Zeroizing::new(hex(k.as_bytes())));
     Some(Zeroizing::new(format!(

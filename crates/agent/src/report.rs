@@ -5,14 +5,13 @@ use std::collections::BTreeMap;
 use testudo_datapath::Counters;
 use testudo_model::condition::{self, Condition, ConditionStatus};
 use testudo_model::policy::OverlayType;
-use testudo_model::{
-    Encapsulation, NodeEncryptionStatus, Now, Outbound, PeerId, Phase, ProtectedFlows, SaMode,
-};
+use testudo_model::{NodeEncryptionStatus, Now, Outbound, PeerId, Phase, ProtectedFlows};
 
 use crate::api::{
     ActionResult, Actions, Drops, Gettable, Request, Response, StatusView, TunnelView,
 };
 use crate::node::Node;
+use crate::tunnels::Child;
 use crate::tunnels::Common;
 
 /// Ethernet, overlay and UDP headers: what VXLAN and Geneve add inside the node's IP packet.
@@ -117,14 +116,15 @@ impl Node {
             .is_some_and(|policy| policy.spec.overlay.kind != OverlayType::Routed);
         let children = self.core.tunnels.sending_children();
         children
-            .filter_map(|(_, child)| self.pod_mtu(child.mode, &child.encapsulation, overlay))
+            .filter_map(|(_, child)| self.pod_mtu(child, overlay))
             .min()
     }
 
-    fn pod_mtu(&self, mode: SaMode, path: &Encapsulation, overlay: bool) -> Option<u32> {
+    fn pod_mtu(&self, child: &Child, overlay: bool) -> Option<u32> {
+        let path = &child.encapsulation;
         let datapath = self.core.datapath.as_ref()?;
         let path_mtu = self.host.path_mtu(path.local(), path.remote())?;
-        let inner = datapath.inner_mtu(mode, path, path_mtu);
+        let inner = datapath.inner_mtu(child.mode, child.cipher, path, path_mtu);
         if !overlay {
             return Some(inner);
         }
@@ -167,7 +167,7 @@ impl Node {
             policies: self.policies(),
         };
         let counters = self.counters();
-        let mtu = |mode, path: &Encapsulation| self.pod_mtu(mode, path, kind != "routed");
+        let mtu = |child: &Child| self.pod_mtu(child, kind != "routed");
         self.core.tunnels.views(&common, &counters, mtu, now)
     }
 

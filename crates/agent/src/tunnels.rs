@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use testudo_datapath::{Counters, SaCounters};
 use testudo_ike::{CertificateFacts, ChildUp, IkeDown, IkeId, IkeUp, PathChanged};
 use testudo_model::{
-    ChildId, Encapsulation, Monotonic, Now, PeerId, SaDirection, SaId, SaMode, Spi,
+    ChildId, Cipher, Encapsulation, Monotonic, Now, PeerId, SaDirection, SaId, SaMode, Spi,
     TrafficSelector, UnixTime,
 };
 use testudo_plan::node::Facts;
@@ -56,6 +56,7 @@ pub(crate) struct Child {
     spi_in: Spi,
     spi_out: Spi,
     pub(crate) mode: SaMode,
+    pub(crate) cipher: Cipher,
     pub(crate) encapsulation: Encapsulation,
     local: Vec<TrafficSelector>,
     remote: Vec<TrafficSelector>,
@@ -127,6 +128,7 @@ impl Tunnels {
                 spi_in: up.inbound.spi,
                 spi_out: up.outbound.spi,
                 mode: up.inbound.mode,
+                cipher: up.outbound.cipher,
                 encapsulation: up.outbound.encapsulation,
                 local: up.outbound.local.clone(),
                 remote: up.outbound.remote.clone(),
@@ -244,7 +246,7 @@ impl Tunnels {
         &self,
         common: &Common<'_>,
         counters: &Counters,
-        mtu: impl Fn(SaMode, &Encapsulation) -> Option<u32>,
+        mtu: impl Fn(&Child) -> Option<u32>,
         now: Now,
     ) -> Vec<TunnelView> {
         let mut views = Vec::new();
@@ -268,7 +270,7 @@ impl Tunnels {
         (mut total_in, mut total_out): (SaCounters, SaCounters),
         common: &Common<'_>,
         counters: &Counters,
-        mtu: impl Fn(SaMode, &Encapsulation) -> Option<u32>,
+        mtu: impl Fn(&Child) -> Option<u32>,
         now: Now,
     ) -> TunnelView {
         let mut own: Vec<(&ChildId, &Child)> = self
@@ -315,7 +317,7 @@ impl Tunnels {
             remote_ca: proven.map(|c| c.issuer.clone()),
             remote_certificate_not_after: proven.map(|c| c.not_after),
             psk: false,
-            mtu: first.and_then(|c| mtu(c.mode, &c.encapsulation)),
+            mtu: first.and_then(mtu),
             kernel_policies_installed: common.policies.get(peer).copied().unwrap_or(0),
             security_associations_installed: 2 * u32::try_from(own.len()).unwrap_or(u32::MAX),
             connections_active: self.ikes.values().map(|i| u32::from(i.peer == *peer)).sum(),
@@ -359,6 +361,7 @@ impl Child {
                 SaMode::Transport => "transport".to_owned(),
                 SaMode::Tunnel => "tunnel".to_owned(),
             },
+            cipher: self.cipher.name().to_owned(),
             sending: self.sending,
             age: now.monotonic.since(self.since).as_secs(),
             packets_in: inbound.packets,

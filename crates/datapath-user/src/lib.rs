@@ -34,8 +34,8 @@ use std::sync::atomic::AtomicU32;
 use testudo_datapath::{Counters, Datapath, DatapathError, Event, SaCounters, Waker, inner_mtu};
 use testudo_esp::{InboundParameters, InboundSa, OutboundParameters, OutboundSa, SoftLimits};
 use testudo_model::{
-    ChildId, Encapsulation, InboundSaSpec, OutboundSaSpec, PeerId, ProtectedFlows, SaDirection,
-    SaId, SaMode, TrafficPolicy,
+    ChildId, Cipher, Encapsulation, InboundSaSpec, OutboundSaSpec, PeerId, ProtectedFlows,
+    SaDirection, SaId, SaMode, TrafficPolicy,
 };
 use testudo_netlink::Netlink;
 
@@ -92,9 +92,15 @@ impl Options {
         }
     }
 
-    fn clamp_mtu(&self, mode: SaMode, encapsulation: &Encapsulation, path_mtu: u32) -> u32 {
+    fn clamp_mtu(
+        &self,
+        mode: SaMode,
+        cipher: Cipher,
+        encapsulation: &Encapsulation,
+        path_mtu: u32,
+    ) -> u32 {
         match mode {
-            SaMode::Tunnel if self.clamp_mss => inner_mtu(mode, encapsulation, path_mtu),
+            SaMode::Tunnel if self.clamp_mss => inner_mtu(mode, cipher, encapsulation, path_mtu),
             _ => 0,
         }
     }
@@ -270,7 +276,9 @@ impl Datapath for UserDatapath {
             sa: Arc::new(sealed),
             mode: sa.mode,
             path_mtu,
-            clamp_mtu: self.options.clamp_mtu(sa.mode, &sa.encapsulation, path_mtu),
+            clamp_mtu: self
+                .options
+                .clamp_mtu(sa.mode, sa.cipher, &sa.encapsulation, path_mtu),
             encapsulation: sa.encapsulation,
             local: sa.local,
             remote: sa.remote,
@@ -306,7 +314,7 @@ impl Datapath for UserDatapath {
 
     fn rebind(&mut self, child: ChildId, to: Encapsulation) -> Result<(), DatapathError> {
         let path_mtu = underlay_mtu(to.local());
-        let clamp = |mode| self.options.clamp_mtu(mode, &to, path_mtu);
+        let clamp = |mode, cipher| self.options.clamp_mtu(mode, cipher, &to, path_mtu);
         let inbound = self.inbound.get_mut(&child).map(|entry| {
             *entry = Arc::new(Inbound {
                 encapsulation: to,
@@ -316,7 +324,7 @@ impl Datapath for UserDatapath {
         let outbound = self.outbound.get_mut(&child).map(|(_, entry)| {
             let gso_limit = Arc::new(AtomicU32::new(u32::MAX));
             let old = Outbound::clone(entry);
-            let clamp_mtu = clamp(old.mode);
+            let clamp_mtu = clamp(old.mode, old.sa.cipher());
             *entry = Arc::new(Outbound {
                 encapsulation: to,
                 path_mtu,

@@ -14,8 +14,8 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use testudo_model::{
-    ChildId, Encapsulation, InboundSaSpec, OutboundSaSpec, PeerId, SaDirection, SaId, SaMode, Spi,
-    TrafficPolicy,
+    ChildId, Cipher, Encapsulation, InboundSaSpec, OutboundSaSpec, PeerId, SaDirection, SaId,
+    SaMode, Spi, TrafficPolicy,
 };
 use thiserror::Error;
 
@@ -89,8 +89,14 @@ pub trait Datapath: Send {
 
     /// The largest inner packet, IP header included, that a pair carries without fragments over
     /// a path of `path_mtu`, bytes.
-    fn inner_mtu(&self, mode: SaMode, encapsulation: &Encapsulation, path_mtu: u32) -> u32 {
-        inner_mtu(mode, encapsulation, path_mtu)
+    fn inner_mtu(
+        &self,
+        mode: SaMode,
+        cipher: Cipher,
+        encapsulation: &Encapsulation,
+        path_mtu: u32,
+    ) -> u32 {
+        inner_mtu(mode, cipher, encapsulation, path_mtu)
     }
 
     /// Removes all that this datapath put into the host: rules, routes, tables, devices.

@@ -1,11 +1,9 @@
-//! How much ESP with AES-GCM adds to a packet.
+//! How much ESP adds to a packet.
 
-use testudo_model::{Encapsulation, SaMode};
+use testudo_model::{Cipher, Encapsulation, SaMode};
 
-/// SPI, sequence number, IV (RFC 4303 2, RFC 4106 3.1).
-const ESP_HEAD: u32 = 16;
-/// The ICV (RFC 4106 6).
-const ESP_ICV: u32 = 16;
+/// SPI and sequence number (RFC 4303 2).
+const ESP_HEADER: u32 = 8;
 /// Pad length and next header.
 const ESP_TRAILER: u32 = 2;
 const UDP: u32 = 8;
@@ -23,12 +21,25 @@ fn outer(encapsulation: &Encapsulation) -> (u32, u32) {
     (ip, udp)
 }
 
+/// Bytes around what is encrypted, and what that is a multiple of: the cipher's block, at least
+/// four (RFC 4303 2.4).
+fn sizes(cipher: Cipher) -> (u32, u32) {
+    // Each is below 64.
+    let around = ESP_HEADER + (cipher.iv_len() + cipher.icv_len()) as u32;
+    (around, cipher.block_len().max(4) as u32)
+}
+
 /// The largest inner packet, IP header included, whose sealed packet fits `path_mtu` bytes.
-pub fn inner_mtu(mode: SaMode, encapsulation: &Encapsulation, path_mtu: u32) -> u32 {
+pub fn inner_mtu(
+    mode: SaMode,
+    cipher: Cipher,
+    encapsulation: &Encapsulation,
+    path_mtu: u32,
+) -> u32 {
+    let (around, block) = sizes(cipher);
     let (ip, udp) = outer(encapsulation);
-    let room = path_mtu.saturating_sub(ip + udp + ESP_HEAD + ESP_ICV);
-    // The trailer ends on a multiple of four (RFC 4303 2.4).
-    let payload = (room / 4 * 4).saturating_sub(ESP_TRAILER);
+    let room = path_mtu.saturating_sub(ip + udp + around);
+    let payload = (room / block * block).saturating_sub(ESP_TRAILER);
     match mode {
         SaMode::Tunnel => payload,
         SaMode::Transport if payload == 0 => 0,
@@ -37,13 +48,14 @@ pub fn inner_mtu(mode: SaMode, encapsulation: &Encapsulation, path_mtu: u32) -> 
 }
 
 /// The length of the IP packet that carries an inner packet of `inner` bytes.
-pub fn outer_len(mode: SaMode, encapsulation: &Encapsulation, inner: u32) -> u32 {
+pub fn outer_len(mode: SaMode, cipher: Cipher, encapsulation: &Encapsulation, inner: u32) -> u32 {
+    let (around, block) = sizes(cipher);
     let (ip, udp) = outer(encapsulation);
     let payload = match mode {
         SaMode::Tunnel => inner,
         SaMode::Transport => inner.saturating_sub(ip),
     };
-    ip + udp + ESP_HEAD + (payload + ESP_TRAILER).next_multiple_of(4) + ESP_ICV
+    ip + udp + around + (payload + ESP_TRAILER).next_multiple_of(block)
 }
 
 #[cfg(test)]
@@ -61,18 +73,25 @@ mod tests {
             local: ip,
             remote: ip,
         };
-        for mode in [SaMode::Transport, SaMode::Tunnel] {
+        for (mode, cipher) in
+            Cipher::all().flat_map(|cipher| [(SaMode::Transport, cipher), (SaMode::Tunnel, cipher)])
+        {
             for encapsulation in [raw(v4), raw(v6), udp(v4), udp(v6)] {
                 for path in [1280, 1400, 1500, 9000, 9001, 9002, 9003] {
-                    let inner = inner_mtu(mode, &encapsulation, path);
-                    assert!(outer_len(mode, &encapsulation, inner) <= path);
-                    assert!(outer_len(mode, &encapsulation, inner + 1) > path);
+                    let inner = inner_mtu(mode, cipher, &encapsulation, path);
+                    assert!(outer_len(mode, cipher, &encapsulation, inner) <= path);
+                    assert!(outer_len(mode, cipher, &encapsulation, inner + 1) > path);
                 }
-                assert_eq!(inner_mtu(mode, &encapsulation, 20), 0);
+                assert_eq!(inner_mtu(mode, cipher, &encapsulation, 20), 0);
             }
         }
-        assert_eq!(inner_mtu(SaMode::Transport, &raw(v4), 1500), 1466);
-        assert_eq!(inner_mtu(SaMode::Transport, &udp(v4), 1500), 1458);
-        assert_eq!(inner_mtu(SaMode::Tunnel, &raw(v4), 1500), 1446);
+        let gcm = |mode, path| inner_mtu(mode, Cipher::AES_256_GCM, &path, 1500);
+        assert_eq!(gcm(SaMode::Transport, raw(v4)), 1466);
+        assert_eq!(gcm(SaMode::Transport, udp(v4)), 1458);
+        assert_eq!(gcm(SaMode::Tunnel, raw(v4)), 1446);
+        // AES-CBC-256 with HMAC-SHA2-512-256: 8 + 16 + 32 around whole blocks.
+        let worst = Cipher::all().nth(4).unwrap();
+        assert_eq!(worst.name(), "AES_CBC_256/HMAC_SHA2_512_256");
+        assert_eq!(inner_mtu(SaMode::Tunnel, worst, &raw(v4), 1500), 1422);
     }
 }

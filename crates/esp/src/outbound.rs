@@ -128,6 +128,11 @@ impl OutboundSa {
         self.spi
     }
 
+    /// What it seals with.
+    pub fn cipher(&self) -> Cipher {
+        self.key.cipher()
+    }
+
     /// Bytes before the payload: SPI, sequence number, IV.
     #[inline]
     pub fn head_room(&self) -> usize {

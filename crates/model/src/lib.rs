@@ -30,7 +30,8 @@ pub use phase::{Acknowledgement, Phase};
 pub use policy::{EncryptionPolicy, EncryptionPolicySpec, EncryptionPolicyStatus};
 pub use request::{CertificateRequest, CertificateRequestSpec, CertificateRequestStatus};
 pub use sa::{
-    ChildId, Encapsulation, InboundSaSpec, OutboundSaSpec, SaDirection, SaId, SaLimits, SaMode, Spi,
+    ChildId, Cipher, Encapsulation, InboundSaSpec, OutboundSaSpec, SaDirection, SaId, SaLimits,
+    SaMode, Spi,
 };
 pub use selector::{PortRange, TrafficSelector};
 pub use time::{Monotonic, Now, UnixTime};

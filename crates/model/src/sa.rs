@@ -3,7 +3,8 @@
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 
-use testudo_crypto::{Cipher, SecretBytes};
+pub use testudo_crypto::Cipher;
+use testudo_crypto::SecretBytes;
 
 use crate::name::PeerId;
 use crate::selector::TrafficSelector;

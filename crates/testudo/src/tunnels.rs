@@ -178,9 +178,10 @@ fn text(tunnel: &TunnelView) -> String {
 
 fn child_text(child: &ChildView) -> String {
     format!(
-        "{} {}, SPI in {} out {}{}, age {}, in {}, out {}",
+        "{} {} {}, SPI in {} out {}{}, age {}, in {}, out {}",
         child.name,
         child.mode,
+        child.cipher,
         child.spi_in,
         child.spi_out,
         if child.sending { ", sending" } else { "" },

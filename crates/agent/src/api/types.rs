@@ -203,6 +203,9 @@ pub struct ChildView {
     pub spi_out: String,
     /// `transport` or `tunnel`.
     pub mode: String,
+    /// What its packets are protected with: `AES_GCM_16_256`.
+    #[serde(default)]
+    pub cipher: String,
     /// Whether packets leave on it.
     pub sending: bool,
     /// Age, seconds.
