@@ -158,7 +158,7 @@ fn orders(seeds: u64) -> Vec<String> {
         for scene in SCENES {
             let bounds = Bounds {
                 traffic: seed % 2 == 0,
-                ..search::FULL
+                ..search::full(scene)
             };
             jobs.push((scene, seed, bounds));
         }

@@ -1,6 +1,7 @@
 //! All nodes, their time, and what must hold between them.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::time::Duration;
 
 use testudo_crypto::{DangerousSeededRandom, Random};
@@ -27,6 +28,8 @@ pub struct Net {
     pub how: Strictness,
     /// The first rule that was broken.
     pub broken: Option<String>,
+    /// The addresses that each node has now.
+    pub addresses: Vec<Vec<IpAddr>>,
     story: Vec<String>,
     datapaths: Vec<Datapath>,
     configs: Vec<EngineConfig>,
@@ -62,6 +65,7 @@ impl Net {
             nodes: Vec::new(),
             how: Strictness::default(),
             broken: None,
+            addresses: (0..configs.len()).map(|n| vec![address(n)]).collect(),
             story: Vec::new(),
             datapaths: configs.iter().map(|_| Datapath::default()).collect(),
             configs,
@@ -114,7 +118,7 @@ impl Net {
     /// Hands a datagram to the node that has its address.
     pub fn deliver(&mut self, datagram: &Datagram) {
         let to = datagram.to.ip();
-        if let Some(n) = (0..self.nodes.len()).find(|n| address(*n) == to) {
+        if let Some(n) = (0..self.nodes.len()).find(|n| self.addresses[*n].contains(&to)) {
             self.nodes[n].deliver(self.now, datagram);
             self.check(n);
         }
@@ -145,7 +149,9 @@ impl Net {
         for datagram in &all {
             self.note_sealed(datagram);
         }
-        all
+        // Nothing leaves from an address that its node has no longer.
+        let has = |d: &Datagram| self.addresses.iter().any(|a| a.contains(&d.from.ip()));
+        all.into_iter().filter(has).collect()
     }
 
     /// A packet for each child that a node sends on.

@@ -31,6 +31,8 @@ pub enum Gone {
     Restart,
     /// The engine removed it.
     Down(DownReason),
+    /// The datapath never took it.
+    Refused,
 }
 
 /// Under which peer, name and resource (RFC 9611) a child is wanted.
@@ -79,6 +81,8 @@ pub struct Twin {
     pub gone: BTreeMap<u32, Gone>,
     /// Keys that it received with, ever.
     pub keys: BTreeSet<Vec<u8>>,
+    /// Children that the datapath did not take, until the engine has ended them.
+    pub refused: BTreeSet<ChildId>,
     /// Counts its changes.
     pub version: u64,
 }
@@ -95,6 +99,10 @@ pub struct Node {
     pub now: Duration,
     /// What the wall clock is wrong by, in seconds.
     pub wall_offset: i64,
+    /// So many of the next children are not taken by the datapath.
+    pub refuses: u32,
+    /// Some datapath has refused a child: who asks for another is put off.
+    pub put_off: bool,
     /// Datagrams that were sent and not yet taken by the one who drives.
     pub sent: Vec<Datagram>,
     /// What happened since it was last taken, if `tells`.
@@ -138,6 +146,8 @@ impl Node {
             twin: Twin::default(),
             now: Duration::ZERO,
             wall_offset: 0,
+            refuses: 0,
+            put_off: false,
             sent: Vec::new(),
             lines: Vec::new(),
             tells: true,
@@ -236,7 +246,15 @@ impl Node {
     /// Takes events and datagrams out of the engine.
     pub fn drain(&mut self) {
         while let Some(event) = self.engine.poll_event() {
-            self.note(event);
+            let refused = match &event {
+                Event::ChildUp(up) if self.refuses > 0 => Some(up.child),
+                _ => None,
+            };
+            if let Some(child) = refused {
+                self.refuse(child, event);
+            } else {
+                self.note(event);
+            }
         }
         while let Some(t) = self.engine.poll_transmit() {
             self.sent.push(Datagram {
@@ -244,6 +262,21 @@ impl Node {
                 to: t.remote,
                 bytes: t.bytes,
             });
+        }
+    }
+
+    /// The datapath does not take a child.
+    fn refuse(&mut self, child: ChildId, event: Event) {
+        self.refuses -= 1;
+        self.twin.version += 1;
+        self.tell(&format!("child {} is refused by the datapath", child.0));
+        if let Event::ChildUp(up) = event {
+            self.twin.gone.insert(up.inbound.spi.0, Gone::Refused);
+        }
+        self.twin.refused.insert(child);
+        let at = self.at(self.now);
+        if self.engine.refuse_child(child, at).is_err() {
+            self.break_rule(format!("child {} was told and is not known", child.0));
         }
     }
 
@@ -278,7 +311,9 @@ impl Node {
                 resource,
             } => {
                 self.tell(&format!("child {} sends", child.0));
-                if self.twin.outbound.contains_key(&child) {
+                if self.twin.refused.contains(&child) {
+                    // Told before it was refused.
+                } else if self.twin.outbound.contains_key(&child) {
                     let purpose = (number(&peer), name, resource);
                     self.twin.sending.insert(purpose, child);
                 } else {
@@ -292,10 +327,12 @@ impl Node {
             Event::PathChanged(path) => self.tell(&format!("path is {}", path.remote)),
             Event::Failed(failure) => {
                 self.tell(&format!("failed: {} {}", failure.check, failure.text));
-                if !matches!(
+                let put_off = self.put_off && failure.text.contains("TEMPORARY_FAILURE");
+                let fair = matches!(
                     failure.check,
                     FailedCheck::NoAnswer | FailedCheck::TrafficSelectors | FailedCheck::Limit
-                ) {
+                );
+                if !fair && !put_off {
                     self.break_rule(format!("blames its peer: {}", failure.text));
                 }
             }
@@ -350,6 +387,9 @@ impl Node {
 
     fn child_down(&mut self, child: ChildId, reason: DownReason) {
         let twin = &mut self.twin;
+        if twin.refused.remove(&child) {
+            return;
+        }
         let known = twin.outbound.remove(&child).is_some();
         twin.sending.retain(|_, c| *c != child);
         let gone = &mut twin.gone;
