@@ -22,7 +22,7 @@ fn decode(kind: PayloadType, body: &[u8]) -> Result<Payload, crate::WireError> {
     Payload::decode(kind, false, body, 0)
 }
 
-// CVE-2014-9221 (strongSwan): one id that only the program itself may use crashed it.
+// CVE-2014-9221 (strongSwan), lesson L02: one id that only the program itself may use crashed it.
 #[test]
 fn every_transform_id_of_every_type_is_read_and_written() {
     for kind in (0..=13).chain([240, 255]) {
@@ -55,7 +55,8 @@ fn every_transform_id_of_every_type_is_read_and_written() {
     }
 }
 
-// CVE-2024-3652 (libreswan) and its 4.0: an unknown transform type or attribute ended everything.
+// CVE-2024-3652 (libreswan) and its 4.0, lesson L04: an unknown transform type or attribute ended
+// everything.
 #[test]
 fn odd_proposals_are_marked_and_the_next_one_is_still_read() {
     let sa = [
@@ -126,7 +127,7 @@ fn a_second_or_long_key_length_is_not_believed() {
     }
 }
 
-// CVE-2013-6467 (libreswan): a missing or renumbered payload was dereferenced.
+// CVE-2013-6467 (libreswan), lesson L05: a missing or renumbered payload was dereferenced.
 #[test]
 fn a_dropped_or_renumbered_payload_is_just_not_there() {
     let good = sa_init();
@@ -160,7 +161,8 @@ fn a_dropped_or_renumbered_payload_is_just_not_there() {
     }
 }
 
-// CVE-2015-3991 (strongSwan): a payload of IKEv1 inside IKEv2 was cast to the wrong type.
+// CVE-2015-3991 (strongSwan), lesson L06: a payload of IKEv1 inside IKEv2 was cast to the wrong
+// type.
 #[test]
 fn payloads_of_ikev1_are_unknown() {
     for kind in (1..=32).chain([49, 52, 54, 132, 255]) {
@@ -175,7 +177,7 @@ fn payloads_of_ikev1_are_unknown() {
     }
 }
 
-// libreswan's tests ikev2-unknown-payload and -payload-reserved; RFC 7296, 2.5.
+// libreswan's tests ikev2-unknown-payload and -payload-reserved, lesson L08; RFC 7296, 2.5.
 #[test]
 fn the_critical_bit_counts_for_unknown_types_alone() {
     let error = Message::parse(&message_of(200, true, &[])).unwrap_err();
@@ -206,7 +208,7 @@ fn the_critical_bit_counts_for_unknown_types_alone() {
     );
 }
 
-// libreswan 4.0: reserved bytes of an ID were zeroed before AUTH was computed over it.
+// libreswan 4.0, lesson L08: reserved bytes of an ID were zeroed before AUTH was computed over it.
 #[test]
 fn reserved_bytes_are_ignored_and_kept_for_auth() {
     let body = [2, 0xde, 0xad, 0xbe, b'n', b'1'];
@@ -236,7 +238,7 @@ fn reserved_bytes_are_ignored_and_kept_for_auth() {
     }
 }
 
-// CVE-2013-4564 (libreswan); openiked 47d4e8a.
+// CVE-2013-4564 (libreswan); openiked 47d4e8a. Lesson L09.
 #[test]
 fn short_datagrams_are_refused() {
     let good = sa_init();
@@ -255,7 +257,7 @@ fn short_datagrams_are_refused() {
     assert_eq!(Message::parse(&long).unwrap_err().reason(), "bad_length");
 }
 
-// CVE-2013-4564 (libreswan): the inner parser trusted the outer length.
+// CVE-2013-4564 (libreswan), lesson L09: the inner parser trusted the outer length.
 #[test]
 fn every_wrong_length_field_is_refused() {
     let good = sa_init();
@@ -305,7 +307,7 @@ fn the_version_is_judged_before_anything_else() {
     assert!(Message::parse(&bytes).is_ok());
 }
 
-// CVE-2023-23009 (libreswan): a malformed TS payload was freed twice.
+// CVE-2023-23009 (libreswan), lesson L11: a malformed TS payload was freed twice.
 #[test]
 fn malformed_traffic_selectors_are_refused() {
     let good = [
@@ -356,7 +358,7 @@ fn malformed_traffic_selectors_are_refused() {
     assert_eq!(ts.selectors.len(), 255);
 }
 
-// CVE-2026-12413 (libreswan): unknown clear payloads beside SKF filled a fixed array.
+// CVE-2026-12413 (libreswan), lesson L19: unknown clear payloads beside SKF filled a fixed array.
 #[test]
 fn payloads_proposals_and_spis_are_bounded() {
     let mut bytes = Vec::new();
@@ -436,7 +438,8 @@ fn malformed_deletes_are_refused() {
     }
 }
 
-// CVE-2016-1287 (Cisco ASA): a fragment shorter than its header made a length underflow.
+// CVE-2016-1287 (Cisco ASA), lesson L20: a fragment shorter than its header made a length
+// underflow.
 #[test]
 fn malformed_encrypted_payloads_are_refused() {
     let skf = |number: u16, total: u16, rest: usize| {
