@@ -493,6 +493,7 @@ fn constrained(
     verify_chain(&chain, &bundle, ExpectedPeer::AnyNode, NOW)
 }
 
+// CVE-2026-35331 (strongSwan), lesson L36.
 #[test]
 fn excluded_names_are_excluded_in_any_case() {
     let excluding = |name: &str| NameConstraints {

@@ -64,6 +64,7 @@ fn either_end_rekeys_a_child_without_loss() {
     }
 }
 
+// strongSwan 5.5.3, lesson L50: the responder sent on the new SA at once.
 #[test]
 fn the_responder_of_a_rekey_waits_for_traffic_or_the_delete() {
     let mut net = pair(2, false);
