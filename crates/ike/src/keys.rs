@@ -387,6 +387,46 @@ mod tests {
         }
     }
 
+    /// With AES-CBC and an HMAC there are SK_ai and SK_ar, before SK_ei and SK_er (RFC 7296, 2.14),
+    /// and a child's keying material has the cipher's key before the HMAC's (2.17).
+    #[test]
+    fn the_schedule_with_integrity_keys_is_that_of_the_rfc() {
+        let cipher = Cipher::all().last().unwrap();
+        assert_eq!(cipher.name(), "AES_CBC_128/HMAC_SHA2_512_256");
+        let suite = Suite { cipher, ..suite() };
+        let seed = SecretBytes::new(vec![9; 32]);
+        let keys = IkeKeys::derive(suite, &seed, &seeds(), true, true)
+            .ok()
+            .unwrap();
+        let input = [
+            vec![1; 32],
+            vec![2; 32],
+            3u64.to_be_bytes().to_vec(),
+            4u64.to_be_bytes().to_vec(),
+        ]
+        .concat();
+        let all = stream(&[9; 32], &input, 3 * 32 + 2 * 64 + 2 * 16);
+        let export = keys.danger_export().unwrap();
+        let parts = [
+            keys.sk_d.as_bytes(),
+            export.sk_ai.as_bytes(),
+            export.sk_ar.as_bytes(),
+            export.sk_ei.as_bytes(),
+            export.sk_er.as_bytes(),
+            keys.sk_p.0.as_bytes(),
+            keys.sk_p.1.as_bytes(),
+        ];
+        assert_eq!(parts.map(<[u8]>::len), [32, 64, 64, 16, 16, 32, 32]);
+        assert_eq!(parts.concat(), all);
+        let (out, back) = keys.child_keymat(cipher, &[], &[1; 32], &[2; 32]);
+        assert_eq!((out.len(), back.len()), (80, 80));
+        let layout = keys.layout();
+        assert_eq!(
+            (layout.iv_len, layout.icv_len, layout.block_len),
+            (16, 32, 16)
+        );
+    }
+
     /// NIST's vector for the key derivation of IKEv2 with SHA-256 (SP 800-135, CAVS).
     #[test]
     fn the_schedule_is_that_of_nist() {

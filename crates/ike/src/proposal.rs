@@ -504,6 +504,97 @@ mod tests {
         }
     }
 
+    /// A peer's with everything, AES-CBC in front.
+    fn with_cbc() -> Suites {
+        let mut all: Vec<_> = Cipher::all().collect();
+        all.reverse();
+        Suites {
+            ike_ciphers: all.clone(),
+            esp_ciphers: all,
+            additional_ke: Vec::new(),
+            ..Suites::default()
+        }
+    }
+
+    // Lesson L04 for ciphers that need an integrity algorithm, and for those that must have none.
+    #[test]
+    fn odd_pairs_of_cipher_and_integrity_are_skipped() {
+        let suites = with_cbc();
+        let encr = |id: u16, bits| Transform::encryption(EncryptionId(id), bits);
+        let mac = IntegrityId::HMAC_SHA2_256_128;
+        let pairs: [(Transform, Option<IntegrityId>); 9] = [
+            (encr(12, Some(128)), None),
+            (encr(12, Some(128)), Some(IntegrityId::NONE)),
+            (encr(12, Some(192)), Some(mac)),
+            (encr(12, None), Some(mac)),
+            (encr(12, Some(0)), Some(mac)),
+            (encr(12, Some(256)), Some(IntegrityId::HMAC_SHA1_96)),
+            // NULL, GMAC, and an AEAD with an integrity algorithm.
+            (encr(11, None), Some(mac)),
+            (encr(21, Some(256)), None),
+            (encr(20, Some(256)), Some(mac)),
+        ];
+        for (cipher, mac) in pairs {
+            let pair = [Some(cipher), mac.map(Transform::integrity)];
+            let with = |mut proposal: Proposal| {
+                let strange =
+                    |t: &Transform| !matches!(t.kind, TransformType::ENCR | TransformType::INTEG);
+                proposal.transforms.retain(strange);
+                proposal.transforms.extend(pair.iter().flatten());
+                proposal
+            };
+            let good = ike_offer(&suites, None).remove(0);
+            let offer = [with(good.clone()), Proposal { number: 2, ..good }];
+            let (chosen, _) = choose_ike(&offer, &suites, 31, true, false).unwrap();
+            assert_eq!(chosen.number, 2, "{pair:?}");
+            assert!(choose_ike(&offer[..1], &suites, 31, true, false).is_err());
+            let good = child_offer(&suites, 0x1000, false, &[]).remove(0);
+            let offer = [with(good.clone()), Proposal { number: 2, ..good }];
+            let (chosen, _) = choose_child(&offer, &suites, None, true).unwrap();
+            assert_eq!(chosen.number, 2, "{pair:?}");
+        }
+    }
+
+    #[test]
+    fn each_integrity_algorithm_is_offered_alone_and_no_aead_with_one() {
+        let suites = with_cbc();
+        for offer in [
+            ike_offer(&suites, None),
+            child_offer(&suites, 0x1000, true, &[]),
+        ] {
+            assert_eq!(offer.len(), 4);
+            for (number, proposal) in (1..).zip(&offer) {
+                assert_eq!(proposal.number, number);
+                let macs = proposal.of_type(TransformType::INTEG).count();
+                let aead = proposal.of_type(TransformType::ENCR).all(|t| t.id == 20);
+                assert_eq!(macs, usize::from(!aead));
+                assert_eq!(proposal.of_type(TransformType::ENCR).count(), 2);
+            }
+        }
+        // An answer that leaves the integrity algorithm out, or changes it, is none.
+        let offer = ike_offer(&suites, None);
+        let (chosen, _) = choose_ike(&offer, &suites, 31, true, false).unwrap();
+        let answer = ike_answer(&chosen, None);
+        let read = |answer: &[Proposal]| {
+            read_ike_answer(answer, &suites, KeMethod::X25519, true, false).is_ok()
+        };
+        assert!(read(&answer));
+        for other in [IntegrityId::NONE, IntegrityId::HMAC_SHA1_96] {
+            let mut wrong = answer.clone();
+            for t in &mut wrong[0].transforms {
+                if t.kind == TransformType::INTEG {
+                    t.id = other.0;
+                }
+            }
+            assert!(!read(&wrong));
+        }
+        let mut without = answer;
+        without[0]
+            .transforms
+            .retain(|t| t.kind != TransformType::INTEG);
+        assert!(!read(&without));
+    }
+
     fn hybrid(required: bool) -> Suites {
         Suites {
             additional_ke: vec![AdditionalKe {
