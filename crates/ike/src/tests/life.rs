@@ -437,3 +437,42 @@ fn what_the_peer_leaves_standing_is_deleted_for_it() {
     net.assert_tidy(0, 1);
     net.assert_no_esp_lost();
 }
+
+// Lesson L60: a hundred asks for one pair, at both ends and within a millisecond, make one pair.
+#[test]
+fn a_hundred_asks_at_once_make_one() {
+    let mut net = pair(21, config());
+    for _ in 0..100 {
+        for n in 0..2 {
+            net.act(n, |e, now| e.reauthenticate(&peer_id(1 - n), now))
+                .unwrap();
+        }
+        net.run(Duration::from_micros(10));
+    }
+    net.run(Duration::from_secs(100));
+    net.assert_connected(0, 1, 1);
+    net.assert_tidy(0, 1);
+    net.assert_tidy(1, 1);
+    for n in 0..2 {
+        assert!(net.nodes[n].engine.counters().ike_established <= 3);
+        assert_eq!(net.nodes[n].engine.sas.len(), 1, "{}", net.story());
+    }
+}
+
+// Lesson L62: a new certificate while packets flow, at both ends at once.
+#[test]
+fn new_certificates_at_both_ends_lose_nothing() {
+    let mut net = pair(22, config());
+    net.esp = true;
+    net.run_ms(50);
+    for n in 0..2 {
+        let identity = local_identity(n, "ca", EPOCH + 3_000_000, KeyType::Ed25519);
+        net.act(n, |e, now| {
+            e.set_identity(identity);
+            e.reauthenticate(&peer_id(1 - n), now).unwrap();
+        });
+    }
+    net.run_ms(3_000);
+    net.assert_connected(0, 1, 1);
+    net.assert_no_esp_lost();
+}
