@@ -28,6 +28,7 @@ use crate::message::{Datagrams, Payloads, Request};
 use crate::nat::Nat;
 use crate::ppk::PpkOffer;
 use crate::sa::followup::{FollowUp, Follower, IkeMaking};
+use crate::suites::Suites;
 use crate::window::{Answered, Asked};
 
 /// An IKE SA in any state.
@@ -275,6 +276,8 @@ pub(crate) struct ChildFollow {
 
 /// An IKE SA that we asked for with CREATE_CHILD_SA.
 pub(crate) struct IkeRequest {
+    /// What was offered: the peer's suites may change before it answers.
+    pub(crate) suites: Suites,
     pub(crate) spi: u64,
     pub(crate) nonce: Vec<u8>,
     pub(crate) ke: Option<KePrivate>,

@@ -51,8 +51,9 @@ impl Engine {
         let nonce = self.random_bytes(NONCE_LEN);
         let ke = KePrivate::generate(method, &mut *self.random);
         tried.push(method);
+        let suites = self.suites_on(id).clone();
         let payloads = [
-            Payload::Sa(proposal::ike_offer(self.suites_on(id), Some(spi))),
+            Payload::Sa(proposal::ike_offer(&suites, Some(spi))),
             Payload::Nonce(nonce.clone()),
             Payload::KeyExchange(KeyExchange {
                 method: method.id(),
@@ -60,6 +61,7 @@ impl Engine {
             }),
         ];
         let request = IkeRequest {
+            suites,
             spi,
             nonce,
             ke: Some(ke),
@@ -226,7 +228,7 @@ impl Engine {
             .ke
             .take()
             .ok_or(Fault::Bug("no key exchange is under way"))?;
-        let (suites, sent) = (self.suites_on(id), private.method());
+        let (suites, sent) = (&request.suites, private.method());
         let (suite, spi_r) = proposal::read_ike_answer(answer, suites, sent, true, true)?;
         let tie = request.nonce.clone().min(nonce_r.clone());
         if !suite.additional.is_empty() && self.ike_rekey_is_lost(id, &tie) {

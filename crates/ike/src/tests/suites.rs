@@ -427,6 +427,39 @@ fn new_suites_of_a_peer_are_used_without_a_break() {
 }
 
 #[test]
+fn suites_may_change_while_a_rekey_is_under_way() {
+    let other = Suites {
+        ike_ciphers: vec![Cipher::AES_128_GCM],
+        esp_ciphers: vec![Cipher::AES_128_GCM],
+        ke_methods: vec![KeMethod::P521],
+        ..plain()
+    };
+    // The request, the answer is on its way.
+    for (rekeys_ike, wait) in [(true, 2), (true, 7), (false, 2), (false, 7)] {
+        let mut net = Net::new(14, 2);
+        configure(&mut net, 1, 0, false, None);
+        configure(&mut net, 0, 1, true, None);
+        net.esp = true;
+        net.run_ms(300);
+        let child = net.ikes(0, 1)[0].children[0].child;
+        net.act(0, |e, now| match rekeys_ike {
+            true => e.rekey_ike(&peer_id(1), now),
+            false => e.rekey_child(child, now),
+        })
+        .unwrap();
+        net.run_ms(wait);
+        // The answer is what was asked for, and no longer what is wanted.
+        configure(&mut net, 0, 1, true, Some(other.clone()));
+        configure(&mut net, 1, 0, false, Some(other.clone()));
+        net.run(Duration::from_secs(5));
+        net.assert_connected(0, 1, 1);
+        assert!(suite_of(&net, 0, 1).starts_with("AES_GCM_16_128/"));
+        assert_eq!(net.ikes(0, 1)[0].children[0].cipher, Cipher::AES_128_GCM);
+        net.assert_no_esp_lost();
+    }
+}
+
+#[test]
 fn suites_that_lack_a_kind_are_refused() {
     let mut net = Net::new(12, 1);
     let now = net.at();
