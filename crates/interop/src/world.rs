@@ -314,6 +314,25 @@ impl World {
         self.nat.as_ref().context("no NAT here")?.run(&script)
     }
 
+    /// From now on so many of a hundred IKE messages are lost, in each direction. ESP passes:
+    /// what is not ESP has a marker of four zero bytes on port 4500 (RFC 3948, 2.2).
+    pub fn lose(&self, percent: u32) -> anyhow::Result<()> {
+        let chance = format!("numgen random mod 100 < {percent} drop");
+        let rules = format!(
+            "table inet l {{\nchain in {{\n\
+             type filter hook input priority 0; policy accept;\n\
+             udp dport 500 {chance}\n\
+             udp dport 4500 @th,64,32 0 {chance}\n}}\n}}\n"
+        );
+        self.place.write("lose.nft", rules.as_bytes())?;
+        let script = format!(
+            "PATH=$PATH:/usr/sbin:/sbin nft -f {}",
+            self.place.file("lose.nft").display()
+        );
+        check(Command::new("sh").args(["-ec", &script]))?;
+        self.peer.run(&script)
+    }
+
     /// A command that runs in the peer's network namespace.
     pub fn enter(&self) -> Command {
         self.peer.enter()

@@ -12,6 +12,7 @@ mod libreswan_meetings;
 mod libreswan_nat;
 mod libreswan_next;
 mod libreswan_refusals;
+mod libreswan_weather;
 mod ours;
 mod packet;
 mod pluto;
@@ -26,4 +27,14 @@ mod strongswan_meetings;
 mod strongswan_nat;
 mod strongswan_next;
 mod strongswan_refusals;
+mod strongswan_weather;
 mod wanted;
+
+/// Those of the next release are not always the same.
+#[test]
+fn these_versions_are_tested() {
+    let folder = testudo_interop::folder().unwrap();
+    for peer in testudo_interop::Peer::ALL {
+        println!("{peer:?}: {}", peer.version(&folder));
+    }
+}

@@ -56,7 +56,7 @@ fn both_rekey_and_nothing_is_lost() {
         told.child = "rekey_time = 3s\n rand_time = 0s\n life_time = 60s\n".into();
         let (_charon, mut us) = established_with(&wanted, told, |config| {
             config.child_lifetime = Duration::from_secs(3);
-            config.ike_lifetime = Duration::from_secs(4);
+            config.ike_lifetime = Duration::from_secs(6);
             config.jitter_percent = 0;
         });
         let (sent, lost) = us.flow("rekeys", |us| us.made.len() > 4 && us.ups.len() > 2);
