@@ -31,7 +31,7 @@ const LIFE: Duration = Duration::from_secs(240);
 const STEPS: usize = 400_000;
 
 /// Seeds that once showed a bug; those below 300 run in any case. The tests always run them.
-pub const SCARS: [u64; 5] = [469, 830, 1131, 2397, 4033];
+pub const SCARS: [u64; 7] = [469, 830, 1131, 1589, 1748, 2397, 4033];
 
 /// What one seed came to.
 #[derive(Debug, Clone, Copy, Default)]

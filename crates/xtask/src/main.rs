@@ -17,9 +17,10 @@ cargo xtask COMMAND
                     three nodes, clear text turning into ESP, rotations without a loss
   test [--fast]     everything that CI runs: format, lints, layout, licences,
                     all tests; --fast leaves out the labs
-  sim [--seeds N] [--seed S]
+  sim [--seeds N] [--seed S] [--orders M]
                     IKE engines on virtual time: 10,000 seeds of loss, delay, restarts,
-                    then every order in which crossing exchanges can arrive
+                    then every order in which crossing exchanges can arrive; --seed tells
+                    one again, --scene one order (as a failure prints it)
   fuzz [TARGET] [--seconds N] [--merge]
                     libFuzzer on one target or all: message, inner, engine, certificate,
                     esp; --merge takes what it found into fuzz/corpus

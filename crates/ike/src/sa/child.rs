@@ -12,11 +12,11 @@ use testudo_wire::ike::{self as wire, Notify, NotifyType, Payload};
 use crate::addke::AdditionalKe;
 use crate::engine::{Engine, Path};
 use crate::error::{Fault, Refusal, check_of};
-use crate::event::{ChildUp, Event, IkeId, UseOutbound};
+use crate::event::{ChildUp, DownReason, Event, IkeId, UseOutbound};
 use crate::message::Payloads;
 use crate::nat::Hidden;
 use crate::proposal::{self, ChildSuite, Chosen};
-use crate::sa::{Child, ChildOffer, ChildRequest, ChildState, IkeSa, Slot, Task, resource};
+use crate::sa::{Child, ChildOffer, ChildRequest, ChildState, IkeSa, Phase, Slot, Task, resource};
 use crate::suites::Suites;
 use crate::timers::Deadline;
 use crate::ts;
@@ -452,6 +452,8 @@ impl Engine {
         if !new.initiator {
             est.unconfirmed.push(id);
         }
+        let leaving = matches!(est.phase, Phase::Leaving(_));
+        let state = self.first_state(&peer_id, &new.slot, leaving);
         let old = new.replaces.and_then(|old| self.children.get(&old));
         let rekeys = old.map_or(0, |old| old.rekeys + 1);
         self.children.insert(
@@ -471,7 +473,7 @@ impl Engine {
                 initiator: new.initiator,
                 confirmed: new.initiator,
                 announced: false,
-                state: ChildState::Up,
+                state,
                 replaces: new.replaces,
                 shares: new.shares,
                 born: new.born,
@@ -500,8 +502,28 @@ impl Engine {
         } else {
             UseOutbound::Wait
         };
+        let ike = new.ike;
         let up = self.child_up(id, peer_id, new, encapsulation, use_outbound);
         self.events.push_back(Event::ChildUp(Box::new(up)));
+        if state == ChildState::Deleting(DownReason::Closed) {
+            self.push_task(ike, Task::DeleteChild(id), now);
+        }
+    }
+
+    /// What was asked for and has come too late only receives, until it is deleted: its IKE SA is
+    /// being left, or nobody wants it any longer.
+    fn first_state(&self, peer: &PeerId, slot: &Slot, leaving: bool) -> ChildState {
+        let wanted = self
+            .peers
+            .get(peer)
+            .is_some_and(|p| p.child(&slot.name).is_some());
+        if leaving {
+            ChildState::Deleting(DownReason::Replaced)
+        } else if wanted {
+            ChildState::Up
+        } else {
+            ChildState::Deleting(DownReason::Closed)
+        }
     }
 
     /// What the agent is told of a new child.

@@ -118,3 +118,46 @@ fn every_name_has_its_children_for_cpus() {
         net.assert_connected(0, 1, 6);
     }
 }
+
+// Found by the simulation: a child that was asked for on an IKE SA, and came when that was being
+// left, was taken for one to send on; one that came when it was no longer wanted stayed.
+#[test]
+fn a_child_that_comes_too_late_goes_again() {
+    let held = |net: &mut Net| {
+        let mut first = true;
+        net.filter = Some(Box::new(move |from, _, bytes| {
+            let answer = from.ip() == address(1) && bytes[18] == 36 && bytes[19] & 0x20 != 0;
+            match answer && std::mem::take(&mut first) {
+                true => Fate::Delay(Duration::from_millis(400)),
+                false => Fate::Pass,
+            }
+        }));
+    };
+    let mut net = pair(63, 1, 0);
+    held(&mut net);
+    rekey_child(&mut net, 0);
+    net.act(0, |e, now| e.reauthenticate(&peer_id(1), now))
+        .unwrap();
+    net.run_ms(450);
+    let engine = &net.nodes[0].engine;
+    let leaving = |c: &crate::sa::Child| {
+        let sa = engine.sas.get(&c.ike);
+        sa.is_some_and(|sa| sa.state.name() == "leaving")
+    };
+    let up = engine.children.values().filter(|c| c.is_up() && leaving(c));
+    assert_eq!(up.count(), 0, "{}", net.story());
+    net.run(Duration::from_secs(70));
+    net.assert_connected(0, 1, 1);
+
+    let mut net = pair(64, 1, 0);
+    held(&mut net);
+    configure(&mut net, 1, 2, 0);
+    configure(&mut net, 0, 2, 0);
+    net.run_ms(20);
+    configure(&mut net, 0, 1, 0);
+    configure(&mut net, 1, 1, 0);
+    net.run(Duration::from_secs(70));
+    net.assert_connected(0, 1, 1);
+    net.assert_tidy(0, 1);
+    net.assert_tidy(1, 1);
+}
