@@ -167,6 +167,7 @@ pub enum KeError {
 }
 
 /// What the responder of a key exchange has: the value to send, and the secret.
+#[derive(Clone)]
 pub struct KeResponse {
     /// The public value for the responder's KE payload.
     pub public: Vec<u8>,
@@ -180,7 +181,8 @@ enum Secret {
     MlKem(ml_kem::Decapsulation),
 }
 
-/// An ephemeral private key. Used once: `agree` consumes it.
+/// An ephemeral private key, for one exchange. A computation whose outcome is lost may be done
+/// again with it; another exchange wants another key.
 pub struct KePrivate {
     method: KeMethod,
     secret: Secret,
@@ -271,14 +273,14 @@ impl KePrivate {
     /// A wrong ML-KEM ciphertext of the right length yields a secret that the
     /// peer does not have (implicit rejection, FIPS 203 6.3): authentication
     /// fails then.
-    pub fn agree(self, peer: &[u8]) -> Result<SecretBytes, KeError> {
+    pub fn agree(&self, peer: &[u8]) -> Result<SecretBytes, KeError> {
         let method = self.method;
         check_len(method, method.response_len(), peer)?;
         let unusable = KeError::Unusable(method);
-        match self.secret {
-            Secret::Curve(key) => agree_on_curve(method, &key, peer),
+        match &self.secret {
+            Secret::Curve(key) => agree_on_curve(method, key, peer),
             Secret::Modp(exponent) => exponent.agree(peer).ok_or(unusable),
-            Secret::MlKem(key) => ml_kem::decapsulate(&key, peer).ok_or(unusable),
+            Secret::MlKem(key) => ml_kem::decapsulate(key, peer).ok_or(unusable),
         }
     }
 }

@@ -181,6 +181,9 @@ pub struct EngineConfig {
     /// How many requests each peer may have on their way to us at once, told it with
     /// SET_WINDOW_SIZE (RFC 7296, 2.3): 1 to 64.
     pub window: u32,
+    /// Whether asymmetric operations are given away as jobs ([`crate::Engine::poll_job`]). If
+    /// not, they are computed within the call that needs them.
+    pub offload: bool,
     /// UDP port of IKE: 500.
     pub port: u16,
     /// UDP port of IKE and ESP through a NAT: 4500.
@@ -236,6 +239,7 @@ impl Default for EngineConfig {
             limits: Limits::default(),
             fragment_size: 1280,
             window: 4,
+            offload: false,
             port: 500,
             nat_port: 4500,
             danger_export_keys: false,

@@ -9,12 +9,13 @@ use testudo_crypto::Random;
 use testudo_model::{ChildId, Monotonic, Now, PeerId, SaLimits};
 use testudo_wire::ike::{ExchangeType, Header, Notify, NotifyType, Payload};
 
-use crate::config::{EngineConfig, Identity, LocalIdentity, PeerConfig};
+use crate::config::{CertificateCredential, EngineConfig, Identity, LocalIdentity, PeerConfig};
 use crate::cookie::Cookies;
 use crate::error::Misuse;
 use crate::event::{ChildStatus, Counters, DownReason, Event, IkeId, IkeStatus, Transmit};
 use crate::fragments::Incomplete;
 use crate::message;
+use crate::offload::{Offload, Place};
 use crate::peer::{self, Peer};
 use crate::sa::{Child, IkeSa, InitKey, Source, Task};
 use crate::suites::AtAddress;
@@ -29,6 +30,12 @@ pub(crate) struct Path {
     pub(crate) remote: SocketAddr,
 }
 
+/// Who we are; a job may hold the credential too.
+pub(crate) struct OurIdentity {
+    pub(crate) id: Identity,
+    pub(crate) certificate: Option<Arc<CertificateCredential>>,
+}
+
 /// Why a datagram was dropped: the name of its counter.
 pub(crate) type Dropped = &'static str;
 
@@ -36,12 +43,17 @@ pub(crate) type Dropped = &'static str;
 ///
 /// The contract is one mutation, then drain: after each call that takes `now`, call
 /// [`Engine::poll_event`] until it is empty, then [`Engine::poll_transmit`] until it is empty,
-/// then arm a timer for [`Engine::poll_timeout`]. Events come before datagrams so that an
+/// then arm a timer for [`Engine::poll_timeout`]. With [`EngineConfig::offload`], fetch the jobs
+/// too ([`Engine::poll_job`]). Events come before datagrams so that an
 /// inbound SA stands before the peer learns that it may send on it.
 pub struct Engine {
     pub(crate) config: EngineConfig,
     pub(crate) random: Box<dyn Random + Send>,
-    pub(crate) identity: Option<LocalIdentity>,
+    pub(crate) identity: Option<OurIdentity>,
+    /// Changes of the identity, and of the verifier: what was computed before one is not used
+    /// after it.
+    pub(crate) identity_epoch: u64,
+    pub(crate) verifier_epoch: u64,
     pub(crate) verifier: Option<Arc<dyn CertificateVerifier + Send + Sync>>,
     pub(crate) peers: BTreeMap<PeerId, Peer>,
     pub(crate) by_identity: BTreeMap<Identity, PeerId>,
@@ -59,6 +71,7 @@ pub struct Engine {
     pub(crate) cookies: Cookies,
     pub(crate) incomplete: Incomplete,
     pub(crate) timers: Timers,
+    pub(crate) offload: Offload,
     pub(crate) events: VecDeque<Event>,
     pub(crate) transmits: VecDeque<Transmit>,
     pub(crate) counters: Counters,
@@ -73,6 +86,8 @@ impl Engine {
             config,
             random,
             identity: None,
+            identity_epoch: 0,
+            verifier_epoch: 0,
             verifier: None,
             peers: BTreeMap::new(),
             by_identity: BTreeMap::new(),
@@ -88,6 +103,7 @@ impl Engine {
             cookies: Cookies::new(),
             incomplete: Incomplete::default(),
             timers: Timers::default(),
+            offload: Offload::default(),
             events: VecDeque::new(),
             transmits: VecDeque::new(),
             counters: Counters::default(),
@@ -110,13 +126,18 @@ impl Engine {
     /// Sets or changes who we are. Standing SAs stay; new ones use the new identity
     /// ([`Engine::reauthenticate`] renews a standing one).
     pub fn set_identity(&mut self, identity: LocalIdentity) {
-        self.identity = Some(identity);
+        self.identity = Some(OurIdentity {
+            id: identity.id,
+            certificate: identity.certificate.map(Arc::new),
+        });
+        self.identity_epoch += 1;
     }
 
     /// Sets or changes who judges certificates. Call [`Engine::recheck_peers`] after a change
     /// that takes trust away.
     pub fn set_verifier(&mut self, verifier: Arc<dyn CertificateVerifier + Send + Sync>) {
         self.verifier = Some(verifier);
+        self.verifier_epoch += 1;
     }
 
     /// Judges the peers of all standing SAs anew and closes those that fail.
@@ -206,7 +227,8 @@ impl Engine {
         }
     }
 
-    /// Takes in an IKE message, without the non-ESP marker. Never fails: what is wrong with it
+    /// Takes in an IKE message, without the non-ESP marker. With
+    /// [`EngineConfig::offload`] it may wait for jobs ([`Engine::poll_job`]). Never fails: what is wrong with it
     /// is counted ([`Engine::counters`]) or becomes an event.
     pub fn handle_datagram(
         &mut self,
@@ -216,12 +238,10 @@ impl Engine {
         bytes: &[u8],
     ) {
         self.counters.datagrams_in += 1;
-        if let Err(reason) = self.route(now, Path { local, remote }, bytes) {
-            self.count_drop(reason);
-        }
+        self.take_in_new(now, Path { local, remote }, bytes);
     }
 
-    fn route(&mut self, now: Now, from: Path, bytes: &[u8]) -> Result<(), Dropped> {
+    pub(crate) fn route(&mut self, now: Now, from: Path, bytes: &[u8]) -> Result<(), Dropped> {
         let header = Header::parse(bytes).map_err(|_| "short")?;
         if header.major > 2 {
             return self.refuse_version(from, &header);
@@ -249,7 +269,10 @@ impl Engine {
         if sa.spi_peer != 0 && sa.spi_peer != theirs {
             return Err("wrong_peer_spi");
         }
-        match action(&sa.state, header.exchange, flags.response)? {
+        let action = action(&sa.state, header.exchange, flags.response)?;
+        let response = flags.response;
+        self.at_place(Place::Sa { ike: id, response }, header.message_id)?;
+        match action {
             Action::InitAnswer => self.init_answer(now, id, from, bytes),
             Action::IntermediateRequest => self.intermediate_request(now, id, from, bytes, &header),
             Action::IntermediateAnswer => self.intermediate_answer(now, id, from, bytes, &header),

@@ -44,6 +44,8 @@ pub(crate) enum Fault {
     Unproven(FailedCheck, String),
     /// Ours: an invariant does not hold, or a credential is missing.
     Bug(&'static str),
+    /// None: a job must be done first, and then the handler runs again.
+    Suspended,
 }
 
 /// Answers that refuse one request.
@@ -76,7 +78,7 @@ impl Fault {
             Self::Incompatible(refusal) => refusal.notify(),
             Self::Unproven(..) => Notify::new(NotifyType::AUTHENTICATION_FAILED, []),
             // What is wrong here is no business of the peer's; it may try again.
-            Self::Bug(_) => Notify::new(NotifyType::TEMPORARY_FAILURE, []),
+            Self::Bug(_) | Self::Suspended => Notify::new(NotifyType::TEMPORARY_FAILURE, []),
         }
     }
 
@@ -97,13 +99,16 @@ impl Fault {
             Self::Incompatible(_) => "incompatible",
             Self::Unproven(check, _) => check.name(),
             Self::Bug(_) => "bug",
+            Self::Suspended => "suspended",
         }
     }
 
     /// The check for an event.
     pub(crate) fn check(&self) -> FailedCheck {
         match self {
-            Self::Malformed(_) | Self::Misbehaved(_) | Self::Bug(_) => FailedCheck::Protocol,
+            Self::Malformed(_) | Self::Misbehaved(_) | Self::Bug(_) | Self::Suspended => {
+                FailedCheck::Protocol
+            }
             Self::Incompatible(Refusal::NoProposalChosen | Refusal::InvalidKe(_)) => {
                 FailedCheck::Proposal
             }
@@ -124,6 +129,7 @@ impl Fault {
             Self::Incompatible(refusal) => format!("{}", refusal.notify().kind),
             Self::Unproven(_, text) => text.clone(),
             Self::Bug(what) => format!("internal error: {what}"),
+            Self::Suspended => "a computation is under way".into(),
         }
     }
 }

@@ -269,6 +269,8 @@ pub struct Counters {
     pub children_refused: u64,
     /// Cookies asked for.
     pub cookies_sent: u64,
+    /// Jobs given away.
+    pub jobs: u64,
 }
 
 /// An IKE SA as status shows it.

@@ -6,7 +6,8 @@ use testudo_wire::ike::{Delete, ExchangeType, Header, Message, Payload};
 use crate::engine::{Dropped, Engine, Path};
 use crate::error::Fault;
 use crate::event::{DownReason, IkeId};
-use crate::message::{self, Payloads, Request};
+use crate::message::{self, Payloads, Plain, Request};
+use crate::sa::create::peer_value;
 use crate::sa::{Established, IkeSa, Pending, Phase, State, Task};
 use crate::timers::Deadline;
 use crate::verify::FailedCheck;
@@ -98,7 +99,11 @@ impl Engine {
             return self.hold(id, asked);
         }
         let outcome = self.take_request(now, id, asked);
-        self.take_held(now, id);
+        if !self.is_suspended() {
+            // What comes next is another message, which has no datagram to wait with.
+            self.never_suspend();
+            self.take_held(now, id);
+        }
         outcome
     }
 
@@ -133,6 +138,9 @@ impl Engine {
                 self.create_request(now, id, payloads)
             }
         });
+        if matches!(outcome, Err(Fault::Suspended)) {
+            return Err(Fault::Suspended.reason());
+        }
         if !matches!(outcome, Ok(Reply { gone: Some(_), .. })) {
             self.confirm_ike(id, made, now);
         }
@@ -226,6 +234,7 @@ impl Engine {
         let Some(plain) = self.assemble(now, id, header, plain)? else {
             return Ok(());
         };
+        self.compute_answer(id, &plain).map_err(|f| f.reason())?;
         self.heard(now, id, from);
         self.timers.cancel(&Deadline::Retransmit(id));
         let taken = self
@@ -252,6 +261,25 @@ impl Engine {
         }
         self.pump(id, now);
         Ok(())
+    }
+
+    /// The key exchange that an answer ends, before the request is taken for answered.
+    fn compute_answer(&mut self, id: IkeId, plain: &Plain) -> Result<(), Fault> {
+        if !self.config.offload {
+            return Ok(());
+        }
+        let est = self.sas.get(&id).and_then(IkeSa::established);
+        let outstanding = est.and_then(|est| est.outstanding.as_ref());
+        let private = outstanding
+            .and_then(|(_, pending)| pending.private())
+            .cloned();
+        let (Some(private), Ok(payloads)) = (private, plain.payloads()) else {
+            return Ok(());
+        };
+        match peer_value(&private, &payloads) {
+            Some(value) => self.agree_ahead(&private, value),
+            None => Ok(()),
+        }
     }
 
     fn answered(&mut self, now: Now, id: IkeId, from: Path, pending: Pending, payloads: Payloads) {

@@ -106,6 +106,9 @@ impl Engine {
         header: &Header,
         plain: Plain,
     ) -> Result<Option<Plain>, Dropped> {
+        if let Some(whole) = self.assembled_before() {
+            return Ok(Some(whole));
+        }
         let name = Name {
             response: header.flags.response,
             message_id: header.message_id,
@@ -133,8 +136,9 @@ impl Engine {
         }
         self.store(id, name, fragment.number, plain.first, text)?;
         let whole = self.partial(id, name).and_then(|a| a.join());
-        if whole.is_some() {
+        if let Some(whole) = &whole {
             self.forget_messages(id, |a| a.name == name);
+            self.assembled(whole);
         }
         Ok(whole)
     }

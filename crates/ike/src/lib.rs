@@ -7,6 +7,7 @@
 
 mod addke;
 mod addresses;
+mod compute;
 mod config;
 mod cookie;
 mod duplicates;
@@ -24,6 +25,7 @@ mod keys;
 mod message;
 mod moves;
 mod nat;
+mod offload;
 mod peer;
 mod ppk;
 mod proof;
@@ -52,5 +54,6 @@ pub use event::{
     CertificateFacts, ChildDown, ChildStatus, ChildUp, Counters, DangerIkeKeys, DownReason, Event,
     Failure, IkeDown, IkeId, IkeStatus, IkeUp, PathChanged, Transmit, UseOutbound,
 };
+pub use offload::{Done, Job};
 pub use suites::Suites;
 pub use verify::{CertificateVerifier, FailedCheck, PeerExpectation, VerifiedPeer, VerifyError};

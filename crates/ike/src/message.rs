@@ -100,6 +100,7 @@ pub(crate) fn seal(keys: &mut IkeKeys, sealing: Sealing) -> Result<Vec<u8>, Faul
 
 /// A decrypted message, or one fragment of it: the type of its first payload and the payloads'
 /// bytes.
+#[derive(Clone)]
 pub(crate) struct Plain {
     pub(crate) first: PayloadType,
     /// The payloads, with padding.

@@ -29,7 +29,8 @@ impl Octets<'_> {
         keys.prf(self.sk_p.as_bytes(), &[self.id_body])
     }
 
-    fn joined(&self, keys: &IkeKeys) -> Vec<u8> {
+    /// All of it: what a signature is over.
+    pub(crate) fn joined(&self, keys: &IkeKeys) -> Vec<u8> {
         [
             self.message,
             self.nonce,
@@ -54,15 +55,14 @@ pub(crate) fn hashes<'a>(allowed: impl IntoIterator<Item = &'a Suites>) -> Paylo
     Payload::Notify(Notify::new(NotifyType::SIGNATURE_HASH_ALGORITHMS, ids))
 }
 
-/// Signs, with the first scheme of our key whose hash the peer takes: `peer_hashes`, from its
+/// Signs `octets`, with the first scheme of our key whose hash the peer takes: `peer_hashes`, from its
 /// SIGNATURE_HASH_ALGORITHMS. An RSA key signs with PSS. A peer that announces no hash knows but
 /// the methods of before RFC 7427, which are bound to SHA-1 (method 1) or were given up by the
 /// peers that had them; we do not sign so.
 pub(crate) fn sign(
     credential: &CertificateCredential,
     peer_hashes: &[u16],
-    keys: &IkeKeys,
-    octets: &Octets<'_>,
+    octets: &[u8],
 ) -> Result<Authentication, Fault> {
     let schemes = credential.key.schemes();
     let fits = |scheme: &&SignatureScheme| peer_hashes.contains(&scheme.hash().id());
@@ -74,7 +74,7 @@ pub(crate) fn sign(
     };
     let signature = credential
         .key
-        .sign_with(*scheme, &octets.joined(keys))
+        .sign_with(*scheme, octets)
         .map_err(|_| Fault::Bug("signing failed"))?;
     Authentication::digital_signature(scheme.algorithm_identifier(), &signature)
         .ok_or(Fault::Bug("an algorithm identifier is too long"))
@@ -85,8 +85,7 @@ pub(crate) fn check_signature(
     spki: &[u8],
     allowed: &[SignatureScheme],
     auth: &Authentication,
-    keys: &IkeKeys,
-    octets: &Octets<'_>,
+    octets: &[u8],
 ) -> Result<(), Fault> {
     let fail = |check, text: &str| Fault::Unproven(check, text.into());
     if auth.method != AuthMethod::DIGITAL_SIGNATURE {
@@ -118,8 +117,7 @@ pub(crate) fn check_signature(
         let text = format!("the peer signed with {scheme:?}, which is not allowed for it");
         return Err(Fault::Unproven(FailedCheck::AuthMethod, text));
     }
-    key.verify(scheme, &octets.joined(keys), signature)
-        .map_err(|_| bad())
+    key.verify(scheme, octets, signature).map_err(|_| bad())
 }
 
 /// The MAC of a pre-shared key.

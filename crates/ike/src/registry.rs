@@ -169,6 +169,7 @@ impl Engine {
             return;
         };
         self.timers.cancel_ike(id);
+        self.forget_jobs(id);
         self.by_spi.remove(&sa.spi_ours);
         if let Some(key) = &sa.init_key {
             self.inits.remove(key);

@@ -26,6 +26,7 @@ impl Engine {
             Deadline::RekeyChild(id) => self.child_soft_end(id, now),
             Deadline::ExpireChild(id) => self.child_hard_end(id, now),
             Deadline::Linger(id) => self.linger_over(id),
+            Deadline::Job(id) => self.job_over(id),
             Deadline::Start(peer) => self.start(&peer, now),
             Deadline::Children(peer) => {
                 self.resolve(&peer, false, now);

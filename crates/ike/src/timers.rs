@@ -33,6 +33,8 @@ pub(crate) enum Deadline {
     ExpireChild(ChildId),
     /// The end of a replaced child's late packets.
     Linger(ChildId),
+    /// The outcome of a job.
+    Job(u64),
     /// The next attempt to reach a peer.
     Start(PeerId),
     /// The next look at a peer's missing and superfluous children and SAs.

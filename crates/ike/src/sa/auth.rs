@@ -8,6 +8,7 @@ use testudo_wire::ike::{
     Payload,
 };
 
+use crate::compute::{ProveOp, SignOp};
 use crate::config::{Identity, PeerAuth};
 use crate::engine::{Dropped, Engine, Path};
 use crate::error::{Fault, Refusal, check_of};
@@ -20,11 +21,26 @@ use crate::proof::{self, Octets};
 use crate::sa::establish::Birth;
 use crate::sa::intermediate::is_complete;
 use crate::sa::{AuthSent, ChildOffer, Greeting, IkeSa, Refusing, Slot, State};
-use crate::verify::{FailedCheck, PeerExpectation};
+use crate::timers::Deadline;
+use crate::verify::{CertificateVerifier, FailedCheck, PeerExpectation};
 use crate::window::{self, Answered, Freshness};
 
 /// Certificates in one message: a leaf and its intermediates.
 const LONGEST_CHAIN: usize = 8;
+
+/// How we prove ourselves.
+enum OurAuth {
+    /// With a pre-shared key.
+    Mac(Authentication),
+    /// With our certificate: the signature is to be computed.
+    Signature(SignOp),
+}
+
+/// What a peer says to be, and what has to be computed to believe it.
+struct Claim {
+    proven: Proven,
+    op: Option<ProveOp>,
+}
 
 /// A peer that has proven itself.
 pub(crate) struct Proven {
@@ -85,15 +101,20 @@ impl Engine {
             id_body: &id.body(),
             int_auth,
         };
-        let proof = self.prove_ourselves(peer_id, &greeting.peer_hashes, keys, &octets)?;
+        let proof = self.our_proof(peer_id, &greeting.peer_hashes, keys, &octets)?;
         let without = match ppk.filter(|ppk| ppk.is_optional()) {
             Some(_) => {
                 let octets = Octets {
                     sk_p: &keys.sk_p.0,
                     ..octets
                 };
-                Some(self.prove_ourselves(peer_id, &greeting.peer_hashes, keys, &octets)?)
+                Some(self.our_proof(peer_id, &greeting.peer_hashes, keys, &octets)?)
             }
+            None => None,
+        };
+        let auth = self.prove_ourselves(proof.auth)?;
+        let without = match without {
+            Some(proof) => Some(self.prove_ourselves(proof.auth)?),
             None => None,
         };
         let peer = self.peers.get(peer_id).ok_or(Fault::Bug("no such peer"))?;
@@ -103,10 +124,10 @@ impl Engine {
             out.extend(self.certificate_request());
         }
         out.push(Payload::IdResponder(peer.config.remote_identity.to_wire()));
-        out.push(Payload::Authentication(proof.auth));
+        out.push(Payload::Authentication(auth));
         out.extend(window::announcement(&self.config));
         out.extend(ppk.map(PpkOffer::identity));
-        out.extend(without.map(|proof| ppk::no_ppk_auth(proof.auth)));
+        out.extend(without.map(ppk::no_ppk_auth));
         let stands = peer.sas.iter().any(|id| {
             self.sas
                 .get(id)
@@ -140,8 +161,16 @@ impl Engine {
         Ok((out, Some(offer)))
     }
 
-    /// Our AUTH payload, and the certificates with it.
-    fn prove_ourselves(
+    /// Our AUTH payload.
+    fn prove_ourselves(&mut self, auth: OurAuth) -> Result<Authentication, Fault> {
+        match auth {
+            OurAuth::Mac(mac) => Ok(mac),
+            OurAuth::Signature(op) => self.sign(op),
+        }
+    }
+
+    /// What our AUTH payload is made of, and the certificates with it.
+    fn our_proof(
         &self,
         peer_id: &PeerId,
         peer_hashes: &[u16],
@@ -151,7 +180,7 @@ impl Engine {
         let peer = self.peers.get(peer_id).ok_or(Fault::Bug("no such peer"))?;
         match &peer.config.auth {
             PeerAuth::PreSharedKey(psk) => Ok(OurProof {
-                auth: proof::psk_auth(psk, keys, octets),
+                auth: OurAuth::Mac(proof::psk_auth(psk, keys, octets)),
                 certs: Vec::new(),
             }),
             PeerAuth::Certificate => {
@@ -165,7 +194,12 @@ impl Engine {
                             "we have no certificate of our own yet".into(),
                         )
                     })?;
-                let auth = proof::sign(credential, peer_hashes, keys, octets)?;
+                let auth = OurAuth::Signature(SignOp {
+                    credential: credential.clone(),
+                    epoch: self.identity_epoch,
+                    peer_hashes: peer_hashes.to_vec(),
+                    octets: octets.joined(keys),
+                });
                 let certs = credential
                     .chain
                     .iter()
@@ -182,7 +216,19 @@ impl Engine {
     }
 
     /// Checks the peer's AUTH payload and, before it, whose key made it.
-    fn prove_peer(
+    fn prove_peer(&mut self, claim: Claim) -> Result<Proven, Fault> {
+        let mut proven = claim.proven;
+        if let Some(op) = claim.op {
+            proven.chain.clone_from(&op.chain);
+            let verified = self.prove(op)?;
+            proven.not_after = Some(verified.not_after);
+            proven.certificate = Some(facts(&verified));
+        }
+        Ok(proven)
+    }
+
+    /// What the peer has to prove. A pre-shared key's proof is checked here.
+    fn claim(
         &self,
         peer_id: &PeerId,
         identity: Identity,
@@ -190,7 +236,7 @@ impl Engine {
         keys: &IkeKeys,
         octets: &Octets<'_>,
         now: Now,
-    ) -> Result<Proven, Fault> {
+    ) -> Result<Claim, Fault> {
         let peer = self.peers.get(peer_id).ok_or(Fault::Bug("no such peer"))?;
         // Without AUTH the peer wants EAP, or nothing (lesson L15).
         let auth = payloads.auth.as_ref().ok_or_else(|| {
@@ -199,7 +245,7 @@ impl Engine {
                 "the peer sent no AUTH payload".into(),
             )
         })?;
-        let mut proven = Proven {
+        let proven = Proven {
             peer: peer_id.clone(),
             identity,
             certificate: None,
@@ -208,7 +254,10 @@ impl Engine {
             roots: None,
         };
         match &peer.config.auth {
-            PeerAuth::PreSharedKey(psk) => proof::check_psk(psk, auth, keys, octets)?,
+            PeerAuth::PreSharedKey(psk) => {
+                proof::check_psk(psk, auth, keys, octets)?;
+                Ok(Claim { proven, op: None })
+            }
             PeerAuth::Certificate => {
                 let chain: Vec<Vec<u8>> = payloads
                     .certs
@@ -218,25 +267,30 @@ impl Engine {
                     .take(LONGEST_CHAIN)
                     .collect();
                 check_encodings(&payloads.certs, &chain)?;
-                let verified = self.verify_chain(peer_id, &proven.identity, &chain, now)?;
-                let allowed = &self.suites_of(peer_id).signatures;
-                proof::check_signature(&verified.spki, allowed, auth, keys, octets)?;
-                proven.not_after = Some(verified.not_after);
-                proven.certificate = Some(facts(&verified));
-                proven.chain = chain;
+                let op = ProveOp {
+                    verifier: self.verifier_of(&chain)?.clone(),
+                    epoch: self.verifier_epoch,
+                    peer: peer_id.clone(),
+                    identity: proven.identity.clone(),
+                    chain,
+                    wall: now.wall,
+                    allowed: self.suites_of(peer_id).signatures.clone(),
+                    auth: auth.clone(),
+                    octets: octets.joined(keys),
+                };
+                Ok(Claim {
+                    proven,
+                    op: Some(op),
+                })
             }
         }
-        Ok(proven)
     }
 
-    /// Asks the verifier.
-    pub(crate) fn verify_chain(
+    /// Who judges a chain, if there is one to be judged.
+    fn verifier_of(
         &self,
-        peer: &PeerId,
-        identity: &Identity,
         chain: &[Vec<u8>],
-        now: Now,
-    ) -> Result<crate::verify::VerifiedPeer, Fault> {
+    ) -> Result<&Arc<dyn CertificateVerifier + Send + Sync>, Fault> {
         let unproven = |check, text: &str| Fault::Unproven(check, text.into());
         let verifier = self
             .verifier
@@ -248,6 +302,18 @@ impl Engine {
                 "the peer sent no certificate",
             ));
         }
+        Ok(verifier)
+    }
+
+    /// Asks the verifier.
+    pub(crate) fn verify_chain(
+        &self,
+        peer: &PeerId,
+        identity: &Identity,
+        chain: &[Vec<u8>],
+        now: Now,
+    ) -> Result<crate::verify::VerifiedPeer, Fault> {
+        let verifier = self.verifier_of(chain)?;
         let parts: Vec<&[u8]> = chain.iter().map(Vec::as_slice).collect();
         let expected = PeerExpectation { peer, identity };
         verifier
@@ -288,12 +354,14 @@ impl Engine {
                 Ok((proven, payloads))
             });
         let (peer, fault, proven) = match outcome {
+            Err((_, Fault::Suspended)) => return Err(Fault::Suspended.reason()),
             // Whoever it was has not proven to be that peer.
             Err((peer, fault)) => (peer, fault, false),
             Ok((proven, payloads)) => {
                 let peer = proven.peer.clone();
                 match self.admit(id, from, header, proven, &payloads, now) {
                     Ok(()) => return Ok(()),
+                    Err(Fault::Suspended) => return Err(Fault::Suspended.reason()),
                     Err(fault) => (Some(peer), fault, true),
                 }
             }
@@ -303,7 +371,7 @@ impl Engine {
     }
 
     fn check_initiator(
-        &self,
+        &mut self,
         id: IkeId,
         payloads: &mut Payloads,
         now: Now,
@@ -328,7 +396,8 @@ impl Engine {
             id_body: &body,
             int_auth: &half.int_auth,
         };
-        match self.prove_peer(&peer_id, identity, payloads, &half.keys, &octets, now) {
+        let claim = self.claim(&peer_id, identity, payloads, &half.keys, &octets, now);
+        match claim.and_then(|claim| self.prove_peer(claim)) {
             Ok(proven) => Ok(Proven { roots, ..proven }),
             Err(fault) => Err((Some(peer_id), fault)),
         }
@@ -377,10 +446,11 @@ impl Engine {
             id_body: &our_id.body(),
             int_auth: &half.int_auth,
         };
-        let proof = self.prove_ourselves(&peer_id, &half.peer_hashes, &half.keys, &octets)?;
+        let proof = self.our_proof(&peer_id, &half.peer_hashes, &half.keys, &octets)?;
+        let auth = self.prove_ourselves(proof.auth)?;
         let mut answer = vec![Payload::IdResponder(our_id)];
         answer.extend(proof.certs);
-        answer.push(Payload::Authentication(proof.auth));
+        answer.push(Payload::Authentication(auth));
         answer.extend(roots.is_some().then(ppk::in_use));
         answer.extend(window::announcement(&self.config));
         let Some(sa) = self.sas.get_mut(&id) else {
@@ -467,7 +537,6 @@ impl Engine {
         let Some(plain) = self.assemble(now, id, header, plain)? else {
             return Ok(());
         };
-        self.timers.cancel(&crate::timers::Deadline::Retransmit(id));
         let payloads = match plain.payloads() {
             Ok(payloads) => payloads,
             Err(fault) => {
@@ -480,8 +549,13 @@ impl Engine {
             self.attempt_failed(id, (check_of(error.kind), text), now);
             return Ok(());
         }
-        match self.check_responder(id, &payloads, now) {
+        let checked = self.check_responder(id, &payloads, now);
+        if !matches!(checked, Err(Fault::Suspended)) {
+            self.timers.cancel(&Deadline::Retransmit(id));
+        }
+        match checked {
             Ok(proven) => self.enter(id, from, proven, payloads, now),
+            Err(Fault::Suspended) => Err(Fault::Suspended.reason()),
             Err(fault) => {
                 self.refuse_responder(id, &fault, now);
                 Err(fault.reason())
@@ -489,7 +563,12 @@ impl Engine {
         }
     }
 
-    fn check_responder(&self, id: IkeId, payloads: &Payloads, now: Now) -> Result<Proven, Fault> {
+    fn check_responder(
+        &mut self,
+        id: IkeId,
+        payloads: &Payloads,
+        now: Now,
+    ) -> Result<Proven, Fault> {
         let sa = self.sas.get(&id).ok_or(Fault::Bug("no such SA"))?;
         let (State::AuthSent(sent), Some(peer_id)) = (&sa.state, &sa.peer) else {
             return Err(Fault::Bug("not waiting for IKE_AUTH"));
@@ -517,7 +596,8 @@ impl Engine {
             id_body: &claimed.body,
             int_auth: &sent.int_auth,
         };
-        self.prove_peer(peer_id, identity, payloads, &sent.keys, &octets, now)
+        let claim = self.claim(peer_id, identity, payloads, &sent.keys, &octets, now)?;
+        self.prove_peer(claim)
     }
 
     /// The responder did not prove itself: tell it in an exchange of its own (RFC 7296, 2.21.2).
@@ -619,7 +699,7 @@ fn check_encodings(certs: &[Certificate], readable: &[Vec<u8>]) -> Result<(), Fa
 
 /// What proves us.
 struct OurProof {
-    auth: Authentication,
+    auth: OurAuth,
     certs: Vec<Payload>,
 }
 

@@ -1,5 +1,6 @@
 //! CREATE_CHILD_SA for children: new ones and rekeys (RFC 7296, 1.3.1, 1.3.3, 2.25.1).
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use testudo_crypto::{KeMethod, KePrivate, SecretBytes};
@@ -103,7 +104,7 @@ impl Engine {
         now: Now,
     ) {
         let nonce = self.random_bytes(NONCE_LEN);
-        let ke = method.map(|m| KePrivate::generate(m, &mut *self.random));
+        let ke = method.map(|m| Arc::new(KePrivate::generate(m, &mut *self.random)));
         tried.extend(method);
         let mut payloads = Vec::new();
         if let Some(old) = rekeys.and_then(|id| self.children.get(&id)) {
@@ -325,14 +326,24 @@ impl Engine {
         if ke.method != method.id() || ke.data.len() != method.public_len() {
             return Err(bad);
         }
-        let answer = method
-            .respond(&ke.data, &mut *self.random)
-            .map_err(|_| bad)?;
+        let answer = self.respond(method, &ke.data)?;
         let payload = Payload::KeyExchange(KeyExchange {
             method: method.id(),
             data: answer.public,
         });
         Ok((payload, answer.secret))
+    }
+
+    /// The initiator's end of a key exchange; computed ahead where anything is (see
+    /// [`Engine::agree_ahead`]).
+    pub(crate) fn finish_ke(
+        &mut self,
+        private: &Arc<KePrivate>,
+        payloads: &Payloads,
+    ) -> Result<(KeMethod, SecretBytes), Fault> {
+        let bad = Fault::Misbehaved("bad_public_key");
+        let value = peer_value(private, payloads).ok_or(bad)?;
+        Ok((private.method(), self.agree_now(private, value)?))
     }
 
     /// The answer to our request for a child.
@@ -394,7 +405,7 @@ impl Engine {
         let (Some(chosen), Some(nonce_r)) = (&answer.sa, &answer.nonce) else {
             return Err(Fault::Misbehaved("missing_payload"));
         };
-        let method = request.ke.as_ref().map(KePrivate::method);
+        let method = request.ke.as_ref().map(|ke| ke.method());
         let (suites, additional) = (self.suites_on(id), self.additional_on(id));
         let (suite, _) = proposal::read_child_answer(chosen, suites, method, additional)?;
         let tie = request.nonce.clone().min(nonce_r.clone());
@@ -409,7 +420,7 @@ impl Engine {
             return Ok(());
         }
         let secrets = match request.ke.take() {
-            Some(private) => vec![finish_ke(private, &answer)?.1],
+            Some(private) => vec![self.finish_ke(&private, &answer)?.1],
             None => Vec::new(),
         };
         if suite.additional.is_empty() {
@@ -433,7 +444,7 @@ impl Engine {
         payloads: &Payloads,
     ) -> Result<(), Fault> {
         let ChildFollow { answer, method, up } = follow;
-        let (rounds, secrets) = up.take(payloads)?;
+        let (rounds, secrets) = self.take_follow_up(up, payloads)?;
         if rounds.after(secrets.len() - 1).is_none() {
             return self.accept_child(id, request, &answer, method, &secrets, now);
         }
@@ -535,18 +546,9 @@ impl Engine {
     }
 }
 
-/// The initiator's end of a key exchange.
-pub(crate) fn finish_ke(
-    private: KePrivate,
-    payloads: &Payloads,
-) -> Result<(KeMethod, SecretBytes), Fault> {
-    let bad = Fault::Misbehaved("bad_public_key");
+/// The peer's value, if it is one for our half of the key exchange.
+pub(crate) fn peer_value<'a>(private: &KePrivate, payloads: &'a Payloads) -> Option<&'a [u8]> {
     let method = private.method();
-    let ke = payloads
-        .ke
-        .as_ref()
-        .filter(|ke| ke.method == method.id() && ke.data.len() == method.response_len())
-        .ok_or(bad.clone())?;
-    let shared = private.agree(&ke.data).map_err(|_| bad)?;
-    Ok((method, shared))
+    let ke = payloads.ke.as_ref()?;
+    (ke.method == method.id() && ke.data.len() == method.response_len()).then_some(&ke.data)
 }

@@ -9,6 +9,7 @@
 //! loser (RFC 7296, 2.8.1) does not go on. An end that learns of the other's request later
 //! goes on, and what was made twice is resolved as without additional exchanges.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use testudo_crypto::{KePrivate, SecretBytes};
@@ -23,7 +24,6 @@ use crate::exchange::Reply;
 use crate::keys::Suite;
 use crate::message::Payloads;
 use crate::sa::child::Agreement;
-use crate::sa::create::finish_ke;
 use crate::sa::{Established, IkeSa, Pending, Phase, Task};
 use crate::timers::Deadline;
 
@@ -42,7 +42,7 @@ pub(crate) struct FollowUp {
     /// SK(0) and those after it.
     secrets: Vec<SecretBytes>,
     /// Our half of the one under way.
-    ke: KePrivate,
+    ke: Arc<KePrivate>,
 }
 
 /// The responder's.
@@ -168,7 +168,7 @@ impl Engine {
             .after(secrets.len().saturating_sub(1))
             .ok_or(Fault::Bug("no key exchange is due"))?;
         let link = link_of(answer).ok_or(Fault::Misbehaved("missing_link"))?;
-        let ke = KePrivate::generate(method, &mut *self.random);
+        let ke = Arc::new(KePrivate::generate(method, &mut *self.random));
         let payloads = vec![
             Payload::KeyExchange(KeyExchange {
                 method: method.id(),
@@ -182,6 +182,18 @@ impl Engine {
             ke,
         };
         Ok((next, payloads))
+    }
+
+    /// Reads the answer to our half: the secrets so far, and the exchanges that there are.
+    pub(crate) fn take_follow_up(
+        &mut self,
+        up: FollowUp,
+        payloads: &Payloads,
+    ) -> Result<(Rounds, Vec<SecretBytes>), Fault> {
+        let (_, shared) = self.finish_ke(&up.ke, payloads)?;
+        let mut secrets = up.secrets;
+        secrets.push(shared);
+        Ok((up.rounds, secrets))
     }
 
     pub(crate) fn send_follow_up(
@@ -310,6 +322,9 @@ impl Engine {
             .ok_or(Fault::Bug("no key exchange is due"))?;
         let stands = self.still_stands(est, &follower.makes);
         let exchanged = stands.and_then(|()| self.answer_ke(method, payloads));
+        if matches!(exchanged, Err(Fault::Suspended)) {
+            return Err(Fault::Suspended);
+        }
         let est = self
             .sas
             .get_mut(&id)
@@ -347,11 +362,8 @@ impl Engine {
 }
 
 impl FollowUp {
-    /// Reads the answer to our half: the secrets so far, and the exchanges that there are.
-    pub(crate) fn take(self, payloads: &Payloads) -> Result<(Rounds, Vec<SecretBytes>), Fault> {
-        let (_, shared) = finish_ke(self.ke, payloads)?;
-        let mut secrets = self.secrets;
-        secrets.push(shared);
-        Ok((self.rounds, secrets))
+    /// Our half of the one under way.
+    pub(crate) fn private(&self) -> &Arc<KePrivate> {
+        &self.ke
     }
 }

@@ -1,5 +1,6 @@
 //! IKE_SA_INIT (RFC 7296, 1.2), both ends.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use testudo_crypto::{KeMethod, KePrivate, KeResponse, sha256};
@@ -17,6 +18,7 @@ use crate::intauth::IntAuth;
 use crate::keys::{IkeKeys, Seeds, skeyseed};
 use crate::message::{self, Payloads, Request};
 use crate::nat::{self, Nat};
+use crate::offload::Place;
 use crate::ppk;
 use crate::proof;
 use crate::proposal;
@@ -46,7 +48,7 @@ impl Engine {
         let id = IkeId(born);
         let spi_ours = self.ike_spi();
         let nonce = self.random_bytes(NONCE_LEN);
-        let ke = KePrivate::generate(method, &mut *self.random);
+        let ke = Arc::new(KePrivate::generate(method, &mut *self.random));
         let mut sa = IkeSa {
             id,
             initiator: true,
@@ -235,7 +237,7 @@ impl Engine {
                     return Err("useless_invalid_ke");
                 };
                 init.tried.push(method);
-                init.ke = KePrivate::generate(method, &mut *self.random);
+                init.ke = Arc::new(KePrivate::generate(method, &mut *self.random));
                 return self.init_again(sa);
             }
             if let Some(error) = payloads.error() {
@@ -255,14 +257,8 @@ impl Engine {
         let (suite, _) =
             proposal::read_ike_answer(answer, suites, method, has_intermediate(payloads), false)
                 .map_err(|f| f.reason())?;
-        // A key that is on no curve costs us the attempt's private key; draw a new one so that
-        // the true answer to the next transmission still counts.
-        let fresh = KePrivate::generate(method, &mut *self.random);
-        let private = std::mem::replace(&mut init.ke, fresh);
-        let Ok(shared) = private.agree(&ke.data) else {
-            let _ = self.build_init(sa);
-            return Err("bad_public_key");
-        };
+        // A key that is on no curve is not the peer's: the true answer still counts.
+        let shared = self.agree(&init.ke, &ke.data).map_err(|f| f.reason())?;
         let seeds = Seeds {
             nonce_i: &init.nonce,
             nonce_r: nonce,
@@ -309,6 +305,7 @@ impl Engine {
         if let Some(id) = self.inits.get(&key) {
             return self.repeat_init_answer(*id, from);
         }
+        self.at_place(Place::Init(key.clone()), header.message_id)?;
         let answer = Header::new(
             header.initiator_spi,
             0,
@@ -362,32 +359,16 @@ impl Engine {
             return Err(Refused::Drop("unexpected_encryption"));
         }
         let payloads = Payloads::collect(parsed.payloads)?;
-        let limits = self.config.limits;
         let (Some(offer), Some(ke), Some(nonce)) = (&payloads.sa, &payloads.ke, &payloads.nonce)
         else {
             return Err(Fault::Misbehaved("missing_payload").into());
         };
+        let source = match self.let_in_before() {
+            Some(source) => source,
+            None => self.let_in_from(now, from, key.spi_i, nonce, &payloads)?,
+        };
+        self.let_in(source);
         let address = from.remote.ip();
-        let held = |proven| {
-            let source = Source { address, proven };
-            self.half_open.get(&source).copied().unwrap_or(0)
-        };
-        let (unproven, proven) = (held(false), held(true));
-        let most = limits.half_open_per_address;
-        let busy = self.half_open_total >= limits.cookie_threshold || unproven >= most;
-        if busy {
-            self.demand_cookie(now, from, key.spi_i, nonce, &payloads)?;
-        }
-        if self.half_open_total >= limits.half_open {
-            return Err(Refused::Drop("half_open_limit"));
-        }
-        if busy && proven >= most {
-            return Err(Refused::Drop("half_open_limit_of_address"));
-        }
-        let source = Source {
-            address,
-            proven: busy,
-        };
         let candidates = self.suites_at(address);
         let intermediate = has_intermediate(&payloads);
         let chosen = proposal::choose_first_ike(offer, candidates, ke.method, intermediate)?;
@@ -395,9 +376,7 @@ impl Engine {
         if ke.data.len() != method.public_len() {
             return Err(Fault::Misbehaved("bad_public_key").into());
         }
-        let KeResponse { public, secret } = method
-            .respond(&ke.data, &mut *self.random)
-            .map_err(|_| Fault::Misbehaved("bad_public_key"))?;
+        let KeResponse { public, secret } = self.respond(method, &ke.data)?;
         let spi_ours = self.ike_spi();
         let nonce_r = self.random_bytes(NONCE_LEN);
         let seeds = Seeds {
@@ -458,6 +437,39 @@ impl Engine {
         self.insert_sa(sa);
         self.transmit(from, response);
         Ok(())
+    }
+
+    /// Whether another half-open SA may be, and as what it is counted.
+    fn let_in_from(
+        &mut self,
+        now: Now,
+        from: Path,
+        spi_i: u64,
+        nonce: &[u8],
+        payloads: &Payloads,
+    ) -> Result<Source, Refused> {
+        let limits = self.config.limits;
+        let address = from.remote.ip();
+        let held = |proven| {
+            let source = Source { address, proven };
+            self.half_open.get(&source).copied().unwrap_or(0)
+        };
+        let (unproven, proven) = (held(false), held(true));
+        let most = limits.half_open_per_address;
+        let busy = self.half_open_total >= limits.cookie_threshold || unproven >= most;
+        if busy {
+            self.demand_cookie(now, from, spi_i, nonce, payloads)?;
+        }
+        if self.half_open_total >= limits.half_open {
+            return Err(Refused::Drop("half_open_limit"));
+        }
+        if busy && proven >= most {
+            return Err(Refused::Drop("half_open_limit_of_address"));
+        }
+        Ok(Source {
+            address,
+            proven: busy,
+        })
     }
 
     /// Whether a peer at that address is configured for forced encapsulation. Who it is, is
@@ -582,6 +594,7 @@ impl From<Fault> for Refused {
     fn from(fault: Fault) -> Self {
         match fault {
             Fault::Bug(reason) => Self::Drop(reason),
+            Fault::Suspended => Self::Drop(fault.reason()),
             Fault::Incompatible(Refusal::TemporaryFailure) => Self::Drop("temporary_failure"),
             other => Self::Fault(other),
         }

@@ -15,10 +15,9 @@ use crate::intauth::IntAuth;
 use crate::keys::{IkeKeys, Seeds};
 use crate::message::{self, Datagrams, Payloads, Plain, Request};
 use crate::nat::Nat;
-use crate::sa::create::finish_ke;
+use crate::sa::create::peer_value;
 use crate::sa::init::{Agreed, peer_hashes};
 use crate::sa::{Greeting, HalfOpen, IntermediateSent, State, Transcript};
-use crate::timers::Deadline;
 use crate::window::Freshness;
 
 /// What the responder of an additional key exchange gets out of it.
@@ -68,6 +67,7 @@ impl Engine {
             childless: childless(&payloads),
             use_ppk: payloads.notify(NotifyType::USE_PPK).is_some(),
         };
+        let before = (sa.spi_peer, sa.nat, sa.local, sa.remote);
         sa.spi_peer = agreed.spi_r;
         let forced = sa.nat.forced;
         sa.nat = Nat::detect(&payloads, sa.spis(), sa.local, from.remote, forced);
@@ -79,7 +79,13 @@ impl Engine {
         }
         let mut keys = agreed.keys;
         keys.largest = fragments::largest(&self.config, &payloads, sa.remote);
-        self.proceed(now, id, keys, IntAuth::default(), Arc::new(greeting))
+        let done = self.proceed(now, id, keys, IntAuth::default(), Arc::new(greeting));
+        if self.is_suspended()
+            && let Some(sa) = self.sas.get_mut(&id)
+        {
+            (sa.spi_peer, sa.nat, sa.local, sa.remote) = before;
+        }
+        done
     }
 
     /// After IKE_SA_INIT and after each additional key exchange: the next one, else IKE_AUTH.
@@ -93,7 +99,7 @@ impl Engine {
     ) -> Result<(), Dropped> {
         let sent = match keys.suite.additional.after(int_auth.done) {
             Some(method) => {
-                let ke = KePrivate::generate(method, &mut *self.random);
+                let ke = Arc::new(KePrivate::generate(method, &mut *self.random));
                 self.send_intermediate(id, keys, int_auth, greeting, ke)
             }
             None => self.send_auth(id, keys, int_auth, greeting),
@@ -103,6 +109,7 @@ impl Engine {
                 self.arm_retransmit(id, 1, now);
                 Ok(())
             }
+            Err(Fault::Suspended) => Err(Fault::Suspended.reason()),
             Err(fault) => {
                 self.attempt_failed(id, (fault.check(), fault.text()), now);
                 Err(fault.reason())
@@ -116,7 +123,7 @@ impl Engine {
         mut keys: IkeKeys,
         mut int_auth: IntAuth,
         greeting: Arc<Greeting>,
-        ke: KePrivate,
+        ke: Arc<KePrivate>,
     ) -> Result<(), Fault> {
         let sa = self.sas.get_mut(&id).ok_or(Fault::Bug("no such SA"))?;
         let (exchange, message_id) = (ExchangeType::IKE_INTERMEDIATE, int_auth.auth_message_id());
@@ -160,25 +167,16 @@ impl Engine {
         let Some(plain) = self.assemble(now, id, header, plain)? else {
             return Ok(());
         };
-        self.timers.cancel(&Deadline::Retransmit(id));
-        let sa = self.sas.get_mut(&id).ok_or("unknown_spi")?;
-        let sent = match std::mem::replace(&mut sa.state, State::gap()) {
-            State::IntermediateSent(sent) => sent,
-            other => {
-                sa.state = other;
-                return Err("unexpected_exchange");
-            }
-        };
-        let spis = sa.spis();
-        let greeting = sent.greeting.clone();
         let outcome = plain.payloads().and_then(|payloads| {
             if let Some(error) = payloads.error() {
                 return Ok(Err(error.kind));
             }
-            take_answer(*sent, &payloads, (bytes, &parsed), &plain, spis).map(Ok)
+            self.take_intermediate(id, &payloads, (bytes, &parsed), &plain)
+                .map(Ok)
         });
         match outcome {
-            Ok(Ok((keys, int_auth))) => self.proceed(now, id, keys, int_auth, greeting),
+            Ok(Ok((keys, int_auth, greeting))) => self.proceed(now, id, keys, int_auth, greeting),
+            Err(Fault::Suspended) => Err(Fault::Suspended.reason()),
             Ok(Err(error)) => {
                 let text = format!("{} answers {error}", from.remote);
                 self.attempt_failed(id, (check_of(error), text), now);
@@ -188,6 +186,34 @@ impl Engine {
                 self.attempt_failed(id, (fault.check(), fault.text()), now);
                 Err(fault.reason())
             }
+        }
+    }
+
+    /// The initiator's half: the keys after the exchange, and what AUTH will cover.
+    fn take_intermediate(
+        &mut self,
+        id: IkeId,
+        payloads: &Payloads,
+        message: (&[u8], &Message<'_>),
+        plain: &Plain,
+    ) -> Result<(IkeKeys, IntAuth, Arc<Greeting>), Fault> {
+        let bad = Fault::Misbehaved("bad_public_key");
+        let ke = self.intermediate_sent(id)?.0.ke.clone();
+        let value = peer_value(&ke, payloads).ok_or(bad)?;
+        let shared = self.agree(&ke, value)?;
+        let (sent, spis) = self.intermediate_sent(id)?;
+        let seeds = sent.greeting.transcript.seeds(spis);
+        let mixed = sent.keys.mix(shared, &seeds, true)?;
+        let mut int_auth = sent.int_auth.clone();
+        int_auth.add_theirs(&sent.keys, message, plain.first, plain.inner()?);
+        Ok((mixed, int_auth, sent.greeting.clone()))
+    }
+
+    fn intermediate_sent(&self, id: IkeId) -> Result<(&IntermediateSent, (u64, u64)), Fault> {
+        let sa = self.sas.get(&id).ok_or(Fault::Bug("no such SA"))?;
+        match &sa.state {
+            State::IntermediateSent(sent) => Ok((sent, sa.spis())),
+            _ => Err(Fault::Bug("not waiting for IKE_INTERMEDIATE")),
         }
     }
 
@@ -242,6 +268,7 @@ impl Engine {
                 self.mixed(id, from, mixed);
                 Ok(())
             }
+            Err(Fault::Suspended) => Err(Fault::Suspended.reason()),
             Err(fault) => {
                 self.fault(None, from, None, &fault, false);
                 self.refuse_half_open(id, from, header, &fault)
@@ -353,28 +380,6 @@ impl Engine {
         }
         Err(fault.reason())
     }
-}
-
-/// The initiator's half: the keys after the exchange, and what AUTH will cover.
-fn take_answer(
-    sent: IntermediateSent,
-    payloads: &Payloads,
-    message: (&[u8], &Message<'_>),
-    plain: &Plain,
-    spis: (u64, u64),
-) -> Result<(IkeKeys, IntAuth), Fault> {
-    let IntermediateSent {
-        keys,
-        mut int_auth,
-        greeting,
-        ke,
-        ..
-    } = sent;
-    let (_, shared) = finish_ke(ke, payloads)?;
-    let seeds = greeting.transcript.seeds(spis);
-    let mixed = keys.mix(shared, &seeds, true)?;
-    int_auth.add_theirs(&keys, message, plain.first, plain.inner()?);
-    Ok((mixed, int_auth))
 }
 
 fn childless(payloads: &Payloads) -> bool {

@@ -88,7 +88,7 @@ pub(crate) enum State {
 }
 
 pub(crate) struct InitSent {
-    pub(crate) ke: KePrivate,
+    pub(crate) ke: Arc<KePrivate>,
     pub(crate) nonce: Vec<u8>,
     pub(crate) cookie: Option<Vec<u8>>,
     /// Cookies that we have answered.
@@ -131,7 +131,7 @@ pub(crate) struct IntermediateSent {
     pub(crate) int_auth: IntAuth,
     pub(crate) greeting: Arc<Greeting>,
     /// Our half of the key exchange under way.
-    pub(crate) ke: KePrivate,
+    pub(crate) ke: Arc<KePrivate>,
     pub(crate) request: Request,
 }
 
@@ -255,12 +255,23 @@ pub(crate) enum Pending {
     DeleteIke,
 }
 
+impl Pending {
+    /// Our half of the key exchange that the answer ends.
+    pub(crate) fn private(&self) -> Option<&Arc<KePrivate>> {
+        match self {
+            Self::CreateChild(r) => r.follow.as_ref().map(|f| f.up.private()).or(r.ke.as_ref()),
+            Self::RekeyIke(r) => r.follow.as_ref().map(|f| f.up.private()).or(r.ke.as_ref()),
+            Self::Probe | Self::DeleteChild(_) | Self::DeleteSpi | Self::DeleteIke => None,
+        }
+    }
+}
+
 /// A child that we asked for with CREATE_CHILD_SA.
 pub(crate) struct ChildRequest {
     pub(crate) offer: ChildOffer,
     pub(crate) rekeys: Option<ChildId>,
     pub(crate) nonce: Vec<u8>,
-    pub(crate) ke: Option<KePrivate>,
+    pub(crate) ke: Option<Arc<KePrivate>>,
     pub(crate) tried: Vec<KeMethod>,
     /// What CREATE_CHILD_SA gave, while additional key exchanges go on (RFC 9370, 2.2.4).
     pub(crate) follow: Option<Box<ChildFollow>>,
@@ -280,7 +291,7 @@ pub(crate) struct IkeRequest {
     pub(crate) suites: Suites,
     pub(crate) spi: u64,
     pub(crate) nonce: Vec<u8>,
-    pub(crate) ke: Option<KePrivate>,
+    pub(crate) ke: Option<Arc<KePrivate>>,
     pub(crate) tried: Vec<KeMethod>,
     /// What CREATE_CHILD_SA gave, while additional key exchanges go on (RFC 9370, 2.2.4).
     pub(crate) follow: Option<Box<IkeFollow>>,

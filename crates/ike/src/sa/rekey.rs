@@ -1,6 +1,7 @@
 //! Rekeying an IKE SA, and what happens when both ends do so at once (RFC 7296, 1.3.2, 2.8,
 //! 2.18, 2.25.2).
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use testudo_crypto::{KeMethod, KePrivate, SecretBytes};
@@ -14,7 +15,7 @@ use crate::exchange::Reply;
 use crate::keys::{IkeKeys, Seeds, Suite, skeyseed_rekey};
 use crate::message::Payloads;
 use crate::proposal;
-use crate::sa::create::{finish_ke, retry_wait};
+use crate::sa::create::retry_wait;
 use crate::sa::establish::SuccessorBirth;
 use crate::sa::followup::{IkeMaking, Making};
 use crate::sa::init::NONCE_LEN;
@@ -49,7 +50,7 @@ impl Engine {
     fn send_rekey(&mut self, id: IkeId, method: KeMethod, mut tried: Vec<KeMethod>, now: Now) {
         let spi = self.ike_spi();
         let nonce = self.random_bytes(NONCE_LEN);
-        let ke = KePrivate::generate(method, &mut *self.random);
+        let ke = Arc::new(KePrivate::generate(method, &mut *self.random));
         tried.push(method);
         let suites = self.suites_on(id).clone();
         let payloads = [
@@ -237,7 +238,7 @@ impl Engine {
             self.settle(id, now);
             return Ok(());
         }
-        let (_, shared) = finish_ke(private, payloads)?;
+        let (_, shared) = self.finish_ke(&private, payloads)?;
         let made = IkeMaking {
             suite,
             spi_i: request.spi,
@@ -265,7 +266,7 @@ impl Engine {
         payloads: &Payloads,
     ) -> Result<(), Fault> {
         let IkeFollow { made, up } = follow;
-        let (rounds, secrets) = up.take(payloads)?;
+        let (rounds, secrets) = self.take_follow_up(up, payloads)?;
         if rounds.after(secrets.len() - 1).is_none() {
             return self.take_successor(id, &made, &secrets, now);
         }

@@ -231,7 +231,7 @@ fn a_credential_that_comes_back_is_used() {
         net.connect(0, 1, false);
         net.run(Duration::from_secs(10));
         assert!(net.nodes[loser].twin.ikes.is_empty());
-        net.nodes[loser].engine.set_identity(kept.unwrap());
+        net.nodes[loser].engine.identity = kept;
         net.run(Duration::from_secs(100));
         net.assert_connected(0, 1, 1);
     }

@@ -17,6 +17,7 @@ mod left_out;
 mod life;
 mod nat;
 mod net;
+mod offload;
 mod places;
 mod ppk;
 mod proofs;

@@ -188,6 +188,7 @@ fn deadlines() -> Vec<(&'static str, DeadlineOf)> {
         ("start", |p| Deadline::Start(peer_of(p))),
         ("children", |p| Deadline::Children(peer_of(p))),
         ("handover", |p| Deadline::Handover(peer_of(p))),
+        ("job", |_| Deadline::Job(u64::MAX)),
     ]
 }
 
@@ -208,6 +209,7 @@ fn name_of(deadline: &Deadline) -> &'static str {
         Deadline::Start(_) => "start",
         Deadline::Children(_) => "children",
         Deadline::Handover(_) => "handover",
+        Deadline::Job(_) => "job",
     }
 }
 
