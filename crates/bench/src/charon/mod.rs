@@ -246,7 +246,8 @@ fn installed(world: &World, daemon: &Daemon, connections: u32) -> anyhow::Result
     let up = text.matches("INSTALLED").count();
     ensure!(
         up == connections as usize,
-        "charon has {up} children of {connections}"
+        "charon has {up} children of {connections}: {}",
+        text.chars().take(600).collect::<String>()
     );
     Ok(())
 }

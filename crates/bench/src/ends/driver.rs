@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::bail;
-use testudo_crypto::{KeMethod, SystemRandom};
+use testudo_crypto::{KeMethod, Random, SystemRandom};
 use testudo_ike::{
     AdditionalKe, CertificateVerifier, ChildConfig, Engine, EngineConfig, Event, LocalIdentity,
     PeerAddress, PeerAuth, PeerConfig,
@@ -187,6 +187,8 @@ impl Meter {
     }
 
     pub(crate) fn start() -> anyhow::Result<Self> {
+        // The random generator seeds itself at its first use, once in a process's life.
+        SystemRandom::new().fill(&mut [0; 32]);
         usage::trim();
         let resident = usage::resident("self")?;
         Ok(Self {
