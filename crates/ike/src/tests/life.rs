@@ -433,7 +433,7 @@ fn what_the_peer_leaves_standing_is_deleted_for_it() {
     net.run(Duration::from_secs(29));
     net.assert_tidy(0, 2);
     // The silence about it would end the IKE SA soon.
-    net.run(Duration::from_millis(6500));
+    net.run(Duration::from_millis(6100));
     net.assert_tidy(0, 1);
     net.assert_no_esp_lost();
 }

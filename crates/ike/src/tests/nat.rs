@@ -203,6 +203,9 @@ fn the_addresses_before_the_nat_are_told() {
     let seen = SocketAddr::new(outside(0), 20_002);
     let engine = &mut net.nodes[1].engine;
     engine.handle_datagram(now, to, seen, &bytes);
+    while let Some(job) = engine.poll_job() {
+        engine.handle_done(now, job.run());
+    }
     let up = std::iter::from_fn(|| engine.poll_event()).find_map(|e| match e {
         Event::ChildUp(up) => Some(up),
         _ => None,
