@@ -15,7 +15,7 @@
 //! flows, all datagrams arrive, and both ends must agree within the bound.
 
 // Each file of tests uses its part of it.
-#![allow(dead_code)]
+#![allow(dead_code, clippy::unwrap_used)]
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -57,22 +57,22 @@ impl Random for Ranked {
 
 /// How the two nodes are set up.
 #[derive(Clone)]
-pub struct Setup {
+pub(crate) struct Setup {
     /// The configuration of each.
-    pub configs: [EngineConfig; 2],
+    pub(crate) configs: [EngineConfig; 2],
     /// Whether b begins the IKE SA, in place of a.
-    pub swapped: bool,
+    pub(crate) swapped: bool,
     /// Children that stand before the script begins. None: nothing stands.
-    pub children: usize,
+    pub(crate) children: usize,
     /// Whether each starts by itself when nothing stands.
-    pub initiate: [bool; 2],
+    pub(crate) initiate: [bool; 2],
     /// Which number of 32 bytes is the lowest: whose, and how many it drew before.
-    pub lowest: Option<(usize, usize)>,
+    pub(crate) lowest: Option<(usize, usize)>,
 }
 
 /// What must stand at the end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum End {
+pub(crate) enum End {
     /// One IKE SA with so many children.
     Up(usize),
     /// Nothing at either end.
@@ -92,9 +92,9 @@ impl Default for Setup {
 }
 
 /// The two nodes.
-pub struct Stage {
-    pub now: Duration,
-    pub nodes: [Node; 2],
+pub(crate) struct Stage {
+    pub(crate) now: Duration,
+    pub(crate) nodes: [Node; 2],
     setup: Setup,
     flying: Vec<Datagram>,
     ranks: [Rank; 2],
@@ -123,7 +123,7 @@ fn random(seed: u64, rank: &Rank) -> Box<dyn Random + Send> {
 
 impl Stage {
     /// Both ends, with what stands before the script.
-    pub fn new(setup: &Setup, seed: u64) -> Self {
+    pub(crate) fn new(setup: &Setup, seed: u64) -> Self {
         let ranks = [Rank::default(), Rank::default()];
         let node = |n: usize| {
             let random = random(seed * 2 + n as u64, &ranks[n]);
@@ -192,7 +192,7 @@ impl Stage {
         }
     }
 
-    pub fn fail(&self, text: &str) -> ! {
+    pub(crate) fn fail(&self, text: &str) -> ! {
         let flying: Vec<_> = self.flying.iter().map(name).collect();
         panic!(
             "{text}\n  {}\n  on their way: {}",
@@ -202,7 +202,7 @@ impl Stage {
     }
 
     /// Plays a script.
-    pub fn play(&mut self, script: &str) {
+    pub(crate) fn play(&mut self, script: &str) {
         for word in script.split_whitespace() {
             self.story.push(format!("[{word}]"));
             self.word(word);
@@ -361,7 +361,7 @@ impl Stage {
     }
 
     /// The network is fair from here on.
-    pub fn settle(&mut self, end: End) {
+    pub(crate) fn settle(&mut self, end: End) {
         let last = self.now + BOUND;
         while let Some(wrong) = self.wrong(end) {
             if self.now > last {
@@ -372,7 +372,7 @@ impl Stage {
     }
 
     /// Which end made the child of a name that stands: 'a' or 'b'.
-    pub fn maker(&self, child: &str) -> char {
+    pub(crate) fn maker(&self, child: &str) -> char {
         let twin = &self.nodes[0].twin;
         let mut all = twin.outbound.values().filter(|o| o.purpose.1 == child);
         match all.next() {
@@ -383,7 +383,7 @@ impl Stage {
     }
 
     /// Which end made the IKE SA that stands.
-    pub fn ike_maker(&self) -> char {
+    pub(crate) fn ike_maker(&self) -> char {
         match self.nodes[0].engine.status().first() {
             Some(status) if status.initiator => 'a',
             Some(_) => 'b',
