@@ -238,3 +238,44 @@ fn a_new_ike_sa_has_them_before_the_old_one_goes() {
         net.assert_no_esp_lost();
     }
 }
+
+// Another implementation counts from elsewhere: what it calls 1 may be another's place by then.
+#[test]
+fn a_number_that_is_taken_gives_the_lowest_free_one() {
+    use testudo_wire::ike::{Notify, NotifyType};
+
+    let net = pair(9, 2, 4);
+    let engine = &net.nodes[1].engine;
+    let (ike, config) = (net.ikes(1, 0)[0].ike, config_of(1, 4, false));
+    let asked = |data: Vec<u8>| {
+        let payloads = crate::message::Payloads {
+            notifies: vec![Notify::new(NotifyType::SA_RESOURCE_INFO, data)],
+            ..Default::default()
+        };
+        let slot = engine.requested_slot(ike, &config.children[0], &payloads);
+        slot.ok().map(|slot| slot.resource)
+    };
+    let number = |n: u32| n.to_be_bytes().to_vec();
+    assert_eq!(asked(number(1)), Some(3));
+    assert_eq!(asked(number(2)), Some(3));
+    assert_eq!(asked(number(4)), Some(4));
+    assert_eq!(asked(number(0)), Some(3));
+    assert_eq!(asked(number(1 << 20)), Some(3));
+    assert_eq!(asked(vec![]), Some(3));
+    assert_eq!(asked(vec![4]), Some(3));
+    // None is free.
+    let full = pair(10, 2, 2);
+    let engine = &full.nodes[1].engine;
+    let payloads = crate::message::Payloads {
+        notifies: vec![Notify::new(NotifyType::SA_RESOURCE_INFO, number(1))],
+        ..Default::default()
+    };
+    let (ike, config) = (full.ikes(1, 0)[0].ike, config_of(1, 2, false));
+    let slot = engine.requested_slot(ike, &config.children[0], &payloads);
+    assert_eq!(
+        slot.err(),
+        Some(crate::error::Fault::Incompatible(
+            crate::error::Refusal::TsMaxQueue
+        ))
+    );
+}
