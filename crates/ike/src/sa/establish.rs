@@ -323,10 +323,12 @@ impl Engine {
         let mut doomed = self.surplus_resources(id);
         for name in change.closed {
             self.forget_retries(id, &name);
+            self.overtake_followers(id, &name);
             doomed.extend(self.children_named(id, &name));
         }
         for name in change.changed {
             self.forget_retries(id, &name);
+            self.overtake_followers(id, &name);
             for (_, child) in self.children_named(id, &name) {
                 self.mark_stale(child, now);
             }
@@ -386,9 +388,8 @@ impl Engine {
             }
             // A rekey asks for what was negotiated, which may be less than what is configured.
             (Some(old), Some(_)) => old.stale,
-            (None, Some(c)) => {
-                replaces.is_none() && (c.mode, &c.local_ts, &c.remote_ts) != (mode, &local, &remote)
-            }
+            // Nor is it known of one that is gone whether it was still as it should be.
+            (None, Some(c)) => (c.mode, &c.local_ts, &c.remote_ts) != (mode, &local, &remote),
         };
         if stale {
             self.mark_stale(id, now);

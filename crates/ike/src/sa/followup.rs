@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use testudo_crypto::{KePrivate, SecretBytes};
-use testudo_model::{ChildId, Monotonic, Now};
+use testudo_model::{ChildId, Monotonic, Now, PeerId};
 use testudo_wire::ike::{ExchangeType, KeyExchange, Notify, NotifyType, Payload};
 
 use crate::addke::{AdditionalKe, Rounds};
@@ -53,6 +53,8 @@ pub(crate) struct Follower {
     secrets: Vec<SecretBytes>,
     until: Monotonic,
     makes: Making,
+    /// The child's configuration has changed since we agreed to it.
+    overtaken: bool,
 }
 
 /// What the peer's request makes once all key exchanges are done.
@@ -93,6 +95,11 @@ impl Making {
 
     fn rekeys(&self, child: ChildId) -> bool {
         matches!(self, Self::Child(making) if making.rekeyed == Some(child))
+    }
+
+    /// It is a child of this name.
+    fn is_of(&self, name: &str) -> bool {
+        matches!(self, Self::Child(making) if making.agreement.slot.name == name)
     }
 
     fn is_ike(&self) -> bool {
@@ -229,6 +236,22 @@ impl Engine {
         }
     }
 
+    /// A child's configuration changed: what was agreed to of it before will not stand.
+    pub(crate) fn overtake_followers(&mut self, peer: &PeerId, name: &str) {
+        let all: Vec<IkeId> = self
+            .peers
+            .get(peer)
+            .into_iter()
+            .flat_map(|p| p.sas.iter().copied())
+            .collect();
+        for id in all {
+            let est = self.sas.get_mut(&id).and_then(IkeSa::established_mut);
+            for follower in est.into_iter().flat_map(|e| e.followers.iter_mut()) {
+                follower.overtaken |= follower.makes.is_of(name);
+            }
+        }
+    }
+
     /// Whether another request of the peer's may go on in additional exchanges.
     pub(crate) fn may_follow(&self, id: IkeId) -> Result<(), Fault> {
         let est = self.sas.get(&id).and_then(IkeSa::established);
@@ -262,6 +285,7 @@ impl Engine {
             secrets: vec![secret],
             until: Monotonic::default(),
             makes,
+            overtaken: false,
         };
         self.put_follower(id, follower, now)
     }
@@ -320,7 +344,7 @@ impl Engine {
         let method = follower
             .next()
             .ok_or(Fault::Bug("no key exchange is due"))?;
-        let stands = self.still_stands(est, &follower.makes);
+        let stands = self.still_stands(est, follower);
         let exchanged = stands.and_then(|()| self.answer_ke(method, payloads));
         if matches!(exchanged, Err(Fault::Suspended)) {
             return Err(Fault::Suspended);
@@ -344,20 +368,24 @@ impl Engine {
         Ok(Reply::of(vec![public]))
     }
 
-    /// What was agreed to in CREATE_CHILD_SA may be overtaken by other exchanges.
-    fn still_stands(&self, est: &Established, makes: &Making) -> Result<(), Fault> {
-        if est.phase != Phase::Open {
+    /// What was agreed to in CREATE_CHILD_SA may be overtaken by other exchanges, or by a change
+    /// of the configuration. The peer may ask anew.
+    fn still_stands(&self, est: &Established, follower: &Follower) -> Result<(), Fault> {
+        let rekeyed = match &follower.makes {
+            Making::Child(making) => making.rekeyed,
+            Making::Ike(_) => None,
+        };
+        // Deleted meanwhile, or about to be, by either end (RFC 7296, 2.25.1).
+        let leaves = |old| {
+            self.children
+                .get(&old)
+                .is_none_or(|c| !c.is_up() || c.stale)
+        };
+        let overtaken = follower.overtaken || rekeyed.is_some_and(leaves);
+        if est.phase != Phase::Open || overtaken {
             return Err(Fault::Incompatible(Refusal::TemporaryFailure));
         }
-        let Making::Child(making) = makes else {
-            return Ok(());
-        };
-        match making.rekeyed.map(|old| self.children.get(&old)) {
-            None => Ok(()),
-            Some(Some(old)) if old.is_up() => Ok(()),
-            // Deleted meanwhile, or about to be, by either end (RFC 7296, 2.25.1).
-            Some(_) => Err(Fault::Incompatible(Refusal::TemporaryFailure)),
-        }
+        Ok(())
     }
 }
 

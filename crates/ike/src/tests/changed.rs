@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use testudo_crypto::KeMethod::{MlKem768, P256};
 use testudo_model::{PortRange, SaMode, TrafficSelector};
 
 use super::net::*;
@@ -27,7 +28,20 @@ fn tell(net: &mut Net, n: usize, ports: (u16, u16)) {
 }
 
 fn pair(seed: u64, ports: (u16, u16)) -> Net {
-    let mut net = Net::new(seed, 2);
+    pair_of(config(), seed, ports)
+}
+
+/// Without additional key exchanges, and with one and two (RFC 9370).
+fn engines() -> [EngineConfig; 3] {
+    [
+        config(),
+        hybrid(&[&[MlKem768]], true),
+        hybrid(&[&[MlKem768], &[P256]], false),
+    ]
+}
+
+fn pair_of(engine: EngineConfig, seed: u64, ports: (u16, u16)) -> Net {
+    let mut net = Net::with(seed, 2, engine);
     for n in [1, 0] {
         tell(&mut net, n, ports);
     }
@@ -110,23 +124,27 @@ fn the_mode_changes() {
     assert_eq!(net.nodes[0].engine.children[&child].mode, SaMode::Tunnel);
 }
 
-// A child that changes while it is rekeyed by either end.
+// A child that changes while it is rekeyed by either end; one of them may read of it much later.
 #[test]
 fn a_rekey_crosses_the_change() {
-    for n in 0..2 {
-        for wait in 0..12 {
-            let mut net = pair(4, (4789, 4789));
-            let child = net.ikes(n, 1 - n)[0].children[0].child;
-            net.act(n, |e, now| e.rekey_child(child, now)).unwrap();
-            net.run_ms(wait);
-            for m in 0..2 {
-                tell(&mut net, m, (4000, 5000));
+    for engine in engines() {
+        for n in 0..2 {
+            for wait in (0..36).step_by(2) {
+                let new = [(4000, 5000), (6081, 6081)][wait % 4 / 2];
+                let (first, later) = (wait / 4 % 2, [0, 7, 700][wait % 3]);
+                let mut net = pair_of(engine.clone(), 4, (4789, 4789));
+                let child = net.ikes(n, 1 - n)[0].children[0].child;
+                net.act(n, |e, now| e.rekey_child(child, now)).unwrap();
+                net.run_ms(wait as u64);
+                tell(&mut net, first, new);
+                net.run_ms(later);
+                tell(&mut net, 1 - first, new);
+                net.run_ms(5_000);
+                net.assert_connected(0, 1, 1);
+                net.assert_no_esp_lost();
+                carries(&net, 0, new);
+                carries(&net, 1, new);
             }
-            net.run_ms(5_000);
-            net.assert_connected(0, 1, 1);
-            net.assert_no_esp_lost();
-            carries(&net, 0, (4000, 5000));
-            carries(&net, 1, (4000, 5000));
         }
     }
 }
@@ -134,19 +152,124 @@ fn a_rekey_crosses_the_change() {
 // The answer to a request of before comes after the change.
 #[test]
 fn a_request_crosses_the_change() {
-    for wait in 0..20 {
-        let mut net = Net::new(6, 2);
-        for n in [1, 0] {
-            tell(&mut net, n, (4789, 4789));
+    for engine in engines() {
+        for wait in 0..40 {
+            let mut net = Net::with(6, 2, engine.clone());
+            for n in [1, 0] {
+                tell(&mut net, n, (4789, 4789));
+            }
+            net.run_ms(wait);
+            for n in 0..2 {
+                tell(&mut net, n, (4000, 5000));
+            }
+            net.run_ms(6_000);
+            net.assert_connected(0, 1, 1);
+            carries(&net, 0, (4000, 5000));
+            carries(&net, 1, (4000, 5000));
         }
-        net.run_ms(wait);
-        for n in 0..2 {
-            tell(&mut net, n, (4000, 5000));
+    }
+}
+
+/// Node `n` asks for something of its child, whose configuration changes at node `reads` between
+/// CREATE_CHILD_SA and the last IKE_FOLLOWUP_KE; nobody else reads of it.
+fn changed_before_the_last_exchange(
+    n: usize,
+    reads: usize,
+    asks: impl Fn(&mut Net),
+    change: impl Fn(&mut PeerConfig),
+) -> Net {
+    let mut net = pair_of(hybrid(&[&[MlKem768]], true), 7, (4789, 4789));
+    net.esp = false;
+    net.run_ms(50);
+    asks(&mut net);
+    // The answer to CREATE_CHILD_SA has come, the next request is under way.
+    net.run_ms(12);
+    let sa = net.nodes[1 - n].engine.sas.values().next().unwrap();
+    assert_eq!(sa.established().unwrap().followers.len(), 1);
+    let mut config = config_of(reads, (4789, 4789));
+    change(&mut config);
+    net.act(reads, |e, now| e.set_peer(config, now)).unwrap();
+    net
+}
+
+/// No child stands that the configuration of node `n` does not name as it is.
+fn assert_allowed(net: &Net, n: usize) {
+    let engine = &net.nodes[n].engine;
+    let peer = &engine.peers[&peer_id(1 - n)];
+    for child in engine.children.values().filter(|c| c.is_up() && !c.stale) {
+        let config = peer.child(&child.slot.name);
+        let config = config.unwrap_or_else(|| panic!("{} is not wanted", child.slot.name));
+        let fits = config.mode == child.mode
+            && crate::ts::covers(&config.local_ts, &child.local_ts)
+            && crate::ts::covers(&config.remote_ts, &child.remote_ts);
+        assert!(fits, "{}", net.story());
+    }
+}
+
+#[test]
+fn what_followed_up_a_rekey_is_not_installed_against_the_configuration() {
+    let changes: [fn(&mut PeerConfig); 4] = [
+        |c| c.children.clear(),
+        |c| c.children[0].mode = SaMode::Tunnel,
+        |c| c.children[0].local_ts[0].ports = PortRange::one(6081),
+        |c| c.children[0].name = "other".into(),
+    ];
+    for n in 0..2 {
+        for reads in 0..2 {
+            for change in changes {
+                let rekey = |net: &mut Net| {
+                    let child = net.ikes(n, 1 - n)[0].children[0].child;
+                    net.act(n, |e, now| e.rekey_child(child, now)).unwrap();
+                };
+                let mut net = changed_before_the_last_exchange(n, reads, rekey, change);
+                for _ in 0..200 {
+                    net.run_ms(1);
+                    assert_allowed(&net, reads);
+                }
+                net.run(Duration::from_secs(60));
+                assert_allowed(&net, reads);
+            }
         }
-        net.run_ms(6_000);
-        net.assert_connected(0, 1, 1);
-        carries(&net, 0, (4000, 5000));
-        carries(&net, 1, (4000, 5000));
+    }
+}
+
+// Both ends want a second child; the responder no longer when the last exchange comes.
+#[test]
+fn what_followed_up_a_new_child_is_not_installed_against_the_configuration() {
+    let second = |n: usize| {
+        let mut config = config_of(n, (4789, 4789));
+        config.children.push(child(7, n, 1 - n));
+        config
+    };
+    let changes: [fn(&mut PeerConfig); 3] = [
+        |_| {},
+        |c| {
+            let mut other = child(7, 1, 0);
+            other.mode = SaMode::Tunnel;
+            c.children.push(other);
+        },
+        |c| {
+            let mut other = child(7, 1, 0);
+            other.local_ts[0].ports = PortRange::one(6081);
+            c.children.push(other);
+        },
+    ];
+    for change in changes {
+        let ask = |net: &mut Net| {
+            for n in [1, 0] {
+                net.act(n, |e, now| e.set_peer(second(n), now)).unwrap();
+            }
+        };
+        let mut net = changed_before_the_last_exchange(0, 1, ask, change);
+        for _ in 0..200 {
+            net.run_ms(1);
+            assert_allowed(&net, 1);
+        }
+        net.run(Duration::from_secs(60));
+        assert_allowed(&net, 1);
+        net.act(1, |e, now| e.set_peer(second(1), now)).unwrap();
+        net.run(Duration::from_secs(100));
+        net.assert_connected(0, 1, 2);
     }
 }
 
