@@ -250,7 +250,10 @@ impl Node {
                     let refused = trusted.add_revocation_lists_from_pem(lists);
                     match refused.first() {
                         Some(error) => {
-                            let text = format!("{error}; it is left out");
+                            trusted.keep_revocation_lists(&self.trust.bundle);
+                            let text = format!(
+                                "{error}; it is left out, and earlier lists go on counting"
+                            );
                             self.problems.insert("trust", text);
                         }
                         None => {

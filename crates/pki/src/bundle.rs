@@ -146,11 +146,23 @@ impl TrustBundle {
             Ok(blocks) => blocks,
             Err(error) => return vec![RevocationError::Malformed(error.to_string())],
         };
-        blocks
-            .into_iter()
-            .filter(|block| block.tag() == "X509 CRL")
+        let lists = blocks.iter().filter(|block| block.tag() == "X509 CRL");
+        let begun = text.matches("-----BEGIN X509 CRL-----").count();
+        // The reader passes over a block without its end, which must not go unnoticed.
+        let broken = (begun != lists.clone().count())
+            .then(|| RevocationError::Malformed("a PEM block does not end".into()));
+        lists
             .filter_map(|block| self.add_revocation_list(block.contents()).err())
+            .chain(broken)
             .collect()
+    }
+
+    /// Takes over the revocation lists of `earlier` that CAs of this bundle signed: where some of
+    /// the new ones were refused, what was revoked before stays revoked.
+    pub fn keep_revocation_lists(&mut self, earlier: &Self) {
+        for list in &earlier.revoked {
+            let _ = self.add_revocation_list(list.der());
+        }
     }
 
     /// Its revocation lists as PEM.

@@ -154,6 +154,27 @@ fn a_list_travels_as_pem_and_bad_blocks_are_told() {
     assert_eq!(verdict(&n1, &trusted, NOW), Err(CertificateCheck::Revoked));
 }
 
+// A text that cannot be read must not bring back who was revoked.
+#[test]
+fn lists_of_before_can_be_kept() {
+    let ca = ca();
+    let n1 = issue_at(&ca, &node("n1"), NOW);
+    let mut before = bundle(&[&ca]);
+    let list = list_at(&ca, &[&n1], 1, NOW);
+    before.add_revocation_list(&list).unwrap();
+    let mut after = bundle(&[&ca]);
+    let damaged = revocation_list_to_pem(&list).replacen("-----END", "----END", 1);
+    assert_eq!(after.add_revocation_lists_from_pem(&damaged).len(), 1);
+    assert_eq!(verdict(&n1, &after, NOW), Ok(()));
+    after.keep_revocation_lists(&before);
+    assert_eq!(verdict(&n1, &after, NOW), Err(CertificateCheck::Revoked));
+    // But none of a CA that is trusted no more.
+    let other = Ca::generate(&CaOptions::default(), NOW, &mut Counter(2)).unwrap();
+    let mut moved = bundle(&[&other]);
+    moved.keep_revocation_lists(&before);
+    assert_eq!(moved.revocation_lists_to_pem(), "");
+}
+
 #[test]
 fn lists_are_bounded() {
     let ca = ca();
