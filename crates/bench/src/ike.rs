@@ -54,32 +54,32 @@ struct Rounds {
     hybrid_missing: Option<String>,
     charon_small: Vec<charon::Outcome>,
     charon_large: Vec<charon::Outcome>,
+    /// Why charon is not measured, or not further: a baseline that fails does not end the bench.
+    charon_missing: Option<String>,
 }
 
 /// Measures and prints.
 pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
-    let charon = options.baseline && charon::is_there();
-    let mut rounds = Rounds::default();
+    let mut rounds = Rounds {
+        charon_missing: match options.baseline {
+            true => charon::missing(),
+            false => Some("not asked for".into()),
+        },
+        ..Rounds::default()
+    };
     for round in 1..=options.rounds {
         // In turns, so that what else the machine does meets both.
         eprintln!("==> round {round} of {}", options.rounds);
         rounds.ours(SMALL)?;
-        if charon {
-            rounds.charon(SMALL)?;
-        }
+        rounds.charon(SMALL);
         rounds.ours(SMALL)?;
-        if charon && round <= 2 {
-            rounds.charon(CHARON)?;
+        if round <= 2 {
+            rounds.charon(CHARON);
         }
         rounds.ours(LARGE)?;
         rounds.hybrid();
     }
-    let why = match (options.baseline, charon) {
-        (false, _) => Some("not asked for"),
-        (true, false) => Some("not unpacked, or no root; run: sudo cargo xtask packages"),
-        (true, true) => None,
-    };
-    let report = rounds.report(why);
+    let report = rounds.report();
     match options.json {
         true => println!("{}", report.json()),
         false => print!("{}", report.table()),
@@ -117,12 +117,29 @@ impl Rounds {
         }
     }
 
-    fn charon(&mut self, connections: u32) -> anyhow::Result<()> {
+    fn charon(&mut self, connections: u32) {
+        if self.charon_missing.is_some() {
+            return;
+        }
         // It moves its thread into another namespace.
         let thread = std::thread::spawn(move || charon::measure(connections));
         let outcome = thread
             .join()
-            .map_err(|_| anyhow::anyhow!("measuring charon panicked"))??;
+            .unwrap_or_else(|_| Err(anyhow::anyhow!("measuring charon panicked")));
+        match outcome {
+            Ok(outcome) => self.charon_done(connections, outcome),
+            Err(error) => {
+                // One line of the table, however much charon has said.
+                let said = format!("{error:#}");
+                let said: Vec<&str> = said.split_whitespace().take(40).collect();
+                let why = format!("of {connections} connections: {}", said.join(" "));
+                eprintln!("    charon: {why}");
+                self.charon_missing = Some(why);
+            }
+        }
+    }
+
+    fn charon_done(&mut self, connections: u32, outcome: charon::Outcome) {
         eprintln!(
             "    charon {connections}: {:.2} ms, {:.1} KiB, {:.0}/s",
             outcome.cpu_ms(),
@@ -133,16 +150,16 @@ impl Rounds {
             SMALL => self.charon_small.push(outcome),
             _ => self.charon_large.push(outcome),
         }
-        Ok(())
     }
 
-    fn report(&self, why: Option<&str>) -> Report {
+    fn report(&self) -> Report {
         let ours = |outcomes: &[ends::Outcome], of: fn(&ends::Outcome) -> f64| {
             Measured::of(outcomes.iter().map(of).collect()).ok_or_else(|| "not measured".to_owned())
         };
         let charon = |name, outcomes: &[charon::Outcome], of: fn(&charon::Outcome) -> f64| {
             let measured = Measured::of(outcomes.iter().map(of).collect());
-            let missing = || Baseline::Missing(why.unwrap_or("not measured").to_owned());
+            let missing =
+                || Baseline::Missing(self.charon_missing.clone().unwrap_or("not measured".into()));
             vec![(name, measured.map_or_else(missing, Baseline::Measured))]
         };
         let cpu = charon::Outcome::cpu_ms;
@@ -212,4 +229,23 @@ fn tell(who: &str, connections: u32, outcome: &ends::Outcome) {
         outcome.kib(),
         outcome.rate()
     );
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_baseline_that_fails_is_said_to_be_missing_with_the_reason() {
+        let rounds = Rounds {
+            charon_missing: Some("it fell over".into()),
+            ..Rounds::default()
+        };
+        let report = rounds.report();
+        let json = report.json();
+        assert!(json["rows"][0]["baseline"]["charon"].is_null());
+        let missing = json["missing"].to_string();
+        assert!(missing.contains("charon: it fell over"), "{missing}");
+        assert!(report.table().contains("charon missing: it fell over"));
+    }
 }

@@ -9,4 +9,4 @@ mod packages;
 mod world;
 
 pub use packages::{Peer, ensure, folder, missing};
-pub use world::{BEHIND, Cable, Daemon, End, LINK, Place, World, can_run};
+pub use world::{BEHIND, Cable, Daemon, End, LINK, Place, World, can_run, why_not};

@@ -74,19 +74,30 @@ impl Cable {
 
 /// Says why and gives false where the test cannot run.
 pub fn can_run(test: &str, peer: Peer) -> bool {
+    match why_not(peer) {
+        None => true,
+        Some(why) => {
+            println!("SKIPPED {test}: {why}");
+            false
+        }
+    }
+}
+
+/// Why that peer cannot be run here, if it cannot.
+pub fn why_not(peer: Peer) -> Option<String> {
     let root = std::thread::spawn(|| {
         // SAFETY: unshare takes an integer and touches this thread only, which ends right after.
         unsafe { libc::unshare(libc::CLONE_NEWNET | libc::CLONE_NEWNS) == 0 }
     });
     if !root.join().unwrap_or(false) || !Path::new("/dev/net/tun").exists() {
-        println!("SKIPPED {test}: it needs root (namespaces) and /dev/net/tun");
-        return false;
+        return Some("it needs root (namespaces) and /dev/net/tun".into());
     }
     if packages::folder().is_ok_and(|folder| peer.is_there(&folder)) {
-        return true;
+        return None;
     }
-    println!("SKIPPED {test}: {peer:?} is not unpacked; run: sudo cargo xtask packages");
-    false
+    Some(format!(
+        "{peer:?} is not unpacked; run: sudo cargo xtask packages"
+    ))
 }
 
 /// A folder that goes with its holder.

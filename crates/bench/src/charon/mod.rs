@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
 use testudo_crypto::SigningKey;
-use testudo_interop::{Cable, Daemon, End, LINK, Peer, World, can_run};
+use testudo_interop::{Cable, Daemon, End, LINK, Peer, World, why_not};
 use testudo_pki::{chain_to_pem, key_to_pem};
 
 use crate::charon::vici::Vici;
@@ -62,9 +62,9 @@ impl Outcome {
     }
 }
 
-/// Whether it can be measured here; says why not.
-pub(crate) fn is_there() -> bool {
-    can_run("charon as the baseline", Peer::StrongSwan)
+/// Why it cannot be measured here, if it cannot.
+pub(crate) fn missing() -> Option<String> {
+    why_not(Peer::StrongSwan)
 }
 
 /// Makes `connections` and gives what that took. The thread moves into a namespace: call it in
