@@ -127,9 +127,10 @@ impl Established {
     pub(crate) fn yields(&self, task: &Task) -> bool {
         match task {
             Task::RekeyIke => !self.followers.is_empty(),
-            Task::CreateChild(_) | Task::RekeyChild(_) => {
-                self.followers.iter().any(|f| f.makes.is_ike())
-            }
+            Task::CreateChild(_)
+            | Task::RekeyChild(_)
+            | Task::DeleteChild(_)
+            | Task::DeleteSpi(_) => self.followers.iter().any(|f| f.makes.is_ike()),
             _ => false,
         }
     }

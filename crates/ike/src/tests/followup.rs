@@ -255,6 +255,30 @@ fn a_delete_crosses_rekeys() {
     }
 }
 
+// RFC 7296, 2.25.2: a child is not deleted on an IKE SA that is being rekeyed.
+#[test]
+fn a_delete_waits_for_a_rekey_that_goes_on() {
+    let mut net = pair(15, 2, false);
+    net.esp = false;
+    do_add_child(&mut net, 0);
+    net.run_ms(3_000);
+    net.assert_connected(0, 1, 2);
+    do_rekey_ike(&mut net, 0);
+    net.run_ms(12);
+    do_delete_child(&mut net, 1);
+    let sa = net.nodes[1].engine.sas.values().next().unwrap();
+    let est = sa.established().unwrap();
+    assert_eq!((est.followers.len(), est.tasks.len()), (1, 1));
+    assert!(est.outstanding.is_none());
+    do_delete_child(&mut net, 0);
+    net.run_ms(500);
+    net.assert_connected(0, 1, 1);
+    assert_eq!(net.ikes(1, 0)[0].rekeys, 1, "{}", net.story());
+    net.run(Duration::from_secs(200));
+    net.assert_tidy(0, 1);
+    net.assert_tidy(1, 1);
+}
+
 /// The IKE SA is closed in the middle of each exchange: both ends come back.
 #[test]
 fn a_close_crosses_rekeys() {
