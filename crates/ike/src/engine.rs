@@ -163,6 +163,7 @@ impl Engine {
             });
         }
         let id = peer.id.clone();
+        let mut other_ways = false;
         match self.peers.get(&id).map(|old| old.compare(&peer)) {
             None => {
                 self.peers.insert(id.clone(), Peer::new(peer));
@@ -174,10 +175,11 @@ impl Engine {
                     known.config = peer;
                 }
                 self.index(&id);
+                other_ways = change.restart || change.reauth || change.addresses;
                 self.apply_change(&id, change, now);
             }
         }
-        self.keep_up(&id, now);
+        self.keep_up(&id, other_ways, now);
         Ok(())
     }
 

@@ -52,7 +52,8 @@ impl Engine {
             not_before,
         };
         peer.refusals.insert(slot, retry);
-        self.timers.set(Deadline::Children(id.clone()), not_before);
+        let deadline = Deadline::Children(id.clone());
+        self.timers.set_sooner(deadline, not_before);
     }
 
     /// Until when the datapath's refusal of a child keeps another from being made.

@@ -396,7 +396,8 @@ impl Engine {
         };
         if self.best_ike(peer_id).is_some() {
             let soon = now.monotonic + Duration::from_millis(1);
-            self.timers.set(Deadline::Children(peer_id.clone()), soon);
+            let deadline = Deadline::Children(peer_id.clone());
+            self.timers.set_sooner(deadline, soon);
             return;
         }
         if !peer.config.initiate || peer.attempt.is_some() {
@@ -409,6 +410,6 @@ impl Engine {
             _ => Duration::from_millis(10),
         };
         let at = now.monotonic + wait + self.jitter(wait, 50);
-        self.timers.set_once(Deadline::Start(peer_id.clone()), at);
+        self.timers.set_sooner(Deadline::Start(peer_id.clone()), at);
     }
 }

@@ -136,6 +136,11 @@ impl Timers {
     pub(crate) fn len(&self) -> usize {
         self.by_name.len()
     }
+
+    #[cfg(test)]
+    pub(crate) fn at(&self, deadline: &Deadline) -> Option<Monotonic> {
+        self.by_name.get(deadline).copied()
+    }
 }
 
 #[cfg(test)]

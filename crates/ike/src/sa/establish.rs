@@ -93,6 +93,10 @@ impl Engine {
                 peer.attempt = None;
                 peer.reauth = false;
             }
+            if !peer.reauth {
+                // The wait after a failure of before means nothing to what follows this one.
+                self.timers.cancel(&Deadline::Start(proven.peer.clone()));
+            }
         }
         self.arrived(id, &proven.peer, now);
         self.mark_superseded(&proven.peer);
@@ -394,7 +398,7 @@ impl Engine {
         if stale {
             self.mark_stale(id, now);
             let soon = now.monotonic + std::time::Duration::from_millis(1);
-            self.timers.set(Deadline::Children(peer_id), soon);
+            self.timers.set_sooner(Deadline::Children(peer_id), soon);
         }
     }
 
@@ -412,16 +416,22 @@ impl Engine {
             .collect()
     }
 
-    /// Starts a peer that has nothing and should, and makes its missing children.
-    pub(crate) fn keep_up(&mut self, id: &PeerId, now: Now) {
+    /// Starts a peer that has nothing and should, and makes its missing children. What failed
+    /// before may succeed when its way or its proof is another now (`other_ways`): it does not
+    /// wait any longer.
+    pub(crate) fn keep_up(&mut self, id: &PeerId, other_ways: bool, now: Now) {
         let Some(peer) = self.peers.get(id) else {
             return;
         };
         if self.best_ike(id).is_some() {
             self.ensure_children(id, now);
         } else if peer.config.initiate && peer.attempt.is_none() {
-            self.timers
-                .set_once(Deadline::Start(id.clone()), now.monotonic);
+            let start = Deadline::Start(id.clone());
+            if other_ways {
+                self.timers.set_sooner(start, now.monotonic);
+            } else {
+                self.timers.set_once(start, now.monotonic);
+            }
         }
     }
 
@@ -438,6 +448,7 @@ impl Engine {
 
     /// Queues the making of children that are configured and not there: on an IKE SA that we
     /// began, all of them; on the peer's, if we are to start by ourselves and have none at all.
+    /// One that must wait holds up no other: all share a deadline, which is the earliest.
     pub(crate) fn ensure_children(&mut self, id: &PeerId, now: Now) {
         let Some(peer) = self.peers.get(id) else {
             return;
@@ -471,7 +482,7 @@ impl Engine {
             peer.retries.retain(|slot, _| wanted.contains(slot));
         }
         if let Some(at) = wait {
-            self.timers.set(Deadline::Children(id.clone()), at);
+            self.timers.set_sooner(Deadline::Children(id.clone()), at);
         }
         for (ike, slot) in todo {
             self.push_task(ike, Task::CreateChild(slot), now);
@@ -509,12 +520,12 @@ impl Engine {
     pub(crate) fn ensure_children_later(&mut self, id: &PeerId, now: Now) {
         let wait = self.config.retry_initial;
         let at = now.monotonic + wait + self.jitter(wait, 50);
-        self.timers.set_once(Deadline::Children(id.clone()), at);
+        self.timers.set_sooner(Deadline::Children(id.clone()), at);
     }
 
     /// A child could not be made: the next try after a wait that doubles.
     pub(crate) fn retry_child(&mut self, id: &PeerId, slot: &Slot, now: Now) {
-        let Some(peer) = self.peers.get_mut(id) else {
+        let Some(peer) = self.peers.get(id) else {
             return;
         };
         if peer.child(&slot.name).is_none() {
@@ -523,16 +534,16 @@ impl Engine {
         }
         let failures = peer.retries.get(slot).map_or(1, |r| r.failures + 1);
         let wait = retry_wait(failures);
-        let not_before = now.monotonic + wait;
-        peer.retries.insert(
-            slot.clone(),
-            ChildRetry {
-                failures,
-                not_before,
-            },
-        );
-        let at = not_before + self.jitter(wait, 50);
-        self.timers.set_once(Deadline::Children(id.clone()), at);
+        let not_before = now.monotonic + wait + self.jitter(wait, 50);
+        let retry = ChildRetry {
+            failures,
+            not_before,
+        };
+        if let Some(peer) = self.peers.get_mut(id) {
+            peer.retries.insert(slot.clone(), retry);
+        }
+        self.timers
+            .set_sooner(Deadline::Children(id.clone()), not_before);
     }
 }
 

@@ -30,4 +30,5 @@ mod transitions;
 mod unproven;
 mod values;
 mod voice;
+mod waits;
 mod window;
