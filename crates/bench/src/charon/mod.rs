@@ -6,6 +6,7 @@
 
 mod vici;
 
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
@@ -75,6 +76,9 @@ pub(crate) fn measure(connections: u32) -> anyhow::Result<Outcome> {
     let ends = [End::Ours, End::Theirs];
     for end in ends {
         configure(&world, &authority, end, connections)?;
+    }
+    for end in ends {
+        inner_addresses(&world, end, connections)?;
     }
     let daemons = [start(&world, ends[0])?, start(&world, ends[1])?];
     for (end, daemon) in ends.iter().zip(&daemons) {
@@ -172,12 +176,38 @@ fn configure(
     write("swanctl.conf", text.as_bytes())
 }
 
+/// The inner address of an end.
+fn inner(end: End, number: u32) -> String {
+    let side = match end {
+        End::Ours => 1,
+        End::Theirs => 2,
+    };
+    format!("10.{side}.{}.{}", number / 250 + 1, number % 250 + 1)
+}
+
+/// Gives an end its inner addresses: charon's own ESP installs no child without one of its own.
+fn inner_addresses(world: &World, end: End, connections: u32) -> anyhow::Result<()> {
+    let script: Vec<String> = (0..connections)
+        .map(|n| format!("ip address add {}/32 dev lo", inner(end, n)))
+        .collect();
+    let mut enter = match end {
+        End::Ours => Command::new("env"),
+        End::Theirs => world.enter(),
+    };
+    let done = enter.args(["sh", "-ec", &script.join("\n")]).output()?;
+    ensure!(
+        done.status.success(),
+        "inner addresses: {}",
+        String::from_utf8_lossy(&done.stderr)
+    );
+    Ok(())
+}
+
 fn connection(end: End, number: u32, us: &str, them: &str) -> String {
     let [v4, ..] = LINK;
-    let (a, b) = (number / 250, number % 250 + 1);
-    let (local, remote, inner) = match end {
-        End::Ours => (v4[0], v4[1], (1, 2)),
-        End::Theirs => (v4[1], v4[0], (2, 1)),
+    let (local, remote, other) = match end {
+        End::Ours => (v4[0], v4[1], End::Theirs),
+        End::Theirs => (v4[1], v4[0], End::Ours),
     };
     let suffix = testudo_pki::NODE_DNS_SUFFIX;
     let name = child(number);
@@ -186,10 +216,10 @@ fn connection(end: End, number: u32, us: &str, them: &str) -> String {
          proposals = aes256gcm16-prfsha256-x25519\n dpd_delay = 0s\n encap = yes\n mobike = no\n \
          unique = no\n local {{\n auth = pubkey\n certs = {us}.pem\n id = {us}{suffix}\n }}\n \
          remote {{\n auth = pubkey\n id = {them}{suffix}\n }}\n children {{ {name} {{\n \
-         local_ts = 10.{local_net}.{a}.{b}/32\n remote_ts = 10.{remote_net}.{a}.{b}/32\n \
+         local_ts = {local_ts}/32\n remote_ts = {remote_ts}/32\n \
          mode = tunnel\n esp_proposals = aes256gcm16-noesn\n }} }} }}\n",
-        local_net = inner.0,
-        remote_net = inner.1,
+        local_ts = inner(end, number),
+        remote_ts = inner(other, number),
     )
 }
 
