@@ -124,7 +124,13 @@ impl Engine {
             .get(&ike)
             .and_then(IkeSa::established)
             .map_or(0, |e| e.children.len());
-        if held >= self.config.limits.children_per_ike_sa {
+        // A successor takes the place of one that is counted: for a while both stand.
+        let limit = self.config.limits.children_per_ike_sa;
+        let most = match rekeyed {
+            Some(_) => limit.saturating_mul(2),
+            None => limit,
+        };
+        if held >= most {
             return Err(Fault::Incompatible(Refusal::NoAdditionalSas));
         }
         let sent = payloads.ke.as_ref().map(|ke| ke.method);

@@ -345,6 +345,21 @@ fn children_are_bounded() {
     assert_eq!(net.nodes[0].failures[0].check, FailedCheck::Limit);
 }
 
+// A successor takes the place of a child that is counted; how many do at once is bounded.
+#[test]
+fn a_rekey_is_no_new_child() {
+    for (limit, made) in [(1, 1), (0, 0)] {
+        let mut net = pair(15);
+        net.nodes[1].engine.config.limits.children_per_ike_sa = limit;
+        let child = net.ikes(0, 1)[0].children[0].child;
+        let before = net.nodes[1].engine.counters().child_rekeys;
+        net.act(0, |e, now| e.rekey_child(child, now)).unwrap();
+        net.run_ms(12);
+        let after = net.nodes[1].engine.counters().child_rekeys;
+        assert_eq!(after - before, made, "{}", net.story());
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 
