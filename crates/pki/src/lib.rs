@@ -42,7 +42,7 @@ pub const BACKDATE: u64 = 5 * 60;
 pub const MAX_CERTIFICATE: usize = 16 * 1024;
 
 /// Certificates a peer may send in one chain.
-pub const MAX_CHAIN: usize = 4;
+pub const MAX_CHAIN: usize = 8;
 
 /// CAs that one bundle may hold.
 pub const MAX_ANCHORS: usize = 16;
