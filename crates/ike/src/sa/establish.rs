@@ -145,14 +145,32 @@ impl Engine {
     fn limit_sas(&mut self, newest: IkeId, peer_id: &PeerId, now: Now) {
         let mut open = self.open_sas(peer_id);
         let limit = self.config.limits.ike_sas_per_peer.max(2);
-        if open.len() <= limit {
-            return;
+        if open.len() > limit {
+            open.retain(|id| *id != newest);
+            if let Some(oldest) = open.into_iter().min() {
+                self.count_drop("ike_sas_per_peer");
+                self.shut(oldest, DownReason::Replaced, now);
+            }
         }
-        open.retain(|id| *id != newest);
-        let oldest = open.into_iter().min();
-        if let Some(oldest) = oldest {
-            self.count_drop("ike_sas_per_peer");
-            self.shut(oldest, DownReason::Replaced, now);
+        self.limit_closed_sas(peer_id, now);
+    }
+
+    /// Closed ones wait for an answer to our DELETE, or to repeat theirs: of a peer that leaves
+    /// them waiting the oldest go.
+    fn limit_closed_sas(&mut self, peer_id: &PeerId, now: Now) {
+        let Some(peer) = self.peers.get(peer_id) else {
+            return;
+        };
+        let many = peer.sas.len().saturating_sub(self.most_sas());
+        let is_closed = |id: &IkeId| {
+            let est = self.sas.get(id).and_then(IkeSa::established);
+            est.is_some_and(|est| matches!(est.phase, Phase::Shut | Phase::Gone))
+        };
+        let closed = peer.sas.iter().copied().filter(is_closed);
+        let oldest: Vec<_> = closed.take(many).collect();
+        for id in oldest {
+            self.count_drop("closed_ike_sas_per_peer");
+            self.remove_sa(id, DownReason::Replaced, now);
         }
     }
 

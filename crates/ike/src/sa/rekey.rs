@@ -186,10 +186,16 @@ impl Engine {
     /// A peer that rekeys again and again leaves IKE SAs behind that stay for a while to repeat
     /// their last answers: so many and no more.
     fn too_many_sas(&self, id: IkeId) -> bool {
-        let most = self.config.limits.ike_sas_per_peer.max(2) * LEFT_BEHIND;
+        let most = self.most_sas();
         let peer = self.sas.get(&id).and_then(|sa| sa.peer.as_ref());
         peer.and_then(|peer| self.peers.get(peer))
             .is_some_and(|peer| peer.sas.len() >= most)
+    }
+
+    /// IKE SAs that we hold of one peer, with those that only wait for their end.
+    pub(crate) fn most_sas(&self) -> usize {
+        let open = self.config.limits.ike_sas_per_peer.max(2);
+        open.saturating_mul(LEFT_BEHIND)
     }
 
     /// The answer to our request for a successor.

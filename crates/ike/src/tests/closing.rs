@@ -106,6 +106,30 @@ fn ike_sas_left_behind_by_rekeys_are_bounded() {
     net.assert_connected(0, 1, 1);
 }
 
+// Each closed IKE SA waits for the answer to our DELETE: a peer that authenticates over and over and
+// answers none must not fill our memory.
+#[test]
+fn closed_ike_sas_of_a_peer_that_answers_no_delete_are_bounded() {
+    let mut net = pair(5);
+    net.filter = Some(Box::new(|_, _, bytes| match bytes[18] {
+        37 => Fate::Drop,
+        _ => Fate::Pass,
+    }));
+    for _ in 0..120 {
+        net.act(0, |e, now| e.reauthenticate(&peer_id(1), now))
+            .unwrap();
+        net.run_ms(30);
+    }
+    let engine = &net.nodes[1].engine;
+    assert!(engine.counters().ike_established > 100);
+    assert!(engine.sas.len() <= 65, "{} IKE SAs", engine.sas.len());
+    assert!(engine.counters().drops["closed_ike_sas_per_peer"] > 0);
+    net.filter = None;
+    net.run(Duration::from_secs(100));
+    net.assert_connected(0, 1, 1);
+    assert_eq!(net.nodes[1].engine.sas.len(), 1, "{}", net.story());
+}
+
 // Found by the simulation: the attempt was gone and none followed.
 #[test]
 fn a_peer_closed_during_its_first_attempt_starts_again() {
