@@ -95,9 +95,13 @@ impl Engine {
             plain,
             made,
         };
+        let newest = self.is_newest(id, header.message_id);
         if freshness == Freshness::Early {
-            return self.hold(id, asked);
+            self.hold(id, asked)?;
+            self.heard_at(now, id, from, newest);
+            return Ok(());
         }
+        self.heard_at(now, id, from, newest);
         let outcome = self.take_request(now, id, asked);
         if !self.is_suspended() {
             // What comes next is another message, which has no datagram to wait with.
@@ -120,7 +124,6 @@ impl Engine {
             plain,
             made,
         } = asked;
-        self.heard(now, id, from);
         let outcome = plain.payloads().and_then(|payloads| {
             self.note_window(id, &payloads);
             // All but its deletion says that the peer has settled on this SA.
@@ -235,8 +238,15 @@ impl Engine {
             return Ok(());
         };
         self.compute_answer(id, &plain).map_err(|f| f.reason())?;
-        self.heard(now, id, from);
+        self.heard(now, id);
+        self.follow(id, from.remote);
         self.timers.cancel(&Deadline::Retransmit(id));
+        if let Some(made) = unsure {
+            // It was the responder of IKE_AUTH and had not heard since: the initiator answers
+            // only when it has established the SA, with the child. What this queues waits until
+            // the answer is done with, which may go on with another request.
+            self.confirm_ike(id, made, now);
+        }
         let taken = self
             .sas
             .get_mut(&id)
@@ -245,11 +255,6 @@ impl Engine {
         let Some((_, pending)) = taken else {
             return Err("unexpected_answer");
         };
-        if let Some(made) = unsure {
-            // It was the responder of IKE_AUTH and had not heard since: the initiator answers
-            // only when it has established the SA, with the child.
-            self.confirm_ike(id, made, now);
-        }
         match plain.payloads() {
             Ok(payloads) => self.answered(now, id, from, pending, payloads),
             // Whatever it says to our DELETE: the peer has had it, and no more will come.
@@ -312,7 +317,7 @@ impl Engine {
     }
 
     /// A message of the peer's was new and authentic.
-    pub(crate) fn heard(&mut self, now: Now, id: IkeId, from: Path) {
+    pub(crate) fn heard(&mut self, now: Now, id: IkeId) {
         let liveness = self.config.liveness;
         let Some(sa) = self.sas.get_mut(&id) else {
             return;
@@ -325,7 +330,14 @@ impl Engine {
             self.timers
                 .set(Deadline::Liveness(id), now.monotonic + liveness);
         }
-        self.follow(id, from.remote);
+    }
+
+    /// The same of a request. One that was overtaken says nothing new of where the peer is.
+    fn heard_at(&mut self, now: Now, id: IkeId, from: Path, newest: bool) {
+        self.heard(now, id);
+        if newest {
+            self.follow(id, from.remote);
+        }
     }
 
     /// Sends a request on an established SA; the window must be free.
@@ -355,6 +367,7 @@ impl Engine {
             self.remove_sa(id, DownReason::Error, now);
             return;
         };
+        debug_assert!(est.outstanding.is_none(), "the window is not free");
         est.next_request = next;
         est.outstanding = Some((Request::new(message_id, exchange, bytes.clone()), pending));
         self.send(path, &bytes);
@@ -400,10 +413,7 @@ impl Engine {
         );
         match &sa.state {
             State::InitSent(init) => {
-                let what = init.refusal.map_or(silent, |kind| {
-                    let text = format!("{} answers {kind}", path.remote);
-                    (crate::error::check_of(kind), text)
-                });
+                let what = init.refusal.clone().unwrap_or(silent);
                 self.attempt_failed(id, what, now);
             }
             State::IntermediateSent(_) | State::AuthSent(_) => self.attempt_failed(id, silent, now),

@@ -75,8 +75,15 @@ impl Engine {
         self.ppk_peers > 0 && payloads.notify(NotifyType::USE_PPK).is_some()
     }
 
+    /// Initiator: whether an answer to IKE_SA_INIT that has USE_PPK or not lacks what this peer
+    /// must say (lesson L40).
+    pub(crate) fn lacks_ppk(&self, peer: &PeerId, answered: bool) -> Option<Fault> {
+        let required = self.ppk_of(peer).is_some_and(|ppk| ppk.required);
+        (required && !answered).then(|| refused("the peer uses no PPK, and one is required"))
+    }
+
     /// Initiator: what follows from the answer to IKE_SA_INIT; `answered`: USE_PPK was in it.
-    /// An answer without ends an attempt that must have it (lesson L40).
+    /// What is required may have changed since that came.
     pub(crate) fn offer_ppk(
         &self,
         peer: &PeerId,
@@ -86,15 +93,14 @@ impl Engine {
         let Some(ppk) = self.ppk_of(peer) else {
             return Ok(None);
         };
-        match answered {
-            false if ppk.required => Err(refused("the peer uses no PPK, and one is required")),
-            false => Ok(None),
-            true => Ok(Some(PpkOffer {
-                roots: keys.with_ppk(&ppk.secret),
-                id: ppk.id.clone(),
-                required: ppk.required,
-            })),
+        if let Some(fault) = self.lacks_ppk(peer, answered) {
+            return Err(fault);
         }
+        Ok(answered.then(|| PpkOffer {
+            roots: keys.with_ppk(&ppk.secret),
+            id: ppk.id.clone(),
+            required: ppk.required,
+        }))
     }
 
     /// Initiator: whether the responder's IKE_AUTH uses the PPK; the rest of PPK_IDENTITY is of

@@ -126,6 +126,12 @@ impl Engine {
         Ok(())
     }
 
+    /// Whether no request after this one has come.
+    pub(crate) fn is_newest(&self, id: IkeId, message_id: u32) -> bool {
+        let est = self.sas.get(&id).and_then(IkeSa::established);
+        est.is_some_and(|est| est.held.iter().all(|h| h.header.message_id < message_id))
+    }
+
     /// Processes the requests whose turn has come.
     pub(crate) fn take_held(&mut self, now: Now, id: IkeId) {
         loop {

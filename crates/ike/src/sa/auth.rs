@@ -25,7 +25,8 @@ use crate::timers::Deadline;
 use crate::verify::{CertificateVerifier, FailedCheck, PeerExpectation};
 use crate::window::{self, Answered, Freshness};
 
-/// Certificates in one message: a leaf and its intermediates.
+/// Certificates of a peer that are read, a leaf and its intermediates: as many as testudo-pki
+/// takes.
 const LONGEST_CHAIN: usize = 8;
 
 /// How we prove ourselves.
@@ -40,6 +41,14 @@ enum OurAuth {
 struct Claim {
     proven: Proven,
     op: Option<ProveOp>,
+}
+
+/// We have no child for a peer that must have one.
+pub(crate) fn needs_child() -> Fault {
+    Fault::Unproven(
+        FailedCheck::Proposal,
+        "the peer wants a child with IKE_AUTH and none is configured".into(),
+    )
 }
 
 /// A peer that has proven itself.
@@ -148,10 +157,7 @@ impl Engine {
             return if greeting.childless {
                 Ok((out, None))
             } else {
-                Err(Fault::Unproven(
-                    FailedCheck::Proposal,
-                    "the peer wants a child with IKE_AUTH and none is configured".into(),
-                ))
+                Err(needs_child())
             };
         };
         let offer = self

@@ -11,7 +11,7 @@ use testudo_wire::ike::{
 };
 
 use crate::engine::{Dropped, Engine, Path};
-use crate::error::{Fault, Refusal};
+use crate::error::{Fault, Refusal, check_of};
 use crate::event::{DownReason, IkeId};
 use crate::fragments;
 use crate::intauth::IntAuth;
@@ -22,6 +22,8 @@ use crate::offload::Place;
 use crate::ppk;
 use crate::proof;
 use crate::proposal;
+use crate::sa::auth::needs_child;
+use crate::sa::intermediate::childless;
 use crate::sa::{HalfOpen, IkeSa, InitKey, InitSent, Source, State, Transcript};
 use crate::timers::Deadline;
 use crate::verify::FailedCheck;
@@ -241,7 +243,8 @@ impl Engine {
                 return self.init_again(sa);
             }
             if let Some(error) = payloads.error() {
-                init.refusal = Some(error.kind);
+                let text = format!("{} answers {}", sa.remote, error.kind);
+                init.refusal = Some((check_of(error.kind), text));
                 return Err("unauthenticated_error");
             }
         }
@@ -257,6 +260,10 @@ impl Engine {
         let (suite, _) =
             proposal::read_ike_answer(answer, suites, method, has_intermediate(payloads), false)
                 .map_err(|f| f.reason())?;
+        if let Some(fault) = self.lacks(sa.peer.as_ref(), payloads) {
+            init.refusal = Some((fault.check(), fault.text()));
+            return Err(fault.reason());
+        }
         // A key that is on no curve is not the peer's: the true answer still counts.
         let shared = self.agree(&init.ke, &ke.data).map_err(|f| f.reason())?;
         let seeds = Seeds {
@@ -269,6 +276,16 @@ impl Engine {
         let export = self.config.danger_export_keys;
         let keys = IkeKeys::derive(suite, &seed, &seeds, true, export).map_err(|f| f.reason())?;
         Ok(Verdict::Agreed(Box::new(Agreed { keys, spi_r })))
+    }
+
+    /// What we need of this peer and the answer does not have, though it agrees to all else.
+    fn lacks(&self, peer: Option<&PeerId>, payloads: &Payloads) -> Option<Fault> {
+        let id = peer?;
+        let has_child = self.peers.get(id)?.config.children.first().is_some();
+        if !has_child && !childless(payloads) {
+            return Some(needs_child());
+        }
+        self.lacks_ppk(id, payloads.notify(NotifyType::USE_PPK).is_some())
     }
 
     fn init_again(&mut self, sa: &mut IkeSa) -> Result<Verdict, Dropped> {

@@ -382,7 +382,8 @@ impl Engine {
     }
 }
 
-fn childless(payloads: &Payloads) -> bool {
+/// Whether the peer takes an IKE_AUTH without a child (RFC 6023).
+pub(crate) fn childless(payloads: &Payloads) -> bool {
     let kind = NotifyType::CHILDLESS_IKEV2_SUPPORTED;
     payloads.notify(kind).is_some()
 }

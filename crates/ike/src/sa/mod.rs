@@ -17,7 +17,6 @@ use std::sync::Arc;
 
 use testudo_crypto::{Cipher, KeMethod, KePrivate};
 use testudo_model::{ChildId, Encapsulation, Monotonic, PeerId, SaMode, TrafficSelector, UnixTime};
-use testudo_wire::ike::NotifyType;
 
 use crate::config::Identity;
 use crate::event::{CertificateFacts, DownReason, IkeId};
@@ -29,6 +28,7 @@ use crate::nat::Nat;
 use crate::ppk::PpkOffer;
 use crate::sa::followup::{FollowUp, Follower, IkeMaking};
 use crate::suites::Suites;
+use crate::verify::FailedCheck;
 use crate::window::{Answered, Asked};
 
 /// An IKE SA in any state.
@@ -96,8 +96,8 @@ pub(crate) struct InitSent {
     /// Methods that this attempt has tried.
     pub(crate) tried: Vec<KeMethod>,
     pub(crate) request: Request,
-    /// An unauthenticated refusal: told if nothing better comes.
-    pub(crate) refusal: Option<NotifyType>,
+    /// What an unauthenticated answer refused, or lacked: told if nothing better comes.
+    pub(crate) refusal: Option<(FailedCheck, String)>,
 }
 
 /// Both ends' first messages and nonces: what AUTH covers.

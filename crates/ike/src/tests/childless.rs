@@ -94,31 +94,55 @@ fn the_initiator_alone_has_a_child() {
     assert_eq!(net.nodes[0].engine.counters().ike_established, 1);
 }
 
-// A peer that does not say CHILDLESS_IKEV2_SUPPORTED is sent no IKE_AUTH without a child.
-#[test]
-fn a_peer_that_must_have_a_child_is_not_authenticated_without() {
-    let mut net = Net::new(5, 2);
+/// Takes CHILDLESS_IKEV2_SUPPORTED out of so many answers to IKE_SA_INIT. They are not protected
+/// yet; what comes of them would fail in IKE_AUTH.
+fn without_childless(mut answers: usize) -> Filter {
     let kind = NotifyType::CHILDLESS_IKEV2_SUPPORTED.0.to_be_bytes();
-    net.filter = Some(Box::new(move |_, _, bytes| {
-        // Another status type in its place; the answer to IKE_SA_INIT is not protected yet, and
-        // nothing comes of the attempt.
+    Box::new(move |_, _, bytes| {
         let header = Header::parse(bytes).unwrap();
         let at = bytes.windows(2).position(|w| w == kind);
-        match at.filter(|_| header.exchange.0 == 34 && header.flags.response) {
+        match at.filter(|_| header.exchange.0 == 34 && header.flags.response && answers > 0) {
             Some(at) => {
+                answers -= 1;
+                // Another status type in its place.
                 let mut changed = bytes.to_vec();
                 changed[at..at + 2].copy_from_slice(&[0xef, 0xff]);
                 Fate::Change(changed)
             }
             None => Fate::Pass,
         }
-    }));
+    })
+}
+
+// A peer that does not say CHILDLESS_IKEV2_SUPPORTED is sent no IKE_AUTH without a child.
+#[test]
+fn a_peer_that_must_have_a_child_is_not_authenticated_without() {
+    let mut net = Net::new(5, 2);
+    net.filter = Some(without_childless(usize::MAX));
     for n in [1, 0] {
         set(&mut net, n, false);
     }
+    // Told when no better answer has come.
     net.run_ms(500);
+    assert!(net.nodes[0].failures.is_empty(), "{}", net.story());
+    net.run(Duration::from_secs(45));
     assert!(net.wire.iter().all(|w| w.2[18] == 34), "{}", net.story());
     assert_eq!(net.nodes[0].failures[0].check, FailedCheck::Proposal);
+}
+
+// RFC 7296, 2.21.1: an answer that anybody could have made ends no attempt.
+#[test]
+fn a_forged_answer_without_childless_ends_no_attempt() {
+    let mut net = Net::new(7, 2);
+    net.filter = Some(without_childless(2));
+    for n in [1, 0] {
+        set(&mut net, n, false);
+    }
+    net.run_ms(5_000);
+    net.assert_connected(0, 1, 0);
+    assert!(net.nodes[0].failures.is_empty(), "{}", net.story());
+    let counters = net.nodes[0].engine.counters();
+    assert_eq!((counters.attempts, counters.drops["proposal"]), (1, 2));
 }
 
 /// Node 1's answer to IKE_AUTH as node 0 reads it, and INITIAL_CONTACT with it.

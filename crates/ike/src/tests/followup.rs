@@ -502,3 +502,51 @@ fn requests_that_go_on_are_bounded() {
     let sa = net.nodes[1].engine.sas.values().next().unwrap();
     assert_eq!(sa.established().unwrap().followers.len(), 4);
 }
+
+/// The first answer on an IKE SA shows that it stands, by which a child is one too many: its DELETE
+/// waits until the exchange that was answered has gone on and is over.
+#[test]
+fn what_an_answer_makes_known_waits_for_the_next_key_exchange() {
+    let mut net = pair(15, 1, false);
+    net.esp = false;
+    for n in [1, 0] {
+        let mut config = peer_config(n, 1 - n, n == 0);
+        config.children.push(child(1, n, 1 - n));
+        net.act(n, |e, now| e.set_peer(config, now)).unwrap();
+    }
+    net.run_ms(2_000);
+    let engine = &mut net.nodes[1].engine;
+    assert_eq!(engine.children.len(), 2);
+    // Its second child stands in the first one's place, made by itself.
+    let (&first, &second) = (
+        engine.children.keys().next().unwrap(),
+        engine.children.keys().next_back().unwrap(),
+    );
+    let slot = engine.children[&first].slot.clone();
+    let born = engine.children[&first].installed + 1;
+    let child = engine.children.get_mut(&second).unwrap();
+    child.slot = slot.clone();
+    (child.initiator, child.confirmed, child.born) = (true, true, born);
+    let peer = engine.peers.get_mut(&peer_id(0)).unwrap();
+    peer.children = [(slot, [first, second].into())].into();
+    let sa = engine.sas.values_mut().next().unwrap();
+    sa.established_mut().unwrap().confirmed = false;
+    net.wire.clear();
+    net.act(1, |e, now| e.rekey_child(second, now)).unwrap();
+    net.run_ms(500);
+    let mut waiting = None;
+    let mut exchanges = Vec::new();
+    for (from, _, bytes) in &net.wire {
+        let header = testudo_wire::ike::Header::parse(bytes).unwrap();
+        match (from.ip() == address(1), header.flags.response) {
+            (true, false) => {
+                assert_eq!(waiting, None, "two at once\n{}", net.story());
+                waiting = Some(header.message_id);
+                exchanges.push(header.exchange.0);
+            }
+            (false, true) => waiting = None,
+            _ => {}
+        }
+    }
+    assert_eq!(exchanges[..3], [36, FOLLOW_UP, 37], "{}", net.story());
+}

@@ -99,8 +99,11 @@ fn without_the_other_end_it_is_not_used() {
 #[test]
 fn where_it_is_required_nothing_stands_without() {
     for auth in [|| PeerAuth::Certificate, || psk("secret")] {
-        // The responder has none: its answer to IKE_SA_INIT says so.
-        let net = pair(3, [ppk("blue", 7, true), None], auth);
+        // The responder has none: its answer to IKE_SA_INIT says so, and no better one comes.
+        let mut net = pair(3, [ppk("blue", 7, true), None], auth);
+        assert!(net.nodes[0].failures.is_empty(), "{}", net.story());
+        net.esp = false;
+        net.run(std::time::Duration::from_secs(45));
         assert_refused(&net, 0, FailedCheck::Ppk);
         // The initiator has none: refused in IKE_AUTH.
         let net = pair(4, [None, ppk("blue", 7, true)], auth);
@@ -114,6 +117,40 @@ fn where_it_is_required_nothing_stands_without() {
             assert_refused(&net, 0, FailedCheck::RefusedByPeer);
         }
     }
+}
+
+// RFC 7296, 2.21.1: an answer that anybody could have made ends no attempt.
+#[test]
+fn a_forged_answer_without_use_ppk_ends_no_attempt() {
+    let mut net = Net::new(13, 2);
+    let mut forged = 0;
+    net.filter = Some(Box::new(move |source, _, bytes| {
+        let kind = NotifyType::USE_PPK.0.to_be_bytes();
+        let found = bytes.windows(2).position(|w| w == kind);
+        let first = source.ip() == address(1) && bytes[18] == 34 && forged < 2;
+        match found.filter(|_| first) {
+            Some(at) => {
+                forged += 1;
+                let mut changed = bytes.to_vec();
+                changed[at] ^= 0x20;
+                Fate::Change(changed)
+            }
+            None => Fate::Pass,
+        }
+    }));
+    for n in [1, 0] {
+        let config = PeerConfig {
+            ppk: ppk("blue", 7, true),
+            ..peer_config(n, 1 - n, n == 0)
+        };
+        net.act(n, |e, now| e.set_peer(config, now)).unwrap();
+    }
+    net.run_ms(5_000);
+    net.assert_connected(0, 1, 1);
+    assert!(in_use(&net));
+    assert!(net.nodes[0].failures.is_empty(), "{}", net.story());
+    let counters = net.nodes[0].engine.counters();
+    assert_eq!((counters.attempts, counters.drops["ppk"]), (1, 2));
 }
 
 /// With what else changes the keys, or cuts the messages: ML-KEM before it (RFC 9370), fragments.

@@ -122,6 +122,43 @@ fn an_early_request_has_no_effect_before_its_turn() {
     assert_eq!(held(&net), 0);
 }
 
+// One that was overtaken came from where the peer was before.
+#[test]
+fn a_held_request_does_not_lead_back_to_an_old_address() {
+    for early_from_old in [false, true] {
+        let mut net = connected(9, [4, 4]);
+        let sa = net.nodes[1].engine.sas.values_mut().next().unwrap();
+        sa.nat.remote = true;
+        let bytes: Vec<_> = (0..5).map(|id| request(&mut net, id, &[])).collect();
+        let from = |net: &mut Net, port: u16, id: usize| {
+            let at = |n, port| std::net::SocketAddr::new(address(n), port);
+            net.act(1, |e, now| {
+                e.handle_datagram(now, at(1, 500), at(0, port), &bytes[id]);
+            });
+            net.nodes[1]
+                .engine
+                .sas
+                .values()
+                .next()
+                .unwrap()
+                .remote
+                .port()
+        };
+        if early_from_old {
+            // 3 overtakes 2, and is repeated: whoever has seen it may send it from anywhere.
+            assert_eq!(from(&mut net, 6_000, 3), 6_000);
+            assert_eq!(from(&mut net, 7_000, 3), 6_000);
+            // 4 is sent from the new address, and 2 was from the old one.
+            assert_eq!(from(&mut net, 8_000, 4), 8_000);
+            assert_eq!(from(&mut net, 5_000, 2), 8_000);
+        } else {
+            assert_eq!(from(&mut net, 5_000, 2), 5_000);
+            assert_eq!(from(&mut net, 6_000, 3), 6_000);
+        }
+        assert_eq!(held(&net), 0);
+    }
+}
+
 #[test]
 fn any_order_with_loss_and_repetition_answers_each_once() {
     for seed in 0..20 {
