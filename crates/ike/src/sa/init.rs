@@ -281,7 +281,7 @@ impl Engine {
     /// What we need of this peer and the answer does not have, though it agrees to all else.
     fn lacks(&self, peer: Option<&PeerId>, payloads: &Payloads) -> Option<Fault> {
         let id = peer?;
-        let has_child = self.peers.get(id)?.config.children.first().is_some();
+        let has_child = !self.peers.get(id)?.config.children.is_empty();
         if !has_child && !childless(payloads) {
             return Some(needs_child());
         }
