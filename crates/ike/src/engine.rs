@@ -9,6 +9,7 @@ use testudo_crypto::Random;
 use testudo_model::{ChildId, Monotonic, Now, PeerId, SaLimits};
 use testudo_wire::ike::{ExchangeType, Header, Notify, NotifyType, Payload};
 
+use crate::boxed::BoxedMap;
 use crate::config::{CertificateCredential, EngineConfig, Identity, LocalIdentity, PeerConfig};
 use crate::cookie::Cookies;
 use crate::error::Misuse;
@@ -57,10 +58,10 @@ pub struct Engine {
     pub(crate) verifier: Option<Arc<dyn CertificateVerifier + Send + Sync>>,
     pub(crate) peers: BTreeMap<PeerId, Peer>,
     pub(crate) by_identity: BTreeMap<Identity, PeerId>,
-    pub(crate) sas: BTreeMap<IkeId, IkeSa>,
+    pub(crate) sas: BoxedMap<IkeId, IkeSa>,
     pub(crate) by_spi: BTreeMap<u64, IkeId>,
     pub(crate) inits: BTreeMap<InitKey, IkeId>,
-    pub(crate) children: BTreeMap<ChildId, Child>,
+    pub(crate) children: BoxedMap<ChildId, Child>,
     pub(crate) by_spi_in: BTreeMap<u32, ChildId>,
     pub(crate) half_open: BTreeMap<Source, usize>,
     /// What the peers at an address want, before it is known which one asks.
@@ -91,10 +92,10 @@ impl Engine {
             verifier: None,
             peers: BTreeMap::new(),
             by_identity: BTreeMap::new(),
-            sas: BTreeMap::new(),
+            sas: BoxedMap::new(),
             by_spi: BTreeMap::new(),
             inits: BTreeMap::new(),
-            children: BTreeMap::new(),
+            children: BoxedMap::new(),
             by_spi_in: BTreeMap::new(),
             half_open: BTreeMap::new(),
             at_address: BTreeMap::new(),

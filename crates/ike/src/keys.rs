@@ -95,8 +95,10 @@ pub(crate) struct Roots {
 pub(crate) struct IkeKeys {
     pub(crate) suite: Suite,
     sk_d: SecretBytes,
-    seal: CipherKey,
-    open: CipherKey,
+    /// SK_e and SK_a of our side and of the peer's. What a cipher makes of its key is ten times as
+    /// large, and an IKE SA has little to say: it is made anew for each message.
+    seal: SecretBytes,
+    open: SecretBytes,
     /// SK_p of our side and of the peer's.
     pub(crate) sk_p: (SecretBytes, SecretBytes),
     /// Kept only with `danger_export_keys`.
@@ -140,12 +142,8 @@ impl IkeKeys {
         let (sk_ei, rest) = rest.split_at(key_len);
         let (sk_er, rest) = rest.split_at(key_len);
         let (sk_pi, sk_pr) = rest.split_at(prf_len);
-        let key = |sk_e: &[u8], sk_a: &[u8]| {
-            let keymat = SecretBytes::new([sk_e, sk_a].concat());
-            CipherKey::new(suite.cipher, keymat.as_bytes())
-                .map_err(|_| Fault::Bug("SK_e or SK_a has the wrong length"))
-        };
-        let (ei, er) = (key(sk_ei, sk_ai)?, key(sk_er, sk_ar)?);
+        let key = |sk_e: &[u8], sk_a: &[u8]| SecretBytes::new([sk_e, sk_a].concat());
+        let (ei, er) = (key(sk_ei, sk_ai), key(sk_er, sk_ar));
         let (pi, pr) = (SecretBytes::from(sk_pi), SecretBytes::from(sk_pr));
         let (seal, open) = if initiator { (ei, er) } else { (er, ei) };
         let sk_p = if initiator { (pi, pr) } else { (pr, pi) };
@@ -246,14 +244,21 @@ impl IkeKeys {
     ) -> Result<(), Fault> {
         let number = self.next_iv;
         self.next_iv = number.checked_add(1).ok_or(Fault::Bug("no IV is left"))?;
-        self.seal
+        CipherKey::new(self.suite.cipher, self.seal.as_bytes())
+            .map_err(|_| Fault::Bug("SK_e or SK_a has the wrong length"))?
             .seal_in_place(number, before, iv, text, icv)
             .map_err(|_| Fault::Bug("sealing failed"))
     }
 
     /// Checks, then decrypts in place; false if the message is not the peer's.
     pub(crate) fn open(&self, before: &[u8], iv: &[u8], text: &mut [u8], icv: &[u8]) -> bool {
-        self.open.open_in_place(before, iv, text, icv).is_ok()
+        CipherKey::new(self.suite.cipher, self.open.as_bytes())
+            .is_ok_and(|key| key.open_in_place(before, iv, text, icv).is_ok())
+    }
+
+    /// Forgets SK_pi and SK_pr: both ends have proven themselves.
+    pub(crate) fn forget_proofs(&mut self) {
+        self.sk_p = (SecretBytes::new(Vec::new()), SecretBytes::new(Vec::new()));
     }
 
     /// A copy for an event, where that was asked for.

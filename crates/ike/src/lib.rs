@@ -7,6 +7,7 @@
 
 mod addke;
 mod addresses;
+mod boxed;
 mod compute;
 mod config;
 mod cookie;

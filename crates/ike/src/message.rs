@@ -37,6 +37,12 @@ impl Datagrams {
             .map(Vec::as_slice)
     }
 
+    /// Without room to grow, to be kept.
+    pub(crate) fn fitted(mut self) -> Self {
+        self.first.shrink_to_fit();
+        self
+    }
+
     /// The only datagram of a message that is never cut, as IKE_SA_INIT.
     pub(crate) fn whole(&self) -> &[u8] {
         &self.first

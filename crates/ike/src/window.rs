@@ -76,7 +76,9 @@ impl Answered {
         while self.kept.len() > before {
             self.kept.pop_front();
         }
-        self.kept.push_back(bytes);
+        // Most peers ask one thing and then nothing for an hour.
+        self.kept.reserve_exact(1);
+        self.kept.push_back(bytes.fitted());
     }
 
     /// The peer has the answers so far.

@@ -53,7 +53,7 @@ impl Engine {
             superseded: false,
         };
         sa.peer = Some(proven.peer.clone());
-        let est = Established {
+        let mut est = Established {
             lineage,
             expires: self.hard_end(proven.not_after, now),
             phase: Phase::Open,
@@ -82,6 +82,7 @@ impl Engine {
             most_resources: BTreeMap::new(),
             keys: birth.keys,
         };
+        est.keys.forget_proofs();
         self.set_established(id, est);
         self.timers.cancel(&Deadline::HalfOpen(id));
         self.arm_ike(id, now);

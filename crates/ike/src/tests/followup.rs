@@ -114,7 +114,7 @@ fn either_end_rekeys_the_ike_sa_with_every_exchange() {
                 assert_eq!(count(&net, FOLLOW_UP), 2 * rounds);
             }
             assert_eq!(net.ikes(n, 1 - n)[0].rekeys, 3);
-            let sa = net.nodes[n].engine.sas.values().last().unwrap();
+            let sa = net.nodes[n].engine.sas.values().next_back().unwrap();
             let name = sa.established().unwrap().keys.suite.name();
             assert!(name.contains("CURVE_25519/ML_KEM_768"), "{name}");
             do_rekey_child(&mut net, 1 - n);
