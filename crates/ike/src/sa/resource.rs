@@ -2,9 +2,8 @@
 //!
 //! The end that began the IKE SA asks for them, when the peer has said SA_RESOURCE_INFO of the
 //! child without a resource (the fallback one) and until it says TS_MAX_QUEUE. A resource's number
-//! goes along as the notify's data. What another implementation says there looks the same and
-//! means something else: who names a number that is taken, or none of ours, gets the lowest that
-//! is free.
+//! goes along as the notify's data. What another implementation says there means nothing to us:
+//! its child gets the lowest number that is free.
 
 use testudo_model::{ChildId, PeerId};
 use testudo_wire::ike::{Notify, NotifyType, Payload};
@@ -64,7 +63,7 @@ impl Engine {
         let named = <[u8; 4]>::try_from(&notify.data[..])
             .map(u32::from_be_bytes)
             .ok()
-            .filter(|n| (1..=config.resources).contains(n) && !taken.contains(n));
+            .filter(|n| (1..=config.resources).contains(n));
         if let Some(resource) = named {
             return Ok(slot(resource));
         }
