@@ -433,11 +433,19 @@ impl Us {
         (usize::from(self.sequence - first) + 1, missing(self))
     }
 
-    /// Asks for a successor of the child that is sent on.
+    /// Asks for a successor of the child that is sent on. One that has a successor already, of
+    /// the peer's making, gives way to it first.
     pub fn rekey_child(&mut self) {
-        let now = self.now();
-        let child = self.sending.expect("a child to rekey");
-        self.engine.rekey_child(child, now).unwrap();
+        let end = Instant::now() + Duration::from_secs(60);
+        loop {
+            let now = self.now();
+            let child = self.sending.expect("a child to rekey");
+            match self.engine.rekey_child(child, now) {
+                Ok(()) => break,
+                Err(error) => assert!(Instant::now() < end, "{error}"),
+            }
+            self.step();
+        }
         self.drain();
     }
 
