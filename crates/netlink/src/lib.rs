@@ -17,6 +17,7 @@ mod neighbour;
 mod route;
 mod rule;
 mod socket;
+mod xfrm;
 
 pub use address::Address;
 pub use error::{Error, Result};
@@ -25,6 +26,10 @@ pub use neighbour::{FdbEntry, MacAddress, Neighbour};
 pub use route::{Route, RouteFilter, RouteKind};
 pub use rule::{Rule, RuleAction};
 pub use socket::{Netlink, enter_netns, open_netns, run_in_netns};
+pub use xfrm::{
+    PortMatch, XfrmAction, XfrmDirection, XfrmMode, XfrmPolicy, XfrmPolicyKey, XfrmSelector,
+    XfrmTemplate,
+};
 
 /// An address family of routes, rules and addresses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
