@@ -13,7 +13,7 @@ const PURE: [&str; 9] = [
 ];
 
 /// Which crates of ours each crate may use. Dependencies point down.
-const TABLE: [(&str, &[&str]); 20] = [
+const TABLE: [(&str, &[&str]); 21] = [
     ("wire", &[]),
     ("crypto", &[]),
     ("model", &["crypto"]),
@@ -27,6 +27,7 @@ const TABLE: [(&str, &[&str]); 20] = [
         "datapath-user",
         &["model", "crypto", "wire", "esp", "netlink", "datapath"],
     ),
+    ("datapath-kernel", &["model", "netlink", "datapath"]),
     ("store", &["model", "crypto"]),
     (
         "agent",
@@ -38,6 +39,7 @@ const TABLE: [(&str, &[&str]); 20] = [
             "pki",
             "plan",
             "datapath",
+            "datapath-kernel",
             "datapath-user",
             "store",
         ],
@@ -57,6 +59,7 @@ const TABLE: [(&str, &[&str]); 20] = [
             "lab",
             "netlink",
             "wire",
+            "datapath-kernel",
             "datapath-user",
         ],
     ),
