@@ -1,5 +1,6 @@
 //! Makes the namespaces, links, addresses and routes that a [`Layout`] plans.
 
+use std::collections::BTreeMap;
 use std::io::Write;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::{AsFd, OwnedFd};
@@ -7,11 +8,12 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
 use ipnet::IpNet;
-use testudo_netlink::{FdbEntry, LinkChange, LinkKind, MacAddress, Netlink, NewLink, Route, Vxlan};
+use testudo_netlink::{
+    FdbEntry, Geneve, LinkChange, LinkKind, MacAddress, Netlink, NewLink, Route, Vxlan,
+};
 
 use crate::layout::{
-    INTERFACE, Layout, NodeLayout, OVERLAY_DEVICE, POD_BRIDGE, PodLayout, UNDERLAY_BRIDGE,
-    UNDERLAY_MTU, VNI,
+    INTERFACE, Layout, NodeLayout, POD_BRIDGE, PodLayout, UNDERLAY_BRIDGE, UNDERLAY_MTU, VNI,
 };
 use crate::namespaces::{Namespaces, inside, set_sysctls};
 use crate::spec::Overlay;
@@ -41,20 +43,27 @@ const NODE: &[(&str, &str)] = &[
     ("ipv4/conf/default/send_redirects", "0"),
 ];
 
-/// Builds all of it. On an error what stands already is left for the caller to remove.
-pub(crate) fn build(layout: &Layout, namespaces: &Namespaces) -> Result<()> {
+/// Builds all of it. On an error what stands already is left for the caller to remove. Returns
+/// what this kernel lacks and the lab goes without, a sentence each.
+pub(crate) fn build(layout: &Layout, namespaces: &Namespaces) -> Result<Vec<String>> {
     let underlay = namespaces.create(&layout.underlay_netns)?;
     set_sysctls(&underlay, SWITCH)?;
     let mut switch = Netlink::open_in(underlay.as_fd())?;
     let bridge = add_bridge(&mut switch, UNDERLAY_BRIDGE, UNDERLAY_MTU)?;
+    let mut masquerades = true;
     for node in &layout.nodes {
         let netns = namespaces.create(&node.netns)?;
-        build_node(layout, node, &netns, namespaces)
+        masquerades &= build_node(layout, node, &netns, namespaces)
             .and_then(|()| plug_in(&mut switch, &underlay, bridge, node, &netns))
             .and_then(|()| connect(layout, node, &netns))
+            .and_then(|()| masquerade(layout, node, &netns))
             .with_context(|| format!("build node {}", node.name))?;
     }
-    Ok(())
+    let lacks = (!masquerades).then(|| {
+        "this kernel has no nftables for IP: pods speak to hosts under their own addresses"
+            .to_owned()
+    });
+    Ok(lacks.into_iter().collect())
 }
 
 /// Sysctls, the pods' bridge and the pods.
@@ -153,7 +162,7 @@ fn plug_in(
     Ok(())
 }
 
-/// The ways to the pods of the other nodes, and the address under which pods leave the cluster.
+/// The ways to the pods of the other nodes.
 fn connect(layout: &Layout, node: &NodeLayout, netns: &OwnedFd) -> Result<()> {
     let mut netlink = Netlink::open_in(netns.as_fd())?;
     let others = || layout.nodes.iter().filter(|other| other.name != node.name);
@@ -170,47 +179,83 @@ fn connect(layout: &Layout, node: &NodeLayout, netns: &OwnedFd) -> Result<()> {
             }
         }
     } else {
-        let overlay = add_overlay(&mut netlink, layout, node)?;
+        let mut made = BTreeMap::new();
         for other in others() {
-            let mac = MacAddress(other.vtep_mac);
-            let remote = other.primary();
-            netlink.add_fdb(FdbEntry {
-                link: overlay,
-                mac,
-                remote,
-            })?;
-            for vtep in &other.vteps {
-                netlink.set_neighbour(overlay, *vtep, mac)?;
-                netlink.add_route(&Route::dev(IpNet::from(*vtep), overlay))?;
-            }
-            for cidr in &other.pod_cidrs {
-                let via = of_family(&other.vteps, cidr.addr())
-                    .context("an overlay device has the pods' families")?;
-                netlink.add_route(&Route {
-                    via: Some(via),
-                    ..Route::dev(*cidr, overlay)
-                })?;
-            }
+            let name = layout.overlay_device(other).context("no overlay")?;
+            let device = match made.get(&name) {
+                Some(device) => *device,
+                None => add_overlay(&mut netlink, layout, node, &name, other)?,
+            };
+            made.insert(name, device);
+            over(&mut netlink, layout, device, other)?;
         }
     }
-    masquerade(layout, node, netns)
+    Ok(())
 }
 
-fn add_overlay(netlink: &mut Netlink, layout: &Layout, node: &NodeLayout) -> Result<u32> {
-    netlink.create_link(&NewLink {
-        name: OVERLAY_DEVICE,
-        kind: LinkKind::Vxlan(Vxlan {
+/// The ways to one other node's pods through the overlay's device.
+fn over(netlink: &mut Netlink, layout: &Layout, device: u32, other: &NodeLayout) -> Result<()> {
+    let mac = MacAddress(other.vtep_mac);
+    if layout.overlay == Overlay::Vxlan {
+        netlink.add_fdb(FdbEntry {
+            link: device,
+            mac,
+            remote: other.primary(),
+        })?;
+    }
+    for vtep in &other.vteps {
+        netlink.set_neighbour(device, *vtep, mac)?;
+        netlink.add_route(&Route::dev(IpNet::from(*vtep), device))?;
+    }
+    for cidr in &other.pod_cidrs {
+        let via = of_family(&other.vteps, cidr.addr())
+            .context("an overlay device has the pods' families")?;
+        netlink.add_route(&Route {
+            via: Some(via),
+            ..Route::dev(*cidr, device)
+        })?;
+    }
+    Ok(())
+}
+
+/// Makes the device `name`: VXLAN's reaches every node, Geneve's the node `other`.
+fn add_overlay(
+    netlink: &mut Netlink,
+    layout: &Layout,
+    node: &NodeLayout,
+    name: &str,
+    other: &NodeLayout,
+) -> Result<u32> {
+    let port = layout.overlay_port.context("an overlay has a port")?;
+    let kind = match layout.overlay {
+        Overlay::Geneve => LinkKind::Geneve(Geneve {
             id: VNI,
-            port: layout.overlay_port.context("an overlay has a port")?,
+            remote: other.primary(),
+            port,
+        }),
+        Overlay::Vxlan | Overlay::Routed => LinkKind::Vxlan(Vxlan {
+            id: VNI,
+            port,
             local: Some(node.primary()),
             device: None,
             learning: false,
         }),
+    };
+    let created = netlink.create_link(&NewLink {
+        name,
+        kind,
         mtu: Some(layout.pod_mtu),
         address: Some(MacAddress(node.vtep_mac)),
         netns: None,
-    })?;
-    let link = netlink.link_index(OVERLAY_DEVICE)?;
+    });
+    match created {
+        Err(error) if error.is_unsupported() => bail!(
+            "this kernel has no {0} devices: modprobe {0}, or choose another --overlay ({error})",
+            layout.overlay
+        ),
+        created => created?,
+    }
+    let link = netlink.link_index(name)?;
     for vtep in &node.vteps {
         netlink.add_address(link, IpNet::from(*vtep))?;
     }
@@ -232,15 +277,17 @@ fn add_bridge(netlink: &mut Netlink, name: &str, mtu: u32) -> Result<u32> {
 }
 
 /// Pods speak to hosts under their node's address, as with the usual CNIs; otherwise the answers
-/// of a host would go another way than the questions.
-fn masquerade(layout: &Layout, node: &NodeLayout, netns: &OwnedFd) -> Result<()> {
+/// of a host would go another way than the questions. What goes into a tunnel keeps its address: it
+/// is no packet of the node. False: the kernel cannot do it.
+fn masquerade(layout: &Layout, node: &NodeLayout, netns: &OwnedFd) -> Result<bool> {
     let mut rules = String::from(
         "table inet lab {\n chain postrouting {\n  type nat hook postrouting priority srcnat;\n",
     );
     for (cidr, cluster) in node.pod_cidrs.iter().zip(&layout.cluster_cidrs) {
         let family = if cidr.addr().is_ipv4() { "ip" } else { "ip6" };
         rules += &format!(
-            "  {family} saddr {cidr} {family} daddr != {cluster} oifname \"{INTERFACE}\" masquerade\n"
+            "  {family} saddr {cidr} {family} daddr != {cluster} oifname \"{INTERFACE}\" \
+             rt ipsec missing masquerade\n"
         );
     }
     rules += " }\n}\n";
@@ -256,10 +303,12 @@ fn masquerade(layout: &Layout, node: &NodeLayout, netns: &OwnedFd) -> Result<()>
             input.write_all(rules.as_bytes()).context("write to nft")?;
         }
         let output = nft.wait_with_output().context("wait for nft")?;
-        if !output.status.success() {
-            bail!("nft: {}", String::from_utf8_lossy(&output.stderr).trim());
+        let said = String::from_utf8_lossy(&output.stderr);
+        match output.status.success() {
+            true => Ok(true),
+            false if said.contains("not supported") => Ok(false),
+            false => bail!("nft: {}", said.trim()),
         }
-        Ok(())
     })
 }
 

@@ -52,6 +52,9 @@ pub struct State {
     pub ready: bool,
     /// Why it could not be built.
     pub error: Option<String>,
+    /// What the kernel lacks and the lab goes without.
+    #[serde(default)]
+    pub lacks: Vec<String>,
     /// The controller.
     pub controller: Option<Daemon>,
     /// The agents by node.

@@ -7,7 +7,7 @@
 //!        +--|----------|---------|-+
 //!         eth0       eth0      eth0       172.18.0.1 .. / fd00:172:18::1 ..
 //!   testudo-NAME-n1   -n2       -n3
-//!     vxlan0 (overlay vxlan)              10.244.N.254 / fd00:10:244:N::fe
+//!     vxlan0, or geneve-n2 ..             10.244.N.254 / fd00:10:244:N::fe
 //!     cni0                                10.244.N.1   / fd00:10:244:N::1
 //!      |      |
 //!     p1     p2                           10.244.N.11 .. / fd00:10:244:N::11 ..
@@ -27,8 +27,9 @@ pub const INTERFACE: &str = "eth0";
 pub const POD_BRIDGE: &str = "cni0";
 /// The bridge of the underlay.
 pub const UNDERLAY_BRIDGE: &str = "br0";
-/// The overlay's device in a node.
-pub const OVERLAY_DEVICE: &str = "vxlan0";
+/// The VXLAN device in a node. Geneve has a device for each other node
+/// ([`Layout::overlay_device`]).
+pub const VXLAN_DEVICE: &str = "vxlan0";
 /// The overlay's network identifier.
 pub const VNI: u32 = 1;
 /// MTU of the underlay's links.
@@ -125,6 +126,15 @@ impl Layout {
             all.extend(node.pods.iter().map(|pod| pod.netns.as_str()));
         }
         all
+    }
+
+    /// The device in a node that leads to the node `other` over the overlay; none when routed.
+    pub fn overlay_device(&self, other: &NodeLayout) -> Option<String> {
+        match self.overlay {
+            Overlay::Vxlan => Some(VXLAN_DEVICE.to_owned()),
+            Overlay::Geneve => Some(format!("geneve-{}", other.name)),
+            Overlay::Routed => None,
+        }
     }
 
     /// The node of this name.

@@ -255,6 +255,7 @@ fn wait_ready(lab: &Lab, mut supervisor: Child, progress: Progress<'_>) -> Resul
                 bail!("{error}");
             }
             if state.ready {
+                state.lacks.iter().for_each(|lack| progress(lack));
                 return if lab.spec().daemons {
                     lab.wait_for_agents(progress)
                 } else {

@@ -56,7 +56,7 @@ named_enum! {
     Overlay {
         /// A VXLAN device on each node, UDP port 4789.
         Vxlan = "vxlan",
-        /// A Geneve device on each node, UDP port 6081.
+        /// A Geneve device on each node for each other node, UDP port 6081.
         Geneve = "geneve",
         /// Plain routes between pod CIDRs, no encapsulation.
         Routed = "routed",
@@ -163,10 +163,6 @@ impl LabSpec {
             (1..=MAX_PODS).contains(&self.pods),
             "--pods {}: a node has 1 to {MAX_PODS} pods",
             self.pods
-        );
-        ensure!(
-            self.overlay != Overlay::Geneve,
-            "--overlay geneve is not built yet: use vxlan or routed"
         );
         ensure!(
             self.datapath != Datapath::Kernel,

@@ -36,11 +36,15 @@ pub fn supervise(name: &str) -> Result<()> {
         supervisor,
         ready: false,
         error: None,
+        lacks: Vec::new(),
         controller: None,
         agents: BTreeMap::new(),
     };
     write_json(&lab.state_path(), &state)?;
-    let result = build(lab.layout(), &lab.namespaces()).and_then(|()| daemons(&lab));
+    let result = build(lab.layout(), &lab.namespaces()).and_then(|lacks| {
+        state.lacks = lacks;
+        daemons(&lab)
+    });
     let mut daemons = match result {
         Ok(daemons) => daemons,
         Err(error) => {

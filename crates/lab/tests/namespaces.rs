@@ -151,6 +151,38 @@ fn every_kind_of_lab_carries_every_flow_and_leaves_nothing() {
 }
 
 #[test]
+fn a_geneve_lab_carries_every_flow_or_says_what_the_kernel_lacks() {
+    if !root("a_geneve_lab_carries_every_flow_or_says_what_the_kernel_lacks") {
+        return;
+    }
+    let scratch = Scratch::new("geneve");
+    for family in [Family::V4, Family::V6, Family::Dual] {
+        let spec = LabSpec {
+            overlay: Overlay::Geneve,
+            family,
+            ..spec("geneve", &scratch)
+        };
+        let _guard = Guard(spec.name.clone());
+        let lab = match up(spec.clone(), &mut |_| {}) {
+            Ok(lab) => lab,
+            Err(error) => {
+                let text = format!("{error:#}");
+                assert!(text.contains("modprobe geneve"), "{text}");
+                assert!(!down(&spec.name, &mut |_| {}).unwrap(), "nothing is left");
+                println!("SKIPPED Geneve over {family}: {text}");
+                continue;
+            }
+        };
+        let report = verify::verify(&lab, &mut |_| {}).unwrap();
+        let wrong: Vec<_> = report.flows.iter().filter(|flow| !flow.ok).collect();
+        assert!(report.ok, "{family}: {wrong:#?}");
+        assert!(report.wire.clear_protected_packets > 0);
+        assert!(down(&spec.name, &mut |_| {}).unwrap());
+        assert_nothing_left(&lab);
+    }
+}
+
+#[test]
 fn down_leaves_nothing_after_the_supervisor_was_killed() {
     if !root("down_leaves_nothing_after_the_supervisor_was_killed") {
         return;

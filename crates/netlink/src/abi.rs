@@ -61,6 +61,10 @@ pub(crate) const IFLA_VXLAN_LOCAL: u16 = 4;
 pub(crate) const IFLA_VXLAN_LEARNING: u16 = 7;
 pub(crate) const IFLA_VXLAN_PORT: u16 = 15;
 pub(crate) const IFLA_VXLAN_LOCAL6: u16 = 17;
+pub(crate) const IFLA_GENEVE_ID: u16 = 1;
+pub(crate) const IFLA_GENEVE_REMOTE: u16 = 2;
+pub(crate) const IFLA_GENEVE_PORT: u16 = 5;
+pub(crate) const IFLA_GENEVE_REMOTE6: u16 = 7;
 pub(crate) const IFF_UP: u32 = 1;
 
 pub(crate) const IFA_ADDRESS: u16 = 1;

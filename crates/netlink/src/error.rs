@@ -88,6 +88,12 @@ impl Error {
             )
     }
 
+    /// The kernel does not know what was asked for (EOPNOTSUPP): a kind of link without its module,
+    /// for example.
+    pub fn is_unsupported(&self) -> bool {
+        self.errno() == Some(libc::EOPNOTSUPP)
+    }
+
     /// A capability is missing (EPERM, EACCES).
     pub fn is_not_permitted(&self) -> bool {
         matches!(self.errno(), Some(libc::EPERM | libc::EACCES))

@@ -21,7 +21,7 @@ mod xfrm;
 
 pub use address::Address;
 pub use error::{Error, Result};
-pub use link::{Link, LinkChange, LinkKind, NewLink, Vxlan};
+pub use link::{Geneve, Link, LinkChange, LinkKind, NewLink, Vxlan};
 pub use neighbour::{FdbEntry, MacAddress, Neighbour};
 pub use route::{Route, RouteFilter, RouteKind};
 pub use rule::{Rule, RuleAction};

@@ -17,7 +17,7 @@ pub struct Link {
     pub index: u32,
     /// The name.
     pub name: String,
-    /// The kind, for example `bridge`, `veth`, `vxlan`, `tun`; empty for physical ones.
+    /// The kind, for example `bridge`, `veth`, `vxlan`, `geneve`, `tun`; empty for physical ones.
     pub kind: String,
     /// The MTU in bytes.
     pub mtu: u32,
@@ -44,6 +44,18 @@ pub struct Vxlan {
     pub learning: bool,
 }
 
+/// What a new Geneve link is like: a tunnel to one other end. Links to several ends may share
+/// network identifier and port.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Geneve {
+    /// The virtual network identifier (24 bits).
+    pub id: u32,
+    /// The other end.
+    pub remote: IpAddr,
+    /// The UDP destination port.
+    pub port: u16,
+}
+
 /// The kind of a new link.
 #[derive(Clone, Debug)]
 pub enum LinkKind<'a> {
@@ -60,6 +72,8 @@ pub enum LinkKind<'a> {
     },
     /// A VXLAN tunnel.
     Vxlan(Vxlan),
+    /// A Geneve tunnel.
+    Geneve(Geneve),
 }
 
 /// A link to be created.
@@ -167,6 +181,10 @@ impl Netlink {
             LinkKind::Vxlan(vxlan) => {
                 info.string(abi::IFLA_INFO_KIND, "vxlan");
                 info.nested(abi::IFLA_INFO_DATA, |data| write_vxlan(data, vxlan));
+            }
+            LinkKind::Geneve(geneve) => {
+                info.string(abi::IFLA_INFO_KIND, "geneve");
+                info.nested(abi::IFLA_INFO_DATA, |data| write_geneve(data, geneve));
             }
         });
         self.execute(request)
@@ -354,6 +372,15 @@ fn write_vxlan(data: &mut Request, vxlan: &Vxlan) {
         data.u32(abi::IFLA_VXLAN_LINK, device);
     }
     data.u8(abi::IFLA_VXLAN_LEARNING, u8::from(vxlan.learning));
+}
+
+fn write_geneve(data: &mut Request, geneve: &Geneve) {
+    data.u32(abi::IFLA_GENEVE_ID, geneve.id);
+    data.attr(abi::IFLA_GENEVE_PORT, &geneve.port.to_be_bytes());
+    match geneve.remote {
+        IpAddr::V4(remote) => data.attr(abi::IFLA_GENEVE_REMOTE, &remote.octets()),
+        IpAddr::V6(remote) => data.attr(abi::IFLA_GENEVE_REMOTE6, &remote.octets()),
+    };
 }
 
 /// struct ifinfomsg.

@@ -85,6 +85,40 @@ fn links_are_made_changed_moved_and_deleted() {
 }
 
 #[test]
+fn geneve_links_to_several_ends_share_a_port_or_the_kernel_says_it_has_none() {
+    let Some(one) = private_netns() else { return };
+    let mut nl = Netlink::open_in(one.as_fd()).unwrap();
+    for (name, remote) in [
+        ("gnv-a", "192.0.2.2"),
+        ("gnv-b", "192.0.2.3"),
+        ("gnv-c", "2001:db8::2"),
+    ] {
+        let made = nl.create_link(&NewLink {
+            name,
+            kind: LinkKind::Geneve(Geneve {
+                id: 7,
+                remote: ip(remote),
+                port: 6081,
+            }),
+            mtu: Some(1400),
+            address: None,
+            netns: None,
+        });
+        match made {
+            Ok(()) => {
+                let link = nl.link(name).unwrap().unwrap();
+                assert_eq!((link.kind.as_str(), link.mtu), ("geneve", 1400));
+                nl.set_up(link.index).unwrap();
+            }
+            Err(error) => {
+                assert!(error.is_unsupported(), "{error}");
+                println!("SKIPPED Geneve: this kernel has none ({error})");
+            }
+        }
+    }
+}
+
+#[test]
 fn vxlan_addresses_neighbours_and_forwarding() {
     let Some(one) = private_netns() else { return };
     let mut nl = Netlink::open_in(one.as_fd()).unwrap();

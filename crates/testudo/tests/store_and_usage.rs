@@ -31,7 +31,7 @@ fn wrong_usage_is_exit_code_2_and_says_what_is_right() {
         (&["lab", "up", "--overlay", "gre"], "vxlan"),
         (&["lab", "up", "--nodes", "0"], "--nodes 0"),
         (&["lab", "up", "--name", "../x"], "a-z"),
-        (&["lab", "up", "--overlay", "geneve"], "not built yet"),
+        (&["lab", "up", "--keying", "psk"], "not built yet"),
     ];
     for (arguments, hint) in cases {
         let answer = testudo(arguments).expect(2);
