@@ -303,7 +303,10 @@ pub(crate) fn ike_answer(chosen: &Chosen<Suite>, spi: Option<u64>) -> Vec<Propos
 }
 
 /// Chooses for a child; gives the peer's SPI with it. `sent` is the method of the KE payload,
-/// if there is one. With IKE_AUTH (`in_auth`) there is none, and offers of methods are ignored.
+/// if there is one. With IKE_AUTH (`in_auth`) there is none, and offers of methods are ignored. All
+/// other children, the successor of that one too, have one where `suites` ask for it: a proposal
+/// that has none to choose is passed over, and one to which the peer sent no KE payload asks for it
+/// (RFC 7296, 1.3, 2.17 and 3.3.6).
 pub(crate) fn choose_child(
     offer: &[Proposal],
     suites: &Suites,
@@ -329,7 +332,8 @@ pub(crate) fn choose_child(
         };
         let wants_ke =
             !in_auth && usable(proposal, TransformType::KE).any(|t| t.id != KeyExchangeId::NONE.0);
-        let none_allowed = !wants_ke || has(proposal, TransformType::KE, KeyExchangeId::NONE.0);
+        let without = !wants_ke || has(proposal, TransformType::KE, KeyExchangeId::NONE.0);
+        let none_allowed = without && (in_auth || !suites.pfs);
         let (ke, additional) = match pick_ke(proposal, suites, sent, true) {
             Some((ke, rounds)) if wants_ke && Some(ke.id()) == sent => (Some(ke), rounds),
             Some((ke, _)) if wants_ke && (sent.is_some() || !none_allowed) => {
@@ -593,6 +597,47 @@ mod tests {
             .transforms
             .retain(|t| t.kind != TransformType::INTEG);
         assert!(!read(&without));
+    }
+
+    // Forward secrecy that is configured is not left to the peer.
+    #[test]
+    fn a_child_without_a_key_exchange_is_refused_where_one_is_wanted() {
+        let lax = Suites {
+            pfs: false,
+            ..suites()
+        };
+        let none = Transform::key_exchange(KeyExchangeId::NONE);
+        let without = child_offer(&suites(), 0x1000, false, &[]);
+        let with = child_offer(&suites(), 0x1000, true, &[]);
+        let mut either = with.clone();
+        either[0].transforms.push(none);
+        let mut only_none = without.clone();
+        only_none[0].transforms.push(none);
+        let refused = Fault::Incompatible(Refusal::NoProposalChosen);
+        let asks = Fault::Incompatible(Refusal::InvalidKe(31));
+        let of = |offer: &[Proposal], suites: &Suites, sent, in_auth| {
+            choose_child(offer, suites, sent, in_auth).map(|(chosen, _)| chosen.suite.ke)
+        };
+        for offer in [&without, &only_none] {
+            assert_eq!(of(offer, &suites(), None, false), Err(refused.clone()));
+            // A KE payload that no proposal speaks of is none.
+            assert_eq!(of(offer, &suites(), Some(31), false), Err(refused.clone()));
+            assert_eq!(of(offer, &lax, None, false), Ok(None));
+            assert_eq!(of(offer, &suites(), None, true), Ok(None));
+        }
+        assert_eq!(of(&either, &suites(), None, false), Err(asks));
+        assert_eq!(of(&either, &lax, None, false), Ok(None));
+        // The next proposal has one.
+        let second = Proposal {
+            number: 2,
+            ..with[0].clone()
+        };
+        let both = [without[0].clone(), second];
+        let (chosen, _) = choose_child(&both, &suites(), Some(31), false).unwrap();
+        assert_eq!(
+            (chosen.number, chosen.suite.ke),
+            (2, Some(KeMethod::X25519))
+        );
     }
 
     fn hybrid(required: bool) -> Suites {

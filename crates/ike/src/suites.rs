@@ -25,8 +25,8 @@ pub struct Suites {
     pub ike_ciphers: Vec<Cipher>,
     /// Ciphers for ESP.
     pub esp_ciphers: Vec<Cipher>,
-    /// Whether children made after the first, rekeys included, have a key exchange of their
-    /// own (perfect forward secrecy).
+    /// Whether children made after the first, rekeys of the first included, have a key exchange of
+    /// their own (perfect forward secrecy). A peer's request without one gets NO_PROPOSAL_CHOSEN.
     pub pfs: bool,
     /// How a peer with a certificate may sign (RFC 7427): key type, padding and hash together, so
     /// that no allowed hash comes with a key type that is allowed with another (lesson L34). The

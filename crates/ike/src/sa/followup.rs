@@ -24,7 +24,7 @@ use crate::exchange::Reply;
 use crate::keys::Suite;
 use crate::message::Payloads;
 use crate::sa::child::Agreement;
-use crate::sa::{Established, IkeSa, Pending, Phase, Task};
+use crate::sa::{Established, IkeSa, Pending, Phase, Slot, Task};
 use crate::timers::Deadline;
 
 /// How long the peer has for the next exchange.
@@ -133,6 +133,14 @@ impl Established {
             | Task::DeleteSpi(_) => self.followers.iter().any(|f| f.makes.is_ike()),
             _ => false,
         }
+    }
+
+    /// What the children are for that the peer is making.
+    pub(crate) fn slots_to_come(&self) -> impl Iterator<Item = &Slot> {
+        self.followers.iter().filter_map(|f| match &f.makes {
+            Making::Child(making) => Some(&making.agreement.slot),
+            Making::Ike(_) => None,
+        })
     }
 
     /// The peer is making a successor of this IKE SA that wins over one with the nonces `tie`.

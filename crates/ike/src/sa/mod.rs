@@ -498,6 +498,14 @@ impl Established {
         matches!(self.outstanding, Some((_, Pending::CreateChild(_))))
     }
 
+    /// What the new child is for that a request of ours asks for and that is not answered yet.
+    pub(crate) fn asked_slot(&self) -> Option<&Slot> {
+        match &self.outstanding {
+            Some((_, Pending::CreateChild(r))) if r.rekeys.is_none() => Some(&r.offer.slot),
+            _ => None,
+        }
+    }
+
     /// Whether children are being made on it.
     pub(crate) fn is_creating(&self) -> bool {
         matches!(&self.outstanding, Some((_, Pending::CreateChild(r))) if r.rekeys.is_none())

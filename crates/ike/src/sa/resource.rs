@@ -1,9 +1,12 @@
 //! Children for CPUs or queues beside the one that all may use (RFC 9611).
 //!
 //! The end that began the IKE SA asks for them, when the peer has said SA_RESOURCE_INFO of the
-//! child without a resource (the fallback one) and until it says TS_MAX_QUEUE. A resource's number
-//! goes along as the notify's data. What another implementation says there means nothing to us:
-//! its child gets the lowest number that is free.
+//! child without a resource (the fallback one) and until it says TS_MAX_QUEUE.
+//!
+//! The notify's data is opaque (RFC 9611, 4.1 and 5.1). Ours is a [`TAG`] and the resource's number,
+//! which means something between nodes of our kind alone: a child asked for so has that number at
+//! both ends, so that one made twice is known for it. What another implementation says there means
+//! nothing to us: its child gets the lowest number that is free and that we are not asking for.
 
 use testudo_model::{ChildId, PeerId};
 use testudo_wire::ike::{Notify, NotifyType, Payload};
@@ -15,13 +18,19 @@ use crate::event::IkeId;
 use crate::message::Payloads;
 use crate::sa::{Child, Established, IkeSa, Slot};
 
+/// Tells a number of ours from what others say.
+const TAG: [u8; 4] = *b"tsdo";
+
 /// The notify that goes with a child of this resource; 0: the fallback one.
 pub(crate) fn info(resource: u32) -> Payload {
-    let data = match resource {
-        0 => Vec::new(),
-        n => n.to_be_bytes().to_vec(),
-    };
+    let data = [TAG, resource.to_be_bytes()].concat();
     Payload::Notify(Notify::new(NotifyType::SA_RESOURCE_INFO, data))
+}
+
+/// The number that a node of our kind gave.
+fn number(data: &[u8]) -> Option<u32> {
+    let number = data.strip_prefix(&TAG)?;
+    Some(u32::from_be_bytes(number.try_into().ok()?))
 }
 
 /// Whether a message says SA_RESOURCE_INFO.
@@ -52,26 +61,27 @@ impl Engine {
         let Some(notify) = payloads.notify(NotifyType::SA_RESOURCE_INFO) else {
             return Ok(slot(0));
         };
-        let taken: Vec<u32> = self
-            .sas
-            .get(&ike)
-            .and_then(IkeSa::established)
-            .into_iter()
-            .flat_map(|est| self.of_name(est, &config.name))
-            .map(|c| c.slot.resource)
-            .collect();
-        let named = <[u8; 4]>::try_from(&notify.data[..])
-            .map(u32::from_be_bytes)
-            .ok()
-            .filter(|n| (1..=config.resources).contains(n));
-        if let Some(resource) = named {
-            return Ok(slot(resource));
+        match number(&notify.data) {
+            Some(number) if number <= config.resources => return Ok(slot(number)),
+            // It wants more of them than we do.
+            Some(_) => return Err(Fault::Incompatible(Refusal::TsMaxQueue)),
+            None => {}
         }
-        if !taken.contains(&0) {
+        let est = self.sas.get(&ike).and_then(IkeSa::established);
+        let stands = |n| {
+            let mut all = est.into_iter().flat_map(|e| self.of_name(e, &config.name));
+            all.any(|c| c.slot.resource == n)
+        };
+        if !stands(0) {
             return Ok(slot(0));
         }
+        // One that will stand soon is not free: this child would be taken for it made twice.
+        let comes = |n| {
+            let of = |s: &Slot| *s == slot(n);
+            est.is_some_and(|e| e.asked_slot().is_some_and(of) || e.slots_to_come().any(of))
+        };
         (1..=config.resources)
-            .find(|n| !taken.contains(n))
+            .find(|n| !stands(*n) && !comes(*n))
             .map(slot)
             .ok_or(Fault::Incompatible(Refusal::TsMaxQueue))
     }

@@ -3,9 +3,14 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+use testudo_crypto::{DangerousSeededRandom, KeMethod, KePrivate};
 use testudo_model::ChildId;
+use testudo_wire::ike::{KeyExchange, Notify, NotifyType, Payload};
 
 use super::net::*;
+use super::voice::{chain, say};
+use crate::message::Payloads;
+use crate::sa::resource::says_info;
 use crate::*;
 
 fn config_of(n: usize, resources: u32, initiate: bool) -> PeerConfig {
@@ -237,4 +242,90 @@ fn a_new_ike_sa_has_them_before_the_old_one_goes() {
         net.assert_connected(0, 1, 3);
         net.assert_no_esp_lost();
     }
+}
+
+/// Node 0 asks, as another implementation, for one more of the child for a CPU of its own; gives
+/// the children that node 1 has then, and what it answers.
+fn another_asks(net: &mut Net, message_id: u32, info: &[u8]) -> (Vec<u32>, Payloads) {
+    let suites = &net.nodes[0].engine.config().suites;
+    let spi = 0x2000 + message_id;
+    let sa = crate::proposal::child_offer(suites, spi, true, &[]);
+    let mut random = DangerousSeededRandom::new(u64::from(message_id));
+    let ke = KePrivate::generate(KeMethod::X25519, &mut random);
+    let wanted = child(0, 0, 1);
+    let payloads = [
+        Payload::Notify(Notify::new(NotifyType::USE_TRANSPORT_MODE, [])),
+        Payload::Notify(Notify::new(NotifyType::SA_RESOURCE_INFO, info.to_vec())),
+        Payload::Sa(sa),
+        Payload::Nonce(vec![message_id as u8; 32]),
+        Payload::KeyExchange(KeyExchange {
+            method: KeMethod::X25519.id(),
+            data: ke.public().to_vec(),
+        }),
+        Payload::TsInitiator(crate::ts::to_wire(&wanted.local_ts)),
+        Payload::TsResponder(crate::ts::to_wire(&wanted.remote_ts)),
+    ];
+    let answers = say(net, 0, 36, message_id, false, &chain(&payloads, &[]));
+    let parsed = testudo_wire::ike::Message::parse(&answers[0]).unwrap();
+    let sa = net.nodes[0].engine.sas.values().next_back().unwrap();
+    let keys = &sa.established().unwrap().keys;
+    let plain = crate::message::unprotect(keys, &answers[0], &parsed).unwrap();
+    let mut all: Vec<_> = net.ikes(1, 0)[0]
+        .children
+        .iter()
+        .map(|c| c.resource)
+        .collect();
+    all.sort_unstable();
+    (all, plain.payloads().unwrap())
+}
+
+// strongSwan says the number of its CPU, from 0 on, as four bytes: two of its children were taken
+// for one made twice, and the first was deleted.
+#[test]
+fn a_number_of_another_implementation_is_not_ours() {
+    let mut net = pair_with(9, 0, 3, false);
+    net.run_ms(2_000);
+    net.assert_connected(0, 1, 1);
+    let said: [&[u8]; 3] = [&[0, 0, 0, 2], &[0, 0, 0, 2], &[]];
+    for (id, info) in (2..).zip(said) {
+        let (all, answer) = another_asks(&mut net, id, info);
+        assert_eq!(all, (0..id).collect::<Vec<_>>(), "{}", net.story());
+        assert!(says_info(&answer));
+    }
+    let (_, answer) = another_asks(&mut net, 5, &[0, 0, 0, 0]);
+    assert_eq!(answer.error().unwrap().kind, NotifyType::TS_MAX_QUEUE);
+    let before = net.wire.len();
+    net.run(Duration::from_secs(100));
+    assert_eq!(resources(&net, 1), (0..=3).collect(), "{}", net.story());
+    assert_eq!(net.wire.len(), before, "none is deleted");
+}
+
+#[test]
+fn a_child_of_another_implementation_gets_no_number_that_we_are_asking_for() {
+    let mut net = Net::new(10, 2);
+    // Our request for the first is lost once.
+    let mut asked = 0;
+    net.filter = Some(Box::new(move |from, _, bytes| {
+        let ours = from.ip() == address(1) && bytes[18] == 36 && bytes[19] & 0x20 == 0;
+        asked += u32::from(ours);
+        if ours && asked == 1 {
+            Fate::Drop
+        } else {
+            Fate::Pass
+        }
+    }));
+    for n in [0, 1] {
+        let config = config_of(n, 2, n == 1);
+        net.act(n, |e, now| {
+            e.set_peer(config, now).unwrap();
+            e.handle_timeout(now);
+        });
+    }
+    net.run_ms(100);
+    assert_eq!(resources(&net, 1), [0].into(), "{}", net.story());
+    let (all, _) = another_asks(&mut net, 0, &[0, 0, 0, 1]);
+    assert_eq!(all, [0, 2], "{}", net.story());
+    net.run(Duration::from_secs(100));
+    assert_eq!(resources(&net, 1), [0, 1, 2].into(), "{}", net.story());
+    assert_eq!(resources(&net, 0), [0, 1].into(), "{}", net.story());
 }

@@ -264,6 +264,75 @@ fn a_rekey_cannot_change_to_what_is_not_allowed() {
     assert_eq!(children[0].cipher, Cipher::AES_256_GCM);
 }
 
+/// Node 1 wants forward secrecy, node 0 does not.
+fn at_odds(seed: u64) -> Net {
+    let mut net = Net::new(seed, 2);
+    let lax = Suites {
+        pfs: false,
+        ..plain()
+    };
+    configure(&mut net, 1, 0, false, Some(plain()));
+    configure(&mut net, 0, 1, true, Some(lax));
+    net.run_ms(300);
+    net.assert_connected(0, 1, 1);
+    net
+}
+
+/// How a child was made.
+fn method_of(net: &Net, n: usize, child: testudo_model::ChildId) -> Option<KeMethod> {
+    net.nodes[n].engine.children[&child].ke
+}
+
+#[test]
+fn who_wants_forward_secrecy_takes_no_rekey_without_it() {
+    let mut net = at_odds(9);
+    let only_child = |net: &Net, n: usize| net.ikes(n, 1 - n)[0].children[0].child;
+    // That of IKE_AUTH has no exchange, at either end.
+    let first = only_child(&net, 1);
+    assert_eq!(method_of(&net, 1, first), None);
+    let child = only_child(&net, 0);
+    net.act(0, |e, now| e.rekey_child(child, now)).unwrap();
+    net.run_ms(500);
+    assert_eq!((only_child(&net, 1), only_child(&net, 0)), (first, child));
+    for n in [0, 1] {
+        assert_eq!(net.nodes[n].failures[0].check, FailedCheck::Proposal);
+    }
+    assert!(net.nodes[0].failures[0].text.contains("NO_PROPOSAL_CHOSEN"));
+    // Node 0 takes an exchange that is offered to it.
+    net.act(1, |e, now| e.rekey_child(first, now)).unwrap();
+    net.run_ms(500);
+    net.assert_connected(0, 1, 1);
+    for n in [0, 1] {
+        let method = method_of(&net, n, only_child(&net, n));
+        assert_eq!(method, Some(KeMethod::X25519));
+    }
+    assert_eq!(net.ikes(1, 0)[0].children[0].rekeys, 1);
+}
+
+#[test]
+fn who_wants_forward_secrecy_takes_no_new_child_without_it() {
+    let mut net = at_odds(10);
+    let more = |n: usize, suites: Suites| {
+        let mut config = peer_config(n, 1 - n, n == 0);
+        config.auth = psk("known to both");
+        config.suites = Some(suites);
+        config.children.push(child(1, n, 1 - n));
+        config
+    };
+    let lax = net.nodes[0].engine.peers[&peer_id(1)]
+        .config
+        .suites
+        .clone()
+        .unwrap();
+    let now = net.at();
+    let (strict, lax) = (more(1, plain()), more(0, lax));
+    net.nodes[1].engine.set_peer(strict, now).unwrap();
+    net.act(0, |e, now| e.set_peer(lax, now)).unwrap();
+    net.run_ms(300);
+    net.assert_connected(0, 1, 1);
+    assert!(net.nodes[0].failures[0].text.contains("NO_PROPOSAL_CHOSEN"));
+}
+
 /// What a proposal says without its key exchanges but for one.
 fn only(method: KeMethod, proposals: &mut [Proposal]) {
     use testudo_wire::ike::TransformType;
