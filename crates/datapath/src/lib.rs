@@ -1,4 +1,4 @@
-//! The datapath trait and its in-memory twin.
+//! The datapath trait and its in-memory twin; the firewall rules that all datapaths share.
 //!
 //! A datapath carries packets. It is told three things: which traffic is protected and what
 //! becomes of it ([`Datapath::set_traffic`], the whole wish at once, idempotent), which SAs stand
@@ -6,6 +6,7 @@
 //! ([`Datapath::use_outbound`]). It answers with counters and events. It decides nothing.
 #![forbid(unsafe_code)]
 
+mod firewall;
 mod mtu;
 mod twin;
 
@@ -19,6 +20,7 @@ use testudo_model::{
 };
 use thiserror::Error;
 
+pub use firewall::{ClearMatch, FIREWALL_COUNTERS, FIREWALL_TABLE, firewall};
 pub use mtu::{inner_mtu, outer_len};
 pub use twin::{Call, Operation, Twin, Verdict};
 

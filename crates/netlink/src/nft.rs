@@ -1,0 +1,180 @@
+//! The program nft, run with a script: firewall tables change in one transaction.
+
+use std::io::{ErrorKind, Read as _, Write as _};
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+/// nft commits in milliseconds, but at its end the kernel makes it wait until the transaction's
+/// leftovers are freed, an RCU grace period later: on an overloaded machine this takes many
+/// seconds. A hang must still not stop its caller for ever.
+const TIMEOUT: Duration = Duration::from_secs(60);
+/// What is read of the program's complaints, bytes.
+const COMPLAINT: u64 = 2000;
+
+/// What went wrong with nft.
+#[derive(Debug, thiserror::Error)]
+pub enum NftError {
+    /// The program is not there.
+    #[error("the program nft is missing")]
+    NoProgram,
+    /// The kernel has no tables of the family `inet`.
+    #[error("the kernel has no nftables for IP ({0})")]
+    NoTables(String),
+    /// It ran and failed, or could not be run.
+    #[error("run nft: {0}")]
+    Failed(String),
+}
+
+/// Runs nft in the network namespace of the calling thread.
+#[derive(Clone, Debug)]
+pub struct Nft {
+    program: PathBuf,
+}
+
+impl Nft {
+    /// `program` is a name that is looked for in PATH, or a path.
+    pub fn new(program: impl Into<PathBuf>) -> Self {
+        Self {
+            program: program.into(),
+        }
+    }
+
+    /// Applies a script; all of it or nothing.
+    ///
+    /// # Errors
+    /// [`NftError`]. Whether it is the kernel that has no tables is found out by asking for an
+    /// empty one.
+    pub fn apply(&self, script: &str) -> Result<(), NftError> {
+        match self.run(&["-f", "-"], script) {
+            Ok(_) => Ok(()),
+            Err(NftError::Failed(reason)) => match self.run(&["-c", "-f", "-"], PROBE) {
+                Err(NftError::Failed(why)) => Err(NftError::NoTables(why)),
+                _ => Err(NftError::Failed(reason)),
+            },
+            Err(other) => Err(other),
+        }
+    }
+
+    /// Removes a table of the family `inet` if it is there.
+    ///
+    /// # Errors
+    /// [`NftError::Failed`]. Without the program or the kernel's tables there is none to remove.
+    pub fn remove_table(&self, table: &str) -> Result<(), NftError> {
+        // To add it first makes the deletion succeed in either case, in one transaction.
+        let script = format!("add table inet {table}\ndelete table inet {table}\n");
+        match self.apply(&script) {
+            Err(NftError::NoProgram | NftError::NoTables(_)) => Ok(()),
+            other => other,
+        }
+    }
+
+    /// Packets counted so far by these named counters of a table of the family `inet`; what is
+    /// not there is left out.
+    pub fn packets(&self, table: &str, counters: &[&'static str]) -> Vec<(&'static str, u64)> {
+        let Ok(text) = self.run(&["-j", "list", "counters", "table", "inet", table], "") else {
+            return Vec::new();
+        };
+        packets(&text, counters)
+    }
+
+    /// Runs nft with a script on its standard input and gives its standard output.
+    fn run(&self, arguments: &[&str], script: &str) -> Result<String, NftError> {
+        let mut child = Command::new(&self.program)
+            .args(arguments)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .map_err(|e| match e.kind() {
+                ErrorKind::NotFound => NftError::NoProgram,
+                _ => NftError::Failed(e.to_string()),
+            })?;
+        if let Some(mut stdin) = child.stdin.take() {
+            // A program that ended early says why on its standard error.
+            let _ = stdin.write_all(script.as_bytes());
+        }
+        let (mut out, err) = (child.stdout.take(), child.stderr.take());
+        let reader = std::thread::spawn(move || {
+            let mut text = String::new();
+            let _ = out.as_mut().map(|o| o.read_to_string(&mut text));
+            text
+        });
+        let good = wait(&mut child)?;
+        let text = reader.join().unwrap_or_default();
+        if good {
+            return Ok(text);
+        }
+        let mut reason = String::new();
+        let _ = err.map(|e| e.take(COMPLAINT).read_to_string(&mut reason));
+        Err(NftError::Failed(reason.trim().replace('\n', "; ")))
+    }
+}
+
+/// Asked for only to be checked, never made.
+const PROBE: &str = "add table inet testudo_probe\n";
+
+/// Whether it ended well. One that does not end is killed.
+fn wait(child: &mut Child) -> Result<bool, NftError> {
+    let started = Instant::now();
+    loop {
+        match child.try_wait() {
+            Ok(Some(status)) => return Ok(status.success()),
+            Ok(None) if started.elapsed() < TIMEOUT => {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            Ok(None) => {
+                let _ = child.kill();
+                let _ = child.wait();
+                let limit = TIMEOUT.as_secs();
+                return Err(NftError::Failed(format!("it did not end within {limit} s")));
+            }
+            Err(e) => return Err(NftError::Failed(e.to_string())),
+        }
+    }
+}
+
+fn packets(json: &str, counters: &[&'static str]) -> Vec<(&'static str, u64)> {
+    let Ok(json) = serde_json::from_str::<serde_json::Value>(json) else {
+        return Vec::new();
+    };
+    let items = json["nftables"]
+        .as_array()
+        .map(Vec::as_slice)
+        .unwrap_or_default();
+    let count = |name: &'static str| {
+        let mut all = items.iter().map(|item| &item["counter"]);
+        let found = all.find(|counter| counter["name"] == name)?;
+        Some((name, found["packets"].as_u64()?))
+    };
+    counters.iter().copied().filter_map(count).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn counters_are_found_by_name() {
+        let json = r#"{"nftables": [{"metainfo": {"version": "1.0.6"}},
+            {"counter": {"family": "inet", "name": "b", "packets": 7, "bytes": 700}},
+            {"counter": {"family": "inet", "name": "a", "packets": 0, "bytes": 0}}]}"#;
+        assert_eq!(packets(json, &["a", "b", "c"]), [("a", 0), ("b", 7)]);
+        assert_eq!(packets("no such table", &["a"]), []);
+    }
+
+    #[test]
+    fn a_program_that_is_not_there_is_named() {
+        let nft = Nft::new("/nonexistent/nft");
+        assert!(matches!(nft.apply(""), Err(NftError::NoProgram)));
+        assert!(nft.remove_table("t").is_ok() && nft.packets("t", &["a"]).is_empty());
+    }
+
+    #[test]
+    fn what_a_program_complains_of_is_told() {
+        // Fails at whatever it is asked, as nft does on a kernel without tables.
+        let nft = Nft::new("false");
+        assert!(matches!(nft.apply("x"), Err(NftError::NoTables(_))));
+        assert!(matches!(nft.run(&[], ""), Err(NftError::Failed(reason)) if reason.is_empty()));
+    }
+}
