@@ -141,7 +141,7 @@ fn fetch(folder: &Path, peer: Peer) -> anyhow::Result<()> {
     std::fs::create_dir_all(archives.join("partial"))
         .with_context(|| place.display().to_string())?;
     let own_apt = match peer.has_own_root() {
-        true => Some(apt_of_next_release(&folder.join("apt"))?),
+        true => Some(own_apt(&folder.join("apt"), "testing")?),
         false => None,
     };
     let cache = format!("Dir::Cache::archives={}", archives.display());
@@ -190,10 +190,10 @@ fn apt(settings: Option<&Path>, arguments: &[&str]) -> Command {
     command
 }
 
-/// An apt of its own, with fresh lists of Debian's next release and nothing installed: it gives
-/// a package with all that it needs. The machine's apt is not touched; its mirror is used. The
-/// path of its settings.
-fn apt_of_next_release(place: &Path) -> anyhow::Result<PathBuf> {
+/// An apt of its own, with fresh lists of another release of Debian and nothing installed: it
+/// gives a package with all that it needs. The machine's apt is not touched; its mirror is used.
+/// The path of its settings, for `APT_CONFIG`.
+pub fn own_apt(place: &Path, release: &str) -> anyhow::Result<PathBuf> {
     for folder in ["lists/partial", "cache", "empty"] {
         std::fs::create_dir_all(place.join(folder)).with_context(|| place.display().to_string())?;
     }
@@ -202,7 +202,7 @@ fn apt_of_next_release(place: &Path) -> anyhow::Result<PathBuf> {
         true => format!("[signed-by={keys}] "),
         false => String::new(),
     };
-    let source = format!("deb {signed}{} testing main\n", mirror()?);
+    let source = format!("deb {signed}{} {release} main\n", mirror()?);
     std::fs::write(place.join("sources.list"), source)?;
     std::fs::write(place.join("status"), "")?;
     let here = place.display();

@@ -2,6 +2,7 @@
 
 mod deny;
 mod fuzz;
+mod guest;
 mod house;
 mod lessons;
 mod packages;
@@ -27,6 +28,10 @@ cargo xtask COMMAND
   bench ike [-o json]
                     what a key exchange costs in CPU time and memory, and how many stand in a
                     second, with charon beside it where it is unpacked
+  guest [--kernel uml|6.1|newest] [--cpus N] [--memory MIB] [--timeout SECONDS]
+        [--shared FOLDER] [--fetch] -- COMMAND ARGS...
+                    a command under a real Linux kernel with ESP, on this machine's files
+                    (docs/guest.md)
   packages          say which Debian packages are missing, and install them as root;
                     the daemons of the interop tests are unpacked beside the build
   house             the layout rules alone
@@ -43,6 +48,7 @@ fn main() -> ExitCode {
         ["sim", rest @ ..] => sim(rest),
         ["fuzz", rest @ ..] => fuzz::run(rest),
         ["bench", rest @ ..] => bench(rest),
+        ["guest", rest @ ..] => guest::run(rest),
         ["house"] => house::check().map(|()| 0),
         ["help" | "-h" | "--help"] | [] => {
             print!("{HELP}");

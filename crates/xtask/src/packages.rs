@@ -1,5 +1,6 @@
 //! The Debian packages that building, the labs and the tests need.
 
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, bail};
@@ -20,7 +21,12 @@ const NEEDED: [(&str, &str); 8] = [
 
 /// Installs what is missing, or says what to type.
 pub(crate) fn ensure() -> anyhow::Result<()> {
-    let missing: Vec<&str> = NEEDED
+    ensure_these(&NEEDED)
+}
+
+/// The same for programs that not every part needs, each with its package.
+pub(crate) fn ensure_these(needed: &[(&str, &str)]) -> anyhow::Result<()> {
+    let missing: Vec<&str> = needed
         .iter()
         .filter(|(program, _)| !installed(program))
         .map(|(_, package)| *package)
@@ -68,6 +74,17 @@ pub(crate) fn ensure_all() -> anyhow::Result<()> {
     }
     apt(&["update", "-q"])?;
     testudo_interop::ensure(&folder)
+}
+
+/// An apt of its own for another release of Debian; the path of its settings.
+pub(crate) fn own_apt(place: &Path, release: &str) -> anyhow::Result<PathBuf> {
+    testudo_interop::own_apt(place, release).or_else(|error| {
+        // A machine whose lists were never fetched does not know its mirror.
+        if !am_root() || !apt(&["update", "-q"])? {
+            return Err(error);
+        }
+        testudo_interop::own_apt(place, release)
+    })
 }
 
 fn apt(arguments: &[&str]) -> anyhow::Result<bool> {
