@@ -48,18 +48,24 @@ pub enum SignatureScheme {
     RsaPkcs1Sha512,
 }
 
+// Every byte of these is checked against the documents in `tests/examples.rs`.
+
+/// ecdsa-with-SHA256, without parameters (RFC 7427, A.3.2; RFC 5758, 3.2).
 const ECDSA_SHA256: &[u8] = &[
     0x30, 0x0a, 0x06, 0x08, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x04, 0x03, 0x02,
 ];
+/// ecdsa-with-SHA384 (RFC 7427, A.3.3).
 const ECDSA_SHA384: &[u8] = &[
     0x30, 0x0a, 0x06, 0x08, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x04, 0x03, 0x03,
 ];
+/// ecdsa-with-SHA512 (RFC 7427, A.3.4).
 const ECDSA_SHA512: &[u8] = &[
     0x30, 0x0a, 0x06, 0x08, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x04, 0x03, 0x04,
 ];
+/// id-Ed25519, without parameters (RFC 8420, A.1; RFC 8410, 3).
 const ED25519_OID: &[u8] = &[0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70];
 
-/// shaNWithRSAEncryption with its NULL (RFC 7427 A.1).
+/// sha256, sha384 and sha512WithRSAEncryption with their NULL (RFC 7427, A.1.2 to A.1.4).
 const fn pkcs1(last: u8) -> [u8; 15] {
     [
         0x30, 0x0d, 0x06, 0x09, 0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 0x01, 0x01, last, 0x05, 0x00,
@@ -67,7 +73,8 @@ const fn pkcs1(last: u8) -> [u8; 15] {
 }
 
 /// id-RSASSA-PSS with all that DER writes: hash, MGF1 with the same hash, salt
-/// of the hash's length; the trailer is the default (RFC 7427 A.4, RFC 4055).
+/// of the hash's length (RFC 4055, 3.1). DER leaves out the trailer, which is
+/// the default; the example of RFC 7427, A.4.3, writes it, and is taken too.
 const fn pss(hash: u8, salt: u8) -> [u8; 67] {
     [
         0x30, 0x41, 0x06, 0x09, 0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 0x01, 0x01, 0x0a, 0x30, 0x34,

@@ -78,3 +78,57 @@ fn rfc_7427_a_algorithm_identifiers() {
         assert_eq!(found, want, "{section}");
     }
 }
+
+/// What is written before a signature, whole: RFC 7427, appendix A.1 and A.3; RFC 8420, appendix
+/// A.1; RSASSA-PSS as RFC 4055, 3.1 has it (A.4.3 of RFC 7427 without the default trailer).
+#[test]
+fn every_scheme_is_written_byte_by_byte() {
+    let pss = |hash: &str, salt: &str| {
+        format!(
+            "3041 06092a864886f70d01010a 3034 a00f 300d 06096086480165030402{hash} 0500 \
+             a11c 301a 06092a864886f70d010108 300d 06096086480165030402{hash} 0500 a2030201{salt}"
+        )
+    };
+    let pkcs1 = |last: &str| format!("300d 06092a864886f70d0101{last} 0500");
+    let ecdsa = |last: &str| format!("300a 06082a8648ce3d0403{last}");
+    let mut seen = 0;
+    for (text, schemes) in [
+        (
+            ecdsa("02"),
+            vec![
+                Scheme::EcdsaP256Sha256,
+                Scheme::EcdsaP384Sha256,
+                Scheme::EcdsaP521Sha256,
+            ],
+        ),
+        (
+            ecdsa("03"),
+            vec![
+                Scheme::EcdsaP256Sha384,
+                Scheme::EcdsaP384Sha384,
+                Scheme::EcdsaP521Sha384,
+            ],
+        ),
+        (
+            ecdsa("04"),
+            vec![
+                Scheme::EcdsaP256Sha512,
+                Scheme::EcdsaP384Sha512,
+                Scheme::EcdsaP521Sha512,
+            ],
+        ),
+        ("3005 06032b6570".into(), vec![Scheme::Ed25519]),
+        (pss("01", "20"), vec![Scheme::RsaPssSha256]),
+        (pss("02", "30"), vec![Scheme::RsaPssSha384]),
+        (pss("03", "40"), vec![Scheme::RsaPssSha512]),
+        (pkcs1("0b"), vec![Scheme::RsaPkcs1Sha256]),
+        (pkcs1("0c"), vec![Scheme::RsaPkcs1Sha384]),
+        (pkcs1("0d"), vec![Scheme::RsaPkcs1Sha512]),
+    ] {
+        for scheme in schemes {
+            assert_eq!(scheme.algorithm_identifier(), unhex(&text), "{scheme:?}");
+            seen += 1;
+        }
+    }
+    assert_eq!(seen, Scheme::ALL.len());
+}
