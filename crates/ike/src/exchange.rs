@@ -214,6 +214,26 @@ impl Engine {
         Ok(())
     }
 
+    /// Opens an answer, in any state: it is to the request that waits, authentic, and whole.
+    /// `None`: parts of it are still to come.
+    pub(crate) fn open_answer<'m>(
+        &mut self,
+        now: Now,
+        id: IkeId,
+        bytes: &'m [u8],
+        header: &Header,
+    ) -> Result<Option<(Message<'m>, Plain)>, Dropped> {
+        let parsed = Message::parse(bytes).map_err(|e| e.reason())?;
+        let sa = self.sas.get(&id).ok_or("unknown_spi")?;
+        let (keys, request) = sa.state.awaits().ok_or("unexpected_answer")?;
+        if (request.message_id, request.exchange) != (header.message_id, header.exchange) {
+            return Err("unexpected_answer");
+        }
+        let plain = message::unprotect(keys, bytes, &parsed)?;
+        let whole = self.assemble(now, id, header, plain)?;
+        Ok(whole.map(|plain| (parsed, plain)))
+    }
+
     /// An answer on an established SA.
     pub(crate) fn answer(
         &mut self,
@@ -223,20 +243,11 @@ impl Engine {
         bytes: &[u8],
         header: &Header,
     ) -> Result<(), Dropped> {
-        let parsed = Message::parse(bytes).map_err(|e| e.reason())?;
-        let est = self.est(id)?;
-        let expected = est
-            .outstanding
-            .as_ref()
-            .map(|(request, _)| (request.message_id, request.exchange));
-        if expected != Some((header.message_id, header.exchange)) {
-            return Err("unexpected_answer");
-        }
-        let unsure = (!est.confirmed).then(|| est.unconfirmed.clone());
-        let plain = message::unprotect(&est.keys, bytes, &parsed)?;
-        let Some(plain) = self.assemble(now, id, header, plain)? else {
+        let Some((_, plain)) = self.open_answer(now, id, bytes, header)? else {
             return Ok(());
         };
+        let est = self.est(id)?;
+        let unsure = (!est.confirmed).then(|| est.unconfirmed.clone());
         self.compute_answer(id, &plain).map_err(|f| f.reason())?;
         self.heard(now, id);
         self.follow(id, from.remote);

@@ -8,14 +8,13 @@
 //! nearly everywhere, and an operator who knows better can say so.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::SocketAddr;
 use std::time::Duration;
 
 use testudo_model::Now;
 use testudo_wire::ike::{Header, Notify, NotifyType, Payload, PayloadType};
 
 use crate::config::EngineConfig;
-use crate::engine::{Dropped, Engine};
+use crate::engine::{Dropped, Engine, Path};
 use crate::event::IkeId;
 use crate::message::{Payloads, Plain};
 use crate::sa::State;
@@ -26,8 +25,9 @@ use crate::timers::Deadline;
 const PATIENCE: Duration = Duration::from_secs(30);
 /// What a stored part costs besides its bytes, about.
 const PART_COST: usize = 64;
-/// UDP header and non-ESP marker.
-const UDP_LEN: usize = 8 + 4;
+const UDP_LEN: usize = 8;
+/// The non-ESP marker, which is before every message on port 4500 (RFC 3948, 2.2).
+const MARKER_LEN: usize = 4;
 /// No fragments are made for messages smaller than this, in bytes.
 const SMALLEST: usize = 160;
 
@@ -80,20 +80,29 @@ pub(crate) fn supported(config: &EngineConfig) -> Option<Payload> {
     (config.fragment_size > 0).then(|| Payload::Notify(Notify::new(kind, [])))
 }
 
-/// The largest message that goes to `remote` in one datagram, when both ends said that they take
-/// fragments. Room is left for the non-ESP marker: a NAT may be seen later.
-pub(crate) fn largest(
-    config: &EngineConfig,
-    payloads: &Payloads,
-    remote: SocketAddr,
-) -> Option<usize> {
+/// The largest message that goes by `path` in one datagram, when both ends said that they take
+/// fragments.
+pub(crate) fn largest(config: &EngineConfig, payloads: &Payloads, path: Path) -> Option<usize> {
     payloads.notify(NotifyType::IKEV2_FRAGMENTATION_SUPPORTED)?;
-    let ip_len = match remote.ip().to_canonical() {
+    (config.fragment_size > 0).then(|| room(config, path))
+}
+
+/// What an IP packet of the size that is wanted leaves to a message (RFC 7383, 2.5.1). It is counted
+/// to the byte: an ML-KEM-768 key in IKE_INTERMEDIATE makes 1249, which is one datagram on port 500
+/// of IPv4, and two behind a marker or IPv6's larger header.
+pub(crate) fn room(config: &EngineConfig, path: Path) -> usize {
+    let ip_len = match path.remote.ip().to_canonical() {
         std::net::IpAddr::V4(_) => 20,
         std::net::IpAddr::V6(_) => 40,
     };
-    let room = usize::from(config.fragment_size).saturating_sub(ip_len + UDP_LEN);
-    (config.fragment_size > 0).then_some(room.max(SMALLEST))
+    let marker_len = match path.local.port() == config.nat_port {
+        true => MARKER_LEN,
+        false => 0,
+    };
+    let taken = ip_len + UDP_LEN + marker_len;
+    usize::from(config.fragment_size)
+        .saturating_sub(taken)
+        .max(SMALLEST)
 }
 
 impl Engine {

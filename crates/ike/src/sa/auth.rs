@@ -344,14 +344,9 @@ impl Engine {
         if !is_complete(half) {
             return Err("intermediate_missing");
         }
-        let plain = message::unprotect(&half.keys, bytes, &parsed)?;
-        if self.repeat_refusal(id, from, &plain)? {
-            return Ok(());
-        }
-        let Some(plain) = self.assemble(now, id, header, plain)? else {
+        let Some(plain) = self.open_half_open(now, id, from, (bytes, &parsed))? else {
             return Ok(());
         };
-        self.half_open_path(id, from);
         let outcome = plain
             .payloads()
             .map_err(|fault| (None, fault))
@@ -531,16 +526,7 @@ impl Engine {
         bytes: &[u8],
         header: &Header,
     ) -> Result<(), Dropped> {
-        let parsed = Message::parse(bytes).map_err(|e| e.reason())?;
-        let sa = self.sas.get(&id).ok_or("unknown_spi")?;
-        let State::AuthSent(sent) = &sa.state else {
-            return Err("unexpected_exchange");
-        };
-        if header.message_id != sent.request.message_id {
-            return Err("unexpected_answer");
-        }
-        let plain = message::unprotect(&sent.keys, bytes, &parsed)?;
-        let Some(plain) = self.assemble(now, id, header, plain)? else {
+        let Some((_, plain)) = self.open_answer(now, id, bytes, header)? else {
             return Ok(());
         };
         let payloads = match plain.payloads() {

@@ -405,7 +405,7 @@ impl Engine {
         let seed = skeyseed(chosen.suite.prf, &seeds, &secret);
         let export = self.config.danger_export_keys;
         let mut keys = IkeKeys::derive(chosen.suite, &seed, &seeds, false, export)?;
-        keys.largest = fragments::largest(&self.config, &payloads, from.remote);
+        keys.largest = fragments::largest(&self.config, &payloads, from);
         let spis = (key.spi_i, spi_ours);
         let use_ppk = self.answers_ppk(&payloads);
         let mut also = Vec::new();

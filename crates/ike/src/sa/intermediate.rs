@@ -78,7 +78,7 @@ impl Engine {
             }
         }
         let mut keys = agreed.keys;
-        keys.largest = fragments::largest(&self.config, &payloads, sa.remote);
+        keys.largest = fragments::largest(&self.config, &payloads, sa.path());
         let done = self.proceed(now, id, keys, IntAuth::default(), Arc::new(greeting));
         if self.is_suspended()
             && let Some(sa) = self.sas.get_mut(&id)
@@ -155,16 +155,7 @@ impl Engine {
         bytes: &[u8],
         header: &Header,
     ) -> Result<(), Dropped> {
-        let parsed = Message::parse(bytes).map_err(|e| e.reason())?;
-        let sa = self.sas.get(&id).ok_or("unknown_spi")?;
-        let State::IntermediateSent(sent) = &sa.state else {
-            return Err("unexpected_exchange");
-        };
-        if header.message_id != sent.request.message_id {
-            return Err("unexpected_answer");
-        }
-        let plain = message::unprotect(&sent.keys, bytes, &parsed)?;
-        let Some(plain) = self.assemble(now, id, header, plain)? else {
+        let Some((parsed, plain)) = self.open_answer(now, id, bytes, header)? else {
             return Ok(());
         };
         let outcome = plain.payloads().and_then(|payloads| {
@@ -255,14 +246,9 @@ impl Engine {
             }
             Freshness::New => {}
         }
-        let plain = message::unprotect(&half.keys, bytes, &parsed)?;
-        if self.repeat_refusal(id, from, &plain)? {
-            return Ok(());
-        }
-        let Some(plain) = self.assemble(now, id, header, plain)? else {
+        let Some(plain) = self.open_half_open(now, id, from, (bytes, &parsed))? else {
             return Ok(());
         };
-        self.half_open_path(id, from);
         match self.mix(id, &plain, (bytes, &parsed)) {
             Ok(mixed) => {
                 self.mixed(id, from, mixed);
@@ -330,13 +316,29 @@ impl Engine {
         }
     }
 
-    /// Says again why the last request was refused, if it was.
-    pub(crate) fn repeat_refusal(
+    /// Opens a new request on a half-open SA: it is authentic, and whole. `None`: it is answered
+    /// already, or parts of it are still to come.
+    pub(crate) fn open_half_open(
         &mut self,
+        now: Now,
         id: IkeId,
-        to: Path,
-        request: &Plain,
-    ) -> Result<bool, Dropped> {
+        from: Path,
+        (bytes, parsed): (&[u8], &Message<'_>),
+    ) -> Result<Option<Plain>, Dropped> {
+        let half = self.half_open(id).map_err(|_| "unexpected_exchange")?;
+        let plain = message::unprotect(&half.keys, bytes, parsed)?;
+        if self.repeat_refusal(id, from, &plain)? {
+            return Ok(None);
+        }
+        let whole = self.assemble(now, id, &parsed.header, plain)?;
+        if whole.is_some() {
+            self.half_open_path(id, from);
+        }
+        Ok(whole)
+    }
+
+    /// Says again why the last request was refused, if it was.
+    fn repeat_refusal(&mut self, id: IkeId, to: Path, request: &Plain) -> Result<bool, Dropped> {
         let refused = self.half_open(id).ok().and_then(|h| h.refused.clone());
         let Some(answer) = refused else {
             return Ok(false);
@@ -351,12 +353,16 @@ impl Engine {
 
     /// The peer moves to port 4500 here, and through a NAT from anywhere.
     pub(crate) fn half_open_path(&mut self, id: IkeId, from: Path) {
+        let room = fragments::room(&self.config, from);
         let Some(sa) = self.sas.get_mut(&id) else {
             return;
         };
         if sa.nat.encapsulate() || sa.remote.ip() == from.remote.ip() {
             sa.local = from.local;
             sa.remote = from.remote;
+            if let State::HalfOpen(half) = &mut sa.state {
+                half.keys.largest = half.keys.largest.map(|_| room);
+            }
         }
     }
 

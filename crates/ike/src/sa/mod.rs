@@ -418,6 +418,20 @@ impl State {
         }
     }
 
+    /// The request that waits for an answer under keys, and the keys.
+    pub(crate) fn awaits(&self) -> Option<(&IkeKeys, &Request)> {
+        match self {
+            Self::IntermediateSent(s) => Some((&s.keys, &s.request)),
+            Self::AuthSent(s) => Some((&s.keys, &s.request)),
+            Self::Refusing(s) => Some((&s.keys, &s.request)),
+            Self::Established(s) => {
+                let (request, _) = s.outstanding.as_ref()?;
+                Some((&s.keys, request))
+            }
+            Self::InitSent(_) | Self::HalfOpen(_) | Self::Gap => None,
+        }
+    }
+
     /// The request that waits for an answer.
     pub(crate) fn request(&mut self) -> Option<&mut Request> {
         match self {

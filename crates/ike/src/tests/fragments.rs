@@ -60,8 +60,8 @@ fn large_messages_go_in_fragments_and_small_ones_do_not() {
             assert!(!is_fragment(bytes));
             continue;
         }
-        // With IP and UDP headers and a marker that a NAT would bring.
-        assert!(bytes.len() + 32 <= usize::from(SIZE), "{from} {kind:?}");
+        // With IP and UDP headers.
+        assert!(bytes.len() + 28 <= usize::from(SIZE), "{from} {kind:?}");
         if is_fragment(bytes) {
             let (number, total) = numbers(bytes);
             assert!(total > 1);
@@ -85,13 +85,56 @@ fn ipv6_has_room_for_a_longer_header() {
         )],
         ..Default::default()
     };
-    let largest = |address: &str| {
-        let remote = address.parse().unwrap();
-        crate::fragments::largest(&EngineConfig::default(), &payloads, remote)
+    let largest = |address: &str, port: u16| {
+        let address = SocketAddr::new(address.parse().unwrap(), port);
+        let path = crate::engine::Path {
+            local: address,
+            remote: address,
+        };
+        crate::fragments::largest(&EngineConfig::default(), &payloads, path)
     };
-    assert_eq!(largest("10.0.0.1:500"), Some(1280 - 20 - 8 - 4));
-    assert_eq!(largest("[::ffff:10.0.0.1]:500"), Some(1280 - 20 - 8 - 4));
-    assert_eq!(largest("[fd00::1]:500"), Some(1280 - 40 - 8 - 4));
+    for (port, marker) in [(500, 0), (4500, 4)] {
+        assert_eq!(largest("10.0.0.1", port), Some(1280 - 20 - 8 - marker));
+        let mapped = largest("::ffff:10.0.0.1", port);
+        assert_eq!(mapped, Some(1280 - 20 - 8 - marker));
+        assert_eq!(largest("fd00::1", port), Some(1280 - 40 - 8 - marker));
+    }
+}
+
+/// The marker is counted where there is one, at both ends, on whichever port the SA began.
+#[test]
+fn the_marker_has_room_on_port_4500() {
+    let mut net = Net::with(3, 2, fragmenting());
+    for n in [1, 0] {
+        let config = PeerConfig {
+            encapsulation: testudo_model::policy::EncapsulationMode::Always,
+            ..peer_config(n, 1 - n, n == 0)
+        };
+        net.act(n, |e, now| e.set_peer(config, now)).unwrap();
+        net.act(n, |e, now| e.handle_timeout(now));
+    }
+    net.run_ms(500);
+    net.assert_connected(0, 1, 1);
+    net.act(1, |e, now| e.rekey_ike(&peer_id(0), now)).unwrap();
+    net.run_ms(500);
+    for n in [0, 1] {
+        let of = |exchange: u8| {
+            let sent = net.wire.iter().filter(move |(from, _, b)| {
+                from.ip() == address(n) && b.get(18) == Some(&exchange)
+            });
+            sent.map(|(from, _, b)| (from.port(), b.len() + 32))
+                .collect::<Vec<_>>()
+        };
+        for exchange in [35, 36] {
+            let all = of(exchange);
+            let largest = all.iter().map(|(_, len)| *len).max();
+            assert!(all.iter().all(|(port, _)| *port == 4500));
+            assert!(
+                largest.is_some_and(|len| len <= usize::from(SIZE)),
+                "{largest:?}"
+            );
+        }
+    }
 }
 
 /// Either end may not take them: then nothing is cut, and nothing cut is taken.

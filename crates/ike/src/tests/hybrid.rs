@@ -271,6 +271,29 @@ fn fragments_are_authenticated_as_a_whole() {
 }
 
 #[test]
+fn a_key_of_ml_kem_768_is_one_datagram_where_there_is_room() {
+    use testudo_model::policy::EncapsulationMode::{Always, Auto};
+    for (encapsulation, datagrams) in [(Auto, 2), (Always, 3)] {
+        let config = EngineConfig {
+            fragment_size: EngineConfig::default().fragment_size,
+            ..hybrid(&[&[MlKem768]], true)
+        };
+        let mut net = Net::with(20, 2, config);
+        for n in [1, 0] {
+            let config = PeerConfig {
+                encapsulation,
+                ..peer_config(n, 1 - n, n == 0)
+            };
+            net.act(n, |e, now| e.set_peer(config, now)).unwrap();
+            net.act(n, |e, now| e.handle_timeout(now));
+        }
+        net.run_ms(300);
+        net.assert_connected(0, 1, 1);
+        assert_eq!(count(&net, INTERMEDIATE), datagrams);
+    }
+}
+
+#[test]
 fn each_lost_fragment_is_made_good() {
     for lost in 0..24 {
         let config = EngineConfig {
