@@ -1,4 +1,5 @@
-//! A small synchronous rtnetlink client: links, addresses, routes, rules, neighbours.
+//! A small synchronous netlink client: links, addresses, routes, rules, neighbours (rtnetlink), and
+//! the kernel's IPsec ([`Xfrm`]).
 //!
 //! It speaks to the kernel over one blocking `AF_NETLINK` socket: a request goes out, its answer
 //! is read to the end, errors carry the kernel's own explanation (extended acknowledgement). There
@@ -18,6 +19,7 @@ mod nft;
 mod route;
 mod rule;
 mod socket;
+mod transport;
 mod xfrm;
 
 pub use address::Address;
@@ -29,8 +31,9 @@ pub use route::{Route, RouteFilter, RouteKind};
 pub use rule::{Rule, RuleAction};
 pub use socket::{Netlink, enter_netns, open_netns, run_in_netns};
 pub use xfrm::{
-    PortMatch, XfrmAction, XfrmDirection, XfrmMode, XfrmPolicy, XfrmPolicyKey, XfrmSelector,
-    XfrmTemplate,
+    PortMatch, Xfrm, XfrmAction, XfrmAlgorithm, XfrmDirection, XfrmEncapsulation, XfrmEvent,
+    XfrmHeard, XfrmKey, XfrmLimits, XfrmListedSa, XfrmMode, XfrmMonitor, XfrmNotice, XfrmPolicy,
+    XfrmPolicyKey, XfrmReplay, XfrmSa, XfrmSaId, XfrmSaName, XfrmSaUse, XfrmSelector, XfrmTemplate,
 };
 
 /// An address family of routes, rules and addresses.

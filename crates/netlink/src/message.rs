@@ -2,20 +2,26 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+use zeroize::Zeroizing;
+
 use crate::abi;
 
 pub(crate) const HEADER_LEN: usize = 16;
 
-/// A request under construction: netlink header, fixed part, attributes.
+/// Room for any request of this crate, reserved at once: a vector that grows leaves copies of
+/// what it held, which may be keys, in freed memory.
+const ROOM: usize = 2048;
+
+/// A request under construction: netlink header, fixed part, attributes. Wiped when dropped.
 pub(crate) struct Request {
-    bytes: Vec<u8>,
+    bytes: Zeroizing<Vec<u8>>,
     /// What the request does, for errors.
     pub(crate) operation: String,
 }
 
 impl Request {
     pub(crate) fn new(kind: u16, flags: u16, fixed: &[u8], operation: String) -> Self {
-        let mut bytes = Vec::with_capacity(256);
+        let mut bytes = Zeroizing::new(Vec::with_capacity(ROOM));
         bytes.extend_from_slice(&[0; 4]);
         bytes.extend_from_slice(&kind.to_ne_bytes());
         bytes.extend_from_slice(&(flags | abi::NLM_F_REQUEST).to_ne_bytes());
@@ -26,10 +32,18 @@ impl Request {
     }
 
     pub(crate) fn attr(&mut self, kind: u16, value: &[u8]) -> &mut Self {
-        let len = u16::try_from(4 + value.len()).expect("attributes of this crate are short");
+        self.attr_parts(kind, &[value])
+    }
+
+    /// One attribute whose value stands in several places, so that keys need not be copied.
+    pub(crate) fn attr_parts(&mut self, kind: u16, parts: &[&[u8]]) -> &mut Self {
+        let value: usize = parts.iter().map(|part| part.len()).sum();
+        let len = u16::try_from(4 + value).expect("attributes of this crate are short");
         self.bytes.extend_from_slice(&len.to_ne_bytes());
         self.bytes.extend_from_slice(&kind.to_ne_bytes());
-        self.bytes.extend_from_slice(value);
+        for part in parts {
+            self.bytes.extend_from_slice(part);
+        }
         pad(&mut self.bytes);
         self
     }
@@ -74,11 +88,14 @@ impl Request {
         self
     }
 
-    /// The finished message with its sequence number.
-    pub(crate) fn finish(mut self, sequence: u32) -> (Vec<u8>, String) {
+    /// The finished message with its sequence number and the port of who asks, which XFRM's
+    /// notifications repeat.
+    pub(crate) fn finish(mut self, sequence: u32, port: u32) -> (Zeroizing<Vec<u8>>, String) {
+        debug_assert!(self.bytes.len() <= ROOM, "a request outgrew its room");
         let len = u32::try_from(self.bytes.len()).expect("requests of this crate are short");
         self.bytes[0..4].copy_from_slice(&len.to_ne_bytes());
         self.bytes[8..12].copy_from_slice(&sequence.to_ne_bytes());
+        self.bytes[12..16].copy_from_slice(&port.to_ne_bytes());
         (self.bytes, self.operation)
     }
 }
@@ -94,6 +111,8 @@ pub(crate) struct Message<'a> {
     pub(crate) kind: u16,
     pub(crate) flags: u16,
     pub(crate) sequence: u32,
+    /// The socket whose request this answers or tells of; 0 is the kernel itself.
+    pub(crate) port: u32,
     pub(crate) body: &'a [u8],
 }
 
@@ -119,6 +138,7 @@ impl<'a> Iterator for Messages<'a> {
             kind: read_u16(self.0, 4)?,
             flags: read_u16(self.0, 6)?,
             sequence: read_u32(self.0, 8)?,
+            port: read_u32(self.0, 12)?,
             body: &self.0[HEADER_LEN..len],
         };
         self.0 = self.0.get(len.next_multiple_of(4)..).unwrap_or(&[]);
@@ -155,6 +175,10 @@ pub(crate) fn read_u16(bytes: &[u8], at: usize) -> Option<u16> {
 
 pub(crate) fn read_u32(bytes: &[u8], at: usize) -> Option<u32> {
     Some(u32::from_ne_bytes(bytes.get(at..at + 4)?.try_into().ok()?))
+}
+
+pub(crate) fn read_u64(bytes: &[u8], at: usize) -> Option<u64> {
+    Some(u64::from_ne_bytes(bytes.get(at..at + 8)?.try_into().ok()?))
 }
 
 pub(crate) fn read_ip(bytes: &[u8]) -> Option<IpAddr> {

@@ -5,7 +5,7 @@ use super::*;
 use crate::message::{Attributes, Messages};
 
 /// A network namespace of this test alone; it goes with the last descriptor.
-fn private_netns() -> Option<OwnedFd> {
+pub(crate) fn private_netns() -> Option<OwnedFd> {
     let made = std::thread::spawn(|| {
         // SAFETY: unshare takes an integer; the thread ends right after.
         let code = unsafe { libc::unshare(libc::CLONE_NEWNET) };
