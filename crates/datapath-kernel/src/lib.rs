@@ -4,6 +4,8 @@
 //! nothing else is ever touched: request IDs of SAs and templates begin with [`REQID_BASE`],
 //! policies have priorities of our own.
 
+pub mod nft;
+pub mod plan;
 mod tag;
 
 pub use tag::{
