@@ -4,11 +4,28 @@ use std::net::{IpAddr, UdpSocket};
 use std::sync::Arc;
 
 use testudo_datapath::{Datapath, DatapathError};
-use testudo_model::TrafficPolicy;
+use testudo_model::policy::DatapathChoice;
+use testudo_model::{Now, TrafficPolicy};
 use tokio::sync::Notify;
 
 /// The host. A test puts an in-memory one in its place.
 pub(crate) trait Host {
+    /// Takes in which datapath is wanted; `standing` is the one that is open. Cheap when asked
+    /// again.
+    fn choose(&mut self, choice: DatapathChoice, standing: Option<&str>, now: Now);
+
+    /// The datapath that was chosen: `user` or `kernel`. What had the host last before a choice.
+    fn kind(&self) -> &'static str;
+
+    /// Why `Auto` did not take the better one.
+    fn note(&self) -> Option<&str>;
+
+    /// Why what was asked for by name cannot be had.
+    fn problem(&self) -> Option<&str>;
+
+    /// The open datapath has the policy in force: what another one left in the host goes.
+    fn settled(&mut self) -> Result<(), DatapathError>;
+
     /// Makes the host's rules say what `policy` says, without TUN and sockets: what is to be
     /// sealed is dropped. Used while there is no datapath.
     fn close(&mut self, policy: &TrafficPolicy) -> Result<(), DatapathError>;

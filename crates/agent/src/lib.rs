@@ -7,12 +7,14 @@
 
 pub mod api;
 mod certificates;
+mod choice;
 mod clock;
 mod core;
 mod enforcement;
 mod files;
 mod host;
 mod identity;
+mod kernel;
 mod keys;
 mod node;
 mod objects;

@@ -123,7 +123,7 @@ impl Node {
         let settings = reconcile::engine_config(&options);
         let engine = Engine::new(settings, Box::new(SystemRandom::new()));
         let news = News {
-            spec: reconcile::node_spec(&options, &identity),
+            spec: reconcile::node_spec(&options, &identity, host.kind()),
             status: Default::default(),
             request: None,
             again: 0,
@@ -172,6 +172,7 @@ impl Node {
                 self.remember_word();
             }
             self.update_addresses();
+            self.update_datapath(now);
             self.update_trust(now);
             self.update_lifetimes();
             self.update_certificate(now);
@@ -242,6 +243,30 @@ impl Node {
         self.core.datapath = None;
     }
 
+    /// Which datapath is wanted may change at any time. The peers' packets wait while their SAs are
+    /// made anew; the host stays closed.
+    fn update_datapath(&mut self, now: Now) {
+        let Some(policy) = &self.objects.policy else {
+            return;
+        };
+        let choice = self.options.datapath.unwrap_or(policy.spec.datapath);
+        let standing = self.core.datapath.as_ref().map(|datapath| datapath.kind());
+        self.host.choose(choice, standing, now);
+        match self.host.problem() {
+            Some(problem) => self.problems.insert("datapath choice", problem.to_owned()),
+            None => self.problems.remove("datapath choice"),
+        };
+        let kind = self.host.kind();
+        kind.clone_into(&mut self.news.spec.datapath);
+        if let Some(from) = standing.filter(|standing| *standing != kind) {
+            tracing::info!(from, to = kind, "the datapath changes");
+            self.remove_peers(&[], now);
+            self.core.settle(now);
+            self.core.datapath = None;
+            self.open = None;
+        }
+    }
+
     fn update_trust(&mut self, now: Now) {
         let bundle = match &self.objects.bundle {
             Some(bundle) => match TrustBundle::from_pem(&bundle.spec.certificates) {
@@ -307,7 +332,8 @@ impl Node {
         }
         tracing::info!(old = ?self.options.addresses, new = ?found, "this node's addresses are others");
         self.options.addresses = found;
-        self.news.spec = reconcile::node_spec(&self.options, &self.identity);
+        let datapath = self.host.kind();
+        self.news.spec = reconcile::node_spec(&self.options, &self.identity, datapath);
     }
 
     fn update_lifetimes(&mut self) {
@@ -491,6 +517,7 @@ impl Node {
         if self.core.datapath.is_none() {
             match self.host.open(Arc::clone(&self.bell)) {
                 Ok(datapath) => {
+                    datapath.kind().clone_into(&mut self.news.spec.datapath);
                     self.core.datapath = Some(datapath);
                     // The rules are told again: they may have a device to point to now.
                     self.in_force = None;
@@ -523,9 +550,13 @@ impl Node {
         let host = &mut self.host;
         let datapath = &mut self.core.datapath;
         let applied = self.enforcement.change(Some(traffic), || match datapath {
-            Some(datapath) => datapath
-                .set_traffic(traffic)
-                .context("setting the traffic policy"),
+            Some(datapath) => {
+                datapath
+                    .set_traffic(traffic)
+                    .context("setting the traffic policy")?;
+                host.settled()
+                    .context("clearing what another datapath left")
+            }
             None => host.close(traffic).context("closing the host"),
         });
         match applied {

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use ipnet::IpNet;
 use testudo_model::NodeName;
+use testudo_model::policy::DatapathChoice;
 
 /// The options of `testudo agent`.
 #[derive(Clone, Debug)]
@@ -27,6 +28,8 @@ pub struct Options {
     pub join_token_file: Option<PathBuf>,
     /// Writes all keys there in Wireshark's formats. Never in production.
     pub danger_export_keys: Option<PathBuf>,
+    /// Which datapath carries the packets, whatever the policy says; `None`: as it says.
+    pub datapath: Option<DatapathChoice>,
     /// IKE's UDP ports.
     pub ports: Ports,
 }

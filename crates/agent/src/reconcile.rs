@@ -112,13 +112,17 @@ pub(crate) fn engine_config(options: &Options) -> EngineConfig {
 }
 
 /// What this node says it is.
-pub(crate) fn node_spec(options: &Options, identity: &Identity) -> NodeEncryptionSpec {
+pub(crate) fn node_spec(
+    options: &Options,
+    identity: &Identity,
+    datapath: &str,
+) -> NodeEncryptionSpec {
     NodeEncryptionSpec {
         uid: identity.uid.clone(),
         boot_id: identity.boot.clone(),
         addresses: options.addresses.clone(),
         pod_cidrs: options.pod_cidrs.clone(),
-        datapath: "user".to_owned(),
+        datapath: datapath.to_owned(),
         agent_socket: Some(options.socket.display().to_string()),
     }
 }

@@ -8,20 +8,26 @@ use testudo_store::{DirStore, Location, Store, parse_location};
 
 use crate::Options;
 use crate::api::server::Server;
+use crate::choice::ChoosingHost;
 use crate::clock::Clock;
 use crate::enforcement::{Enforcement, PolicyFile};
 use crate::files;
 use crate::host::Host;
+use crate::kernel::KernelSide;
 use crate::node::Node;
 use crate::objects::Watches;
 use crate::publish::Publisher;
 use crate::sockets::{Datagram, Sockets};
-use crate::user::UserHost;
+use crate::user::UserSide;
 
 /// Runs the agent until `shutdown` is ready. An error means that the node stays closed and that
 /// the agent is to be started again.
 pub async fn run(options: Options, shutdown: impl Future<Output = ()>) -> Result<()> {
-    let host = Box::new(UserHost::new(&options));
+    let host = Box::new(ChoosingHost::new(
+        Box::new(UserSide::new(&options)),
+        Box::new(KernelSide::new(&options)),
+        &options.state_dir,
+    ));
     let clock = Clock::start();
     let (host, enforcement) = close_first(&options, host)?;
     let store = match parse_location(&options.store).map_err(anyhow::Error::msg)? {

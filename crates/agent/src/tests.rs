@@ -13,10 +13,12 @@ use std::time::{Duration, Instant};
 use testudo_datapath::{Call, Datapath, DatapathError, Event, Operation, Twin, Verdict};
 use testudo_model::algorithm::{NodeCipher, NodeKeyExchange};
 use testudo_model::node::NodeEncryptionKind;
-use testudo_model::policy::{CLUSTER, EncryptionPolicyKind, Mode, OverlayType, PostQuantum};
+use testudo_model::policy::{
+    CLUSTER, DatapathChoice, EncryptionPolicyKind, Mode, OverlayType, PostQuantum,
+};
 use testudo_model::{
     ClearTraffic, ConditionStatus, EncryptionPolicy, EncryptionPolicySpec, NodeEncryption,
-    NodeName, Outbound, PeerId, Phase, Spi, TrafficPolicy,
+    NodeName, Now, Outbound, PeerId, Phase, Spi, TrafficPolicy,
 };
 use testudo_store::{DirStore, Store, tokens};
 use tokio::sync::{Notify, oneshot};
@@ -44,6 +46,9 @@ struct FakeState {
     /// So many tries to open fail.
     refuse: u32,
     opened: u32,
+    /// What was wanted, and what was open then; the changes alone.
+    chosen: Vec<(DatapathChoice, Option<String>)>,
+    settled: u32,
     /// Where it has moved to; none: it has not.
     addresses: Vec<IpAddr>,
 }
@@ -59,6 +64,34 @@ impl Fake {
 }
 
 impl Host for Fake {
+    fn choose(&mut self, choice: DatapathChoice, standing: Option<&str>, _: Now) {
+        let mut state = self.0.lock().unwrap();
+        if state.chosen.last().is_none_or(|(last, _)| *last != choice) {
+            state.chosen.push((choice, standing.map(str::to_owned)));
+        }
+    }
+
+    fn kind(&self) -> &'static str {
+        let state = self.0.lock().unwrap();
+        match state.chosen.last() {
+            Some((DatapathChoice::Kernel, _)) => "kernel",
+            _ => "user",
+        }
+    }
+
+    fn note(&self) -> Option<&str> {
+        None
+    }
+
+    fn problem(&self) -> Option<&str> {
+        None
+    }
+
+    fn settled(&mut self) -> Result<(), DatapathError> {
+        self.0.lock().unwrap().settled += 1;
+        Ok(())
+    }
+
     fn close(&mut self, policy: &TrafficPolicy) -> Result<(), DatapathError> {
         self.0.lock().unwrap().closed.push(Some(policy.clone()));
         Ok(())
@@ -70,6 +103,7 @@ impl Host for Fake {
     }
 
     fn open(&mut self, bell: Arc<Notify>) -> Result<Box<dyn Datapath>, DatapathError> {
+        let kind = self.kind();
         let mut state = self.0.lock().unwrap();
         if state.refuse > 0 {
             state.refuse -= 1;
@@ -80,6 +114,7 @@ impl Host for Fake {
         }
         state.opened += 1;
         state.twin = Twin::new();
+        state.twin.pass_for(kind);
         let mut twin = state.twin.clone();
         twin.set_waker(Arc::new(move || bell.notify_one()));
         Ok(Box::new(twin))
@@ -165,6 +200,7 @@ impl Cluster {
             pod_cidrs: Vec::new(),
             join_token_file: Some(tokens::path(&self.store, &name(node))),
             danger_export_keys: None,
+            datapath: None,
             ports: self.ports,
         }
     }
@@ -356,6 +392,46 @@ fn three_nodes_go_to_strict_rotate_and_back_to_disabled() {
             assert!(twin.calls().contains(&Call::Clear));
             assert!(!traffic_file(&cluster.options(node).state_dir).exists());
         }
+    });
+}
+
+/// The host stays closed by the old datapath's rules until the new one has the policy in force, and
+/// every SA is made anew.
+#[test]
+fn a_node_goes_from_one_datapath_to_the_other_and_is_never_open() {
+    on_one_thread(async {
+        let cluster = Cluster::new(23, 2);
+        cluster.init().await;
+        cluster.reach(Phase::Strict).await;
+        cluster.all_sealed().await;
+        let first = cluster.hosts[&1].twin();
+        assert_eq!(cluster.node(1).await.unwrap().spec.datapath, "user");
+        cluster
+            .policy(|spec| spec.datapath = DatapathChoice::Kernel)
+            .await;
+        wait("the other datapath", async || {
+            let mut all = true;
+            for node in 1..=2 {
+                let n = cluster.node(node).await.unwrap();
+                all &= n.spec.datapath == "kernel" && n.status.tunnels_up == 1;
+                let twin = cluster.hosts[&node].twin();
+                assert_ne!(twin.send(&peer(3 - node)), Verdict::Clear);
+            }
+            all
+        })
+        .await;
+        cluster.all_sealed().await;
+        let state = cluster.hosts[&1].0.lock().unwrap();
+        assert_eq!(state.opened, 2);
+        assert_eq!(
+            state.chosen,
+            [
+                (DatapathChoice::Auto, None),
+                (DatapathChoice::Kernel, Some("user".to_owned()))
+            ]
+        );
+        assert!(!first.calls().contains(&Call::Clear), "its rules stood");
+        assert!(state.settled >= 2, "the other's leftovers go afterwards");
     });
 }
 

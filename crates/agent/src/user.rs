@@ -1,6 +1,5 @@
-//! The host with the userspace datapath.
+//! The userspace datapath's side of the host.
 
-use std::net::IpAddr;
 use std::sync::Arc;
 
 use testudo_datapath::{Datapath, DatapathError};
@@ -9,34 +8,42 @@ use testudo_model::TrafficPolicy;
 use tokio::sync::Notify;
 
 use crate::Options;
-use crate::host::{Host, default_addresses, kernel_path_mtu};
+use crate::choice::Side;
 
-/// This network namespace.
-pub(crate) struct UserHost {
+/// This network namespace, with a TUN.
+pub(crate) struct UserSide {
     options: PathOptions,
     rules: HostRules,
 }
 
-impl UserHost {
-    pub(crate) fn new(options: &Options) -> UserHost {
+impl UserSide {
+    pub(crate) fn new(options: &Options) -> UserSide {
         let options = PathOptions {
             udp_port: options.ports.nat,
             ..PathOptions::new(&options.state_dir)
         };
-        UserHost {
+        UserSide {
             rules: HostRules::new(options.host()),
             options,
         }
     }
 }
 
-impl Host for UserHost {
-    fn close(&mut self, policy: &TrafficPolicy) -> Result<(), DatapathError> {
-        self.rules.apply(policy)
+impl Side for UserSide {
+    fn kind(&self) -> &'static str {
+        "user"
     }
 
-    fn clear(&mut self) -> Result<(), DatapathError> {
-        self.rules.clear()
+    fn interface(&self) -> &str {
+        &self.options.device
+    }
+
+    fn probe(&mut self) -> Result<(), DatapathError> {
+        Ok(())
+    }
+
+    fn close(&mut self, policy: &TrafficPolicy) -> Result<(), DatapathError> {
+        self.rules.apply(policy)
     }
 
     fn open(&mut self, bell: Arc<Notify>) -> Result<Box<dyn Datapath>, DatapathError> {
@@ -45,15 +52,11 @@ impl Host for UserHost {
         Ok(Box::new(datapath))
     }
 
-    fn interface(&self) -> &str {
-        &self.options.device
+    fn clear(&mut self) -> Result<(), DatapathError> {
+        self.rules.clear()
     }
 
-    fn addresses(&self) -> Vec<IpAddr> {
-        default_addresses()
-    }
-
-    fn path_mtu(&self, local: IpAddr, remote: IpAddr) -> Option<u32> {
-        kernel_path_mtu(local, remote)
+    fn make_way(&mut self) -> Result<(), DatapathError> {
+        self.rules.clear_steering()
     }
 }

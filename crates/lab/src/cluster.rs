@@ -7,13 +7,14 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use testudo_model::policy::{CLUSTER, EncryptionPolicyKind, Mode, OverlayType};
 use testudo_model::{
-    EncryptionPolicy, EncryptionPolicySpec, NodeName, Phase, node::NodeEncryptionKind, policy,
+    Condition, ConditionStatus, EncryptionPolicy, EncryptionPolicySpec, NodeName, Phase,
+    node::NodeEncryptionKind, policy,
 };
 use testudo_store::{DirStore, Store, tokens};
 
 use crate::lab::Lab;
 use crate::lifecycle::{Progress, tail};
-use crate::spec::Overlay;
+use crate::spec::{Datapath, Overlay};
 
 /// How long agents have to write their first word.
 const FIRST_WORD: Duration = Duration::from_secs(15);
@@ -36,6 +37,8 @@ pub struct Cluster {
 pub struct NodeView {
     /// `user` or `kernel`.
     pub datapath: String,
+    /// What is wrong with the node, in its own words.
+    pub degraded: Option<String>,
     /// Tunnels that stand.
     pub tunnels_up: u32,
     /// Tunnels that should stand.
@@ -75,6 +78,7 @@ impl Lab {
                 let view = NodeView {
                     tunnels_up: node.status.tunnels_up,
                     tunnels_expected: node.status.tunnels_expected,
+                    degraded: degraded(&node.status.conditions),
                     datapath: node.spec.datapath,
                 };
                 cluster.nodes.insert(node.metadata.name, view);
@@ -115,6 +119,17 @@ impl Lab {
         })
     }
 
+    /// A datapath that was asked for by name is there.
+    fn check_datapaths(&self, cluster: &Cluster) -> Result<()> {
+        for (node, view) in &cluster.nodes {
+            let wanted = self.spec().datapath_of(node);
+            if let (Datapath::Kernel, Some(text)) = (wanted, &view.degraded) {
+                bail!("node {node}: {text}; or choose --datapath user");
+            }
+        }
+        Ok(())
+    }
+
     /// Waits until every agent has written what its node is.
     pub(crate) fn wait_for_agents(&self, progress: Progress<'_>) -> Result<()> {
         let start = Instant::now();
@@ -129,7 +144,7 @@ impl Lab {
                 .map(|node| node.name.as_str())
                 .collect();
             let Some(first) = silent.first() else {
-                return Ok(());
+                return self.check_datapaths(&cluster);
             };
             if start.elapsed() >= FIRST_WORD {
                 bail!(
@@ -146,6 +161,13 @@ impl Lab {
             std::thread::sleep(Duration::from_millis(20));
         }
     }
+}
+
+fn degraded(conditions: &[Condition]) -> Option<String> {
+    let found = conditions.iter().find(|condition| {
+        condition.kind == "Degraded" && condition.status == ConditionStatus::True
+    });
+    found.map(|condition| condition.message.clone())
 }
 
 /// Runs a short piece of asynchronous work to its end, also when the caller is inside a runtime.

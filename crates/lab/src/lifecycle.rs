@@ -13,11 +13,11 @@ use rustix::fs::Access;
 use rustix::process::Signal;
 
 use crate::lab::{Lab, Manifest, VERSION};
-use crate::layout::{Layout, is_namespace_of};
+use crate::layout::{Layout, NodeLayout, is_namespace_of};
 use crate::namespaces::{Namespaces, identity};
 use crate::place::{Place, make_directory, write_json};
 use crate::process::{MARK, Process, command_line, in_namespace, marked, wait_gone};
-use crate::spec::{LabSpec, check_name};
+use crate::spec::{Datapath, LabSpec, check_name};
 use crate::userns;
 
 /// Time to build, without what the number of namespaces adds.
@@ -43,12 +43,13 @@ pub fn up(spec: LabSpec, progress: Progress<'_>) -> Result<Lab> {
         !matches!(place, Place::Inside { .. }),
         "a lab cannot be made from inside of another"
     );
-    if spec.daemons {
+    let layout = Layout::new(&spec);
+    let needs_tun = |node: &NodeLayout| spec.datapath_of(&node.name) != Datapath::Kernel;
+    if spec.daemons && layout.nodes.iter().any(needs_tun) {
         check_tun()?;
     }
     let lock = place.lock()?;
     clear_leftovers(&place, &spec.name, progress)?;
-    let layout = Layout::new(&spec);
     let manifest = Manifest {
         version: VERSION,
         id: random_hex(16)?,

@@ -122,6 +122,9 @@ pub struct LabSpec {
     pub overlay: Overlay,
     /// Which datapath the agents use.
     pub datapath: Datapath,
+    /// Nodes that differ from it.
+    #[serde(default)]
+    pub datapath_of: Vec<(String, Datapath)>,
     /// Where the keys come from.
     pub keying: Keying,
     /// The underlay's address families.
@@ -143,12 +146,19 @@ impl LabSpec {
             pods: 2,
             overlay: Overlay::Vxlan,
             datapath: Datapath::Auto,
+            datapath_of: Vec::new(),
             keying: Keying::Certificate,
             family: Family::V4,
             daemons: true,
             danger_export_keys: false,
             binary,
         }
+    }
+
+    /// Which datapath a node's agent shall use.
+    pub fn datapath_of(&self, node: &str) -> Datapath {
+        let own = self.datapath_of.iter().find(|(name, _)| name == node);
+        own.map_or(self.datapath, |(_, datapath)| *datapath)
     }
 
     /// Refuses what cannot be built, with every bound named.
@@ -164,10 +174,14 @@ impl LabSpec {
             "--pods {}: a node has 1 to {MAX_PODS} pods",
             self.pods
         );
-        ensure!(
-            self.datapath != Datapath::Kernel,
-            "--datapath kernel is not built yet: use user or auto"
-        );
+        for (node, _) in &self.datapath_of {
+            let known = (1..=self.nodes).any(|index| *node == format!("n{index}"));
+            ensure!(
+                known,
+                "--datapath-of {node}: the nodes are n1 to n{}",
+                self.nodes
+            );
+        }
         ensure!(
             self.keying != Keying::Psk,
             "--keying psk is not built yet: use certificate"

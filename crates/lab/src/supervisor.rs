@@ -17,6 +17,7 @@ use crate::build::build;
 use crate::lab::{Daemon, Lab, State, enter_on_spawn};
 use crate::place::{make_directory, write_json};
 use crate::process::Process;
+use crate::spec::Datapath;
 
 /// First delay of the second and later restarts in a row; the first restart is immediate.
 const BACKOFF_FIRST: Duration = Duration::from_millis(50);
@@ -245,6 +246,13 @@ fn agent_command(lab: &Lab, name: &str) -> Result<Command> {
     }
     for cidr in &node.pod_cidrs {
         command.arg("--pod-cidr").arg(cidr.to_string());
+    }
+    match lab.spec().datapath_of(name) {
+        // The policy's to say.
+        Datapath::Auto => {}
+        datapath => {
+            command.args(["--datapath", datapath.as_str()]);
+        }
     }
     if lab.spec().danger_export_keys {
         make_directory(&lab.keys_dir())?;

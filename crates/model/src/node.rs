@@ -80,6 +80,9 @@ pub struct NodeEncryptionStatus {
     /// The largest inner packet that fits each path, in bytes: what pods' MTU may be at most.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub effective_mtu: Option<u32>,
+    /// Why the datapath is not the kernel's, where `Auto` might have taken that.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub datapath_note: Option<String>,
     /// The agent's process, on its node.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub agent_pid: Option<u32>,

@@ -287,10 +287,11 @@ impl Default for EspSettings {
 /// Who carries the packets.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum DatapathChoice {
-    /// The best one that is built in and runs on the node.
+    /// The kernel's where it can be had, else ours; the node says which and why.
     #[default]
     Auto,
-    /// The kernel's XFRM; not built yet, agents refuse it with that reason.
+    /// The kernel's XFRM. A node that cannot have it says so and opens nothing; one that has another
+    /// datapath open goes on with that.
     Kernel,
     /// ESP in the agent.
     Userspace,

@@ -29,7 +29,7 @@ pub mod rollout;
 mod sim;
 mod traffic;
 
-use testudo_model::policy::{DatapathChoice, Enforcement, Keying, Mode, OverlayType};
+use testudo_model::policy::{Enforcement, Keying, Mode, OverlayType};
 use testudo_model::{EncryptionPolicySpec, Phase};
 
 /// Where the spec wants the cluster to be.
@@ -68,9 +68,6 @@ pub fn refusals(spec: &EncryptionPolicySpec) -> Vec<String> {
     if spec.host_traffic {
         refuse("spec.hostTraffic: traffic between hosts is not built yet; write false");
     }
-    if spec.datapath == DatapathChoice::Kernel {
-        refuse("spec.datapath: Kernel is not built yet; write Auto or Userspace");
-    }
     refusals
 }
 
@@ -93,8 +90,7 @@ mod tests {
         assert!(refusals(&spec).is_empty());
         spec.keying = Keying::PreSharedKey;
         spec.host_traffic = true;
-        spec.datapath = DatapathChoice::Kernel;
-        assert_eq!(refusals(&spec).len(), 3);
+        assert_eq!(refusals(&spec).len(), 2);
         spec.mode = Mode::Disabled;
         assert!(refusals(&spec).is_empty(), "what is off needs nothing");
     }

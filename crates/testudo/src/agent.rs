@@ -4,10 +4,11 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 
 use anyhow::bail;
-use clap::Args;
+use clap::{Args, ValueEnum};
 use ipnet::IpNet;
 use testudo_agent::{Options, Ports};
 use testudo_model::NodeName;
+use testudo_model::policy::DatapathChoice;
 
 use crate::exit::Outcome;
 use crate::global::Global;
@@ -52,6 +53,11 @@ pub(crate) struct AgentCommand {
     #[arg(long, value_name = "DIR")]
     danger_export_keys: Option<PathBuf>,
 
+    /// Who carries the packets, whatever the policy says: auto, user or kernel [default: as the
+    /// policy's spec.datapath says]
+    #[arg(long, value_name = "WHICH", value_enum)]
+    datapath: Option<DatapathName>,
+
     /// IKE's UDP port, here and at the peers
     #[arg(long, value_name = "PORT", default_value_t = Ports::default().ike, hide = true)]
     ike_port: u16,
@@ -59,6 +65,24 @@ pub(crate) struct AgentCommand {
     /// IKE's UDP port behind a NAT, here and at the peers
     #[arg(long, value_name = "PORT", default_value_t = Ports::default().nat, hide = true)]
     nat_port: u16,
+}
+
+/// A datapath, or the choice between them.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum DatapathName {
+    Auto,
+    User,
+    Kernel,
+}
+
+impl From<DatapathName> for DatapathChoice {
+    fn from(name: DatapathName) -> Self {
+        match name {
+            DatapathName::Auto => Self::Auto,
+            DatapathName::User => Self::Userspace,
+            DatapathName::Kernel => Self::Kernel,
+        }
+    }
 }
 
 /// Runs the agent until a signal stops it.
@@ -88,6 +112,7 @@ fn options(command: AgentCommand, global: &Global) -> anyhow::Result<Options> {
         pod_cidrs: command.pod_cidrs,
         join_token_file: command.join_token_file,
         danger_export_keys: command.danger_export_keys,
+        datapath: command.datapath.map(DatapathChoice::from),
         ports: Ports {
             ike: command.ike_port,
             nat: command.nat_port,

@@ -69,6 +69,9 @@ struct Up {
     /// auto, user or kernel
     #[arg(long, default_value = "auto", value_parser = word::<Datapath>)]
     datapath: Datapath,
+    /// A node that has another one: n2=user
+    #[arg(long, value_name = "NODE=WHICH", value_parser = datapath_of)]
+    datapath_of: Vec<(String, Datapath)>,
     /// certificate or psk
     #[arg(long, default_value = "certificate", value_parser = word::<Keying>)]
     keying: Keying,
@@ -195,6 +198,11 @@ pub(crate) fn of_store(store: &std::path::Path) -> Option<Lab> {
     labs.into_iter().find(|lab| lab.store_dir() == store)
 }
 
+fn datapath_of(text: &str) -> Result<(String, Datapath), String> {
+    let (node, datapath) = text.split_once('=').ok_or("write it as in n2=user")?;
+    Ok((node.to_owned(), word(datapath)?))
+}
+
 fn up(options: Up, global: &Global) -> Outcome {
     let spec = LabSpec {
         name: options.name,
@@ -202,6 +210,7 @@ fn up(options: Up, global: &Global) -> Outcome {
         pods: options.pods,
         overlay: options.overlay,
         datapath: options.datapath,
+        datapath_of: options.datapath_of,
         keying: options.keying,
         family: options.family,
         daemons: !options.no_daemons,

@@ -1,5 +1,6 @@
 //! `testudo status`: how far the cluster is.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use clap::Args;
@@ -89,6 +90,8 @@ struct NodeView {
     name: String,
     addresses: Vec<IpAddr>,
     datapath: String,
+    /// Why it is not the kernel's, where it might have been.
+    datapath_note: Option<String>,
     phase: Option<Phase>,
     /// Whether the phase acknowledged is the one in force.
     acknowledged: bool,
@@ -145,12 +148,27 @@ impl View {
         columns.print()?;
         output::line("")?;
         output::line(&self.summary())?;
+        for (text, nodes) in self.datapaths() {
+            output::line(&format!("{text}: {}", few(&nodes)))?;
+        }
         for condition in &self.conditions {
             if condition.kind == "Degraded" && condition.status == ConditionStatus::True {
                 output::line(&format!("Degraded: {}", condition.message))?;
             }
         }
         Ok(())
+    }
+
+    /// Which datapath is whose, where that is worth a line.
+    fn datapaths(&self) -> BTreeMap<String, Vec<String>> {
+        let mut all: BTreeMap<String, Vec<String>> = BTreeMap::new();
+        for node in &self.nodes {
+            if let Some(note) = &node.datapath_note {
+                let text = format!("datapath {} ({note})", node.datapath);
+                all.entry(text).or_default().push(node.name.clone());
+            }
+        }
+        all
     }
 
     fn summary(&self) -> String {
@@ -179,6 +197,7 @@ impl NodeView {
             name: node.name().to_owned(),
             addresses: node.spec.addresses.clone(),
             datapath: node.spec.datapath.clone(),
+            datapath_note: status.datapath_note.clone(),
             phase: status.acknowledged.map(|a| a.phase),
             acknowledged: status.acknowledged.is_some_and(|a| a.rollout == rollout),
             tunnels: Count {

@@ -242,6 +242,9 @@ pub struct StatusView {
     pub rollout: u64,
     /// `user`, `kernel`, or `none` while it cannot be opened.
     pub datapath: String,
+    /// Why it is not the kernel's, where `Auto` might have taken that.
+    #[serde(default)]
+    pub datapath_note: Option<String>,
     /// Tunnels that stand.
     pub tunnels_up: u32,
     /// Tunnels that should stand.

@@ -26,6 +26,7 @@ fn strict_node(dir: &Path, fake: &Fake) -> Node {
         pod_cidrs: Vec::new(),
         join_token_file: None,
         danger_export_keys: None,
+        datapath: None,
         ports: Ports { ike: 0, nat: 0 },
     };
     let enforcement = Enforcement::new(PolicyFile::new(dir), None);

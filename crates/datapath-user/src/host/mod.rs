@@ -141,8 +141,13 @@ impl HostRules {
 
     /// Removes everything of ours, and nothing else.
     pub fn clear(&mut self) -> Result<(), DatapathError> {
-        let mut netlink = Netlink::open().map_err(refused)?;
         nft::remove(&self.options)?;
+        self.clear_steering()
+    }
+
+    /// The same, less the nft table: it is another datapath's by now.
+    pub fn clear_steering(&mut self) -> Result<(), DatapathError> {
+        let mut netlink = Netlink::open().map_err(refused)?;
         for rule in our_rules(&mut netlink)? {
             gone(netlink.delete_rule(&rule))?;
         }
