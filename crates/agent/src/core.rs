@@ -11,6 +11,7 @@ use testudo_ike::{
 use testudo_model::{ChildId, Encapsulation, Monotonic, Now, PeerId, SaMode};
 
 use crate::keys::KeyExport;
+use crate::linger::Linger;
 use crate::sockets::{Datagram, Sockets};
 use crate::tunnels::{Child, Tunnels};
 
@@ -27,6 +28,7 @@ const STRANGER_LOG: Duration = Duration::from_secs(1);
 pub(crate) struct Core {
     pub(crate) engine: Engine,
     pub(crate) tunnels: Tunnels,
+    pub(crate) linger: Linger,
     pub(crate) datapath: Option<Box<dyn Datapath>>,
     pub(crate) sockets: Option<Sockets>,
     pub(crate) keys: Option<KeyExport>,
@@ -46,6 +48,7 @@ impl Core {
         Core {
             engine,
             tunnels: Tunnels::default(),
+            linger: Linger::default(),
             datapath: None,
             sockets: None,
             keys,
@@ -90,7 +93,12 @@ impl Core {
                 remote,
                 message,
             } => self.engine.handle_datagram(now, local, remote, &message),
-            PathEvent::FirstInbound { child } => self.engine.note_inbound(child, now),
+            PathEvent::FirstInbound { child } => {
+                if let Some(peer) = self.linger.proven(child) {
+                    self.switch(child, &peer, now);
+                }
+                self.engine.note_inbound(child, now);
+            }
             PathEvent::SoftLimit { child } => {
                 if let Err(error) = self.engine.rekey_child(child, now) {
                     tracing::debug!("a rekey that a limit asks for is not begun: {error}");
@@ -110,10 +118,30 @@ impl Core {
                     self.probe(&peer, now);
                 }
             }
+            PathEvent::SaLost { child } => self.sa_lost(child, now),
             PathEvent::Failed { reason } => {
                 tracing::error!("the datapath has ended: {reason}; the node stays closed");
                 self.failed.get_or_insert(reason);
             }
+        }
+    }
+
+    /// Somebody removed an SA of ours from the kernel, or its time was over. A successor is made at
+    /// once; the half that still stands carries packets until then.
+    fn sa_lost(&mut self, child: ChildId, now: Now) {
+        self.count("sas_lost");
+        if self.linger.is_old(child) {
+            self.linger.lost(child);
+            return self.drop_child(child);
+        }
+        let Some(peer) = self.tunnels.child(child).map(|c| c.peer.clone()) else {
+            return;
+        };
+        tracing::warn!(%peer, "an SA is gone from the datapath, and not by us: it is made anew");
+        let text = "an SA was gone from the datapath and is made anew".to_owned();
+        self.tunnels.failed(&peer, text, now.wall);
+        if let Err(error) = self.engine.rekey_child(child, now) {
+            tracing::debug!(%peer, "no rekey is begun: {error}");
         }
     }
 
@@ -133,10 +161,49 @@ impl Core {
         }
     }
 
+    /// Everything whose time has come.
+    pub(crate) fn handle_timeout(&mut self, now: Now) {
+        self.engine.handle_timeout(now);
+        self.settle(now);
+        for (child, peer) in self.linger.due(now.monotonic) {
+            self.switch(child, &peer, now);
+        }
+        for child in self.linger.over(now.monotonic) {
+            self.drop_child(child);
+        }
+    }
+
+    /// When that is due.
+    pub(crate) fn deadline(&self) -> Option<Monotonic> {
+        let all = [self.engine.poll_timeout(), self.linger.deadline()];
+        all.into_iter().flatten().min()
+    }
+
+    /// A peer is not wanted any more: its last SAs go.
+    pub(crate) fn forget(&mut self, peer: &PeerId) {
+        for child in self.linger.forget(peer) {
+            self.drop_child(child);
+        }
+        self.tunnels.forget(peer);
+        self.addresses.retain(|_, other| other != peer);
+    }
+
     /// The engine's contract: after each mutation all events, then all datagrams.
     pub(crate) fn settle(&mut self, now: Now) {
-        while let Some(event) = self.engine.poll_event() {
-            self.event(event, now);
+        loop {
+            let events: Vec<Event> = std::iter::from_fn(|| self.engine.poll_event()).collect();
+            if events.is_empty() {
+                break;
+            }
+            // What goes because the peer's agent was away is known before what takes its place.
+            for event in &events {
+                if let Event::ChildDown(down) = event {
+                    self.consider_old(down, now);
+                }
+            }
+            for event in events {
+                self.event(event, now);
+            }
         }
         while let Some(out) = self.engine.poll_transmit() {
             if out.local.port() == self.engine.config().nat_port {
@@ -203,6 +270,7 @@ impl Core {
         if let Some(Err(error)) = self.keys.as_ref().map(|keys| keys.ike(up)) {
             tracing::warn!("{error:#}");
         }
+        self.linger.came_back(&up.peer, now.monotonic);
         self.tunnels.ike_up(up, now);
     }
 
@@ -229,7 +297,18 @@ impl Core {
         }
     }
 
+    /// What the peer has begun and was not seen to use waits while a child that its kernel still
+    /// knows sends.
     fn use_outbound(&mut self, child: ChildId, peer: &PeerId, now: Now) {
+        match self.tunnels.sends_before(child) {
+            Some((before, false)) if self.linger.is_old(before) => {
+                self.linger.wait(child, peer, now.monotonic);
+            }
+            _ => self.switch(child, peer, now),
+        }
+    }
+
+    fn switch(&mut self, child: ChildId, peer: &PeerId, now: Now) {
         let Some(datapath) = &mut self.datapath else {
             return;
         };
@@ -258,11 +337,29 @@ impl Core {
     }
 
     fn child_down(&mut self, down: &ChildDown) {
-        tracing::debug!(peer = %down.peer, name = down.name, reason = ?down.reason, "child SA is gone");
-        let counters = self.datapath.as_ref().map(|d| d.pair_counters(down.child));
-        self.tunnels
-            .child_down(down.child, counters.unwrap_or_default());
-        self.with_datapath(|d| d.remove(down.child));
+        let stays = self.linger.is_old(down.child);
+        tracing::debug!(peer = %down.peer, name = down.name, reason = ?down.reason, stays, "child SA is gone");
+        if !stays {
+            self.linger.proven(down.child);
+            self.drop_child(down.child);
+        }
+    }
+
+    fn consider_old(&mut self, down: &ChildDown, now: Now) {
+        if self.tunnels.child(down.child).is_none() {
+            return;
+        }
+        for child in self.linger.keeps(down, now.monotonic).unwrap_or_default() {
+            self.drop_child(child);
+        }
+    }
+
+    /// A child's SAs go, with their last counters.
+    fn drop_child(&mut self, child: ChildId) {
+        self.changed = true;
+        let counters = self.datapath.as_ref().map(|d| d.pair_counters(child));
+        self.tunnels.child_down(child, counters.unwrap_or_default());
+        self.with_datapath(|d| d.remove(child));
     }
 
     fn path_changed(&mut self, path: &PathChanged) {

@@ -16,6 +16,7 @@ mod host;
 mod identity;
 mod kernel;
 mod keys;
+mod linger;
 mod node;
 mod objects;
 mod options;

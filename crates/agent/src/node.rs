@@ -161,8 +161,7 @@ impl Node {
 
     /// One round: from what is wanted and what stands to the steps that are missing.
     pub(crate) fn update(&mut self, now: Now) {
-        self.core.engine.handle_timeout(now);
-        self.core.settle(now);
+        self.core.handle_timeout(now);
         let due = self.own_deadline(now) <= now.monotonic;
         if !self.objects.is_synced() || !(due || self.changed || self.core.changed) {
             return;
@@ -173,6 +172,7 @@ impl Node {
             }
             self.update_addresses();
             self.update_datapath(now);
+            self.update_kernels();
             self.update_trust(now);
             self.update_lifetimes();
             self.update_certificate(now);
@@ -204,8 +204,7 @@ impl Node {
     /// The next deadline of any part.
     pub(crate) fn deadline(&self, now: Now) -> Monotonic {
         let own = self.own_deadline(now);
-        let engine = self.core.engine.poll_timeout();
-        engine.map_or(own, |engine| engine.min(own))
+        self.core.deadline().map_or(own, |core| core.min(own))
     }
 
     fn own_deadline(&self, now: Now) -> Monotonic {
@@ -265,6 +264,14 @@ impl Node {
             self.core.datapath = None;
             self.open = None;
         }
+    }
+
+    /// Whose kernels carry packets on while their agents are away.
+    fn update_kernels(&mut self) {
+        let nodes = self.objects.nodes.iter();
+        let kernels = nodes.filter(|node| node.spec.datapath == "kernel");
+        let names = kernels.filter_map(|node| PeerId::new(node.name()).ok());
+        self.core.linger.set_kernels(names.collect());
     }
 
     fn update_trust(&mut self, now: Now) {
@@ -581,8 +588,7 @@ impl Node {
             tracing::info!(%peer, "the peer is gone");
             self.core.engine.remove_peer(&peer, now);
             self.core.settle(now);
-            self.core.tunnels.forget(&peer);
-            self.core.addresses.retain(|_, other| *other != peer);
+            self.core.forget(&peer);
             self.peers.remove(&peer);
             self.calls.remove(&peer);
         }

@@ -395,6 +395,92 @@ fn three_nodes_go_to_strict_rotate_and_back_to_disabled() {
     });
 }
 
+/// A kernel goes on with the SAs of an agent that was killed: the peer cuts none of them before the
+/// new ones are in use at both ends.
+#[test]
+fn nothing_is_cut_when_an_agent_comes_back_to_a_kernel_that_went_on() {
+    on_one_thread(async {
+        let mut cluster = Cluster::new(27, 2);
+        cluster
+            .policy(|spec| spec.datapath = DatapathChoice::Kernel)
+            .await;
+        cluster.init().await;
+        cluster.reach(Phase::Strict).await;
+        cluster.all_sealed().await;
+        let (left, peer_twin) = (cluster.hosts[&1].twin(), cluster.hosts[&2].twin());
+        let both_ways = |left: &Twin, new: &Twin| {
+            let Verdict::Sealed(out) = peer_twin.send(&peer(1)) else {
+                panic!("the peer has nothing to send on");
+            };
+            assert!(
+                left.receive(Some(out)) || new.receive(Some(out)),
+                "nobody has {out}"
+            );
+            // Packets leave on the old SA until the new one is in use.
+            let sealed = match new.send(&peer(2)) {
+                Verdict::Sealed(spi) => spi,
+                _ => match left.send(&peer(2)) {
+                    Verdict::Sealed(spi) => spi,
+                    _ => panic!("the kernel has nothing to send on"),
+                },
+            };
+            assert!(peer_twin.receive(Some(sealed)), "the peer cut {sealed}");
+            sealed
+        };
+        let old = both_ways(&left, &left);
+        cluster.kill(1).await;
+        both_ways(&left, &left);
+        cluster.start(1);
+        wait("new SAs in use both ways", async || {
+            let new = cluster.hosts[&1].twin();
+            let sealed = both_ways(&left, &new);
+            let Verdict::Sealed(answer) = peer_twin.send(&peer(1)) else {
+                panic!("the peer has nothing to send on");
+            };
+            sealed != old && new.receive(Some(answer))
+        })
+        .await;
+        // What came on the old SA last may still be under way.
+        assert!(peer_twin.receive(Some(old)), "it stays for a while");
+        let tunnels = Request::Get {
+            get: Gettable::Tunnels,
+        };
+        let tunnels = cluster.ask(2, tunnels).await.tunnels.unwrap();
+        assert!(tunnels[0].up);
+        assert_eq!(tunnels[0].children.len(), 2);
+        assert!(tunnels[0].children[0].sending && !tunnels[0].children[1].sending);
+    });
+}
+
+/// Another program flushes the kernel's SAs: they are made anew, and what stands is not lost.
+#[test]
+fn an_sa_that_somebody_removed_is_made_anew_at_once() {
+    on_one_thread(async {
+        let cluster = Cluster::new(29, 2);
+        cluster.init().await;
+        cluster.reach(Phase::Strict).await;
+        cluster.all_sealed().await;
+        let twin = cluster.hosts[&1].twin();
+        let child = twin.children()[0];
+        twin.push_event(Event::SaLost { child });
+        wait("another child", async || {
+            assert!(cluster.send(1, 2) && cluster.send(2, 1), "lost meanwhile");
+            twin.children().iter().all(|other| *other != child)
+        })
+        .await;
+        cluster.all_sealed().await;
+        let answer = cluster
+            .ask(
+                1,
+                Request::Get {
+                    get: Gettable::Drops,
+                },
+            )
+            .await;
+        assert_eq!(answer.drops.unwrap().agent["sas_lost"], 1);
+    });
+}
+
 /// The host stays closed by the old datapath's rules until the new one has the policy in force, and
 /// every SA is made anew.
 #[test]

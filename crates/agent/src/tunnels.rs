@@ -53,6 +53,8 @@ pub(crate) struct Child {
     pub(crate) name: String,
     resource: u32,
     ike: IkeId,
+    /// Whether we began the exchange that made it.
+    initiator: bool,
     spi_in: Spi,
     spi_out: Spi,
     pub(crate) mode: SaMode,
@@ -125,6 +127,7 @@ impl Tunnels {
                 name: up.name.clone(),
                 resource: up.resource,
                 ike: up.ike,
+                initiator: up.initiator,
                 spi_in: up.inbound.spi,
                 spi_out: up.outbound.spi,
                 mode: up.inbound.mode,
@@ -192,6 +195,19 @@ impl Tunnels {
 
     pub(crate) fn child(&self, child: ChildId) -> Option<&Child> {
         self.children.get(&child)
+    }
+
+    /// The child that sends where `new` shall, and whether the peer is known to have installed that.
+    pub(crate) fn sends_before(&self, new: ChildId) -> Option<(ChildId, bool)> {
+        let child = self.children.get(&new)?;
+        let (sender, _) = self.children.iter().find(|(id, other)| {
+            other.sending
+                && **id != new
+                && other.peer == child.peer
+                && other.name == child.name
+                && other.resource == child.resource
+        })?;
+        Some((*sender, child.initiator))
     }
 
     /// The children that send, with their peers.

@@ -142,6 +142,12 @@ pub enum Event {
         /// Where it came from.
         remote: std::net::IpAddr,
     },
+    /// An SA of a pair is gone, and nobody asked for it: somebody removed it, or its time was
+    /// over. What it carried is blocked until a successor is used. Told once a pair.
+    SaLost {
+        /// The pair.
+        child: ChildId,
+    },
     /// A part of the datapath has ended; packets are dropped from here on.
     Failed {
         /// What, and why.
