@@ -9,6 +9,7 @@ mod boot;
 mod initramfs;
 mod kernel;
 mod process;
+pub(crate) mod targets;
 
 use std::path::PathBuf;
 use std::time::Duration;

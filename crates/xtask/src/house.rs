@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 
-use crate::{lessons, run};
+use crate::{guest, lessons, run};
 
 /// Crates that know no socket, no clock and no runtime.
 const PURE: [&str; 9] = [
@@ -99,6 +99,9 @@ pub(crate) fn check() -> anyhow::Result<()> {
         }
     }
     lessons::check(&root, &mut breaches)?;
+    if let Err(error) = guest::targets::all() {
+        breaches.push(format!("{error:#}"));
+    }
     if !breaches.is_empty() {
         bail!(
             "the layout's rules are broken:\n  {}",

@@ -9,15 +9,17 @@ use std::time::Instant;
 
 use anyhow::{Context, bail};
 
-use crate::{deny, house, packages, run};
+use crate::{deny, guest, house, packages, run};
 
 /// How much to run.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Scope {
     /// All of it.
     All,
-    /// Without the labs: seconds instead of minutes.
+    /// Without the labs and the guests: seconds instead of minutes.
     WithoutLabs,
+    /// The guests alone.
+    Guests,
 }
 
 /// What test binaries said.
@@ -32,6 +34,12 @@ struct Tally {
 /// Runs it all; the exit code.
 pub(crate) fn run(scope: Scope) -> anyhow::Result<u8> {
     let start = Instant::now();
+    let mut tally = Tally::default();
+    if scope == Scope::Guests {
+        packages::ensure()?;
+        guests(&mut tally)?;
+        return Ok(finish(tally, start));
+    }
     packages::ensure_all()?;
     run::step("format", &["cargo", "fmt", "--all", "--check"])?;
     house::check()?;
@@ -46,13 +54,13 @@ pub(crate) fn run(scope: Scope) -> anyhow::Result<u8> {
         "warnings",
     ];
     run::step("lints", &lints)?;
+    guest::targets::lint()?;
     deny::check()?;
     run::step(
         "build",
         &["cargo", "build", "--workspace", "--all-targets", "--quiet"],
     )?;
 
-    let mut tally = Tally::default();
     let everything_else = [
         "--workspace",
         "--exclude",
@@ -75,7 +83,13 @@ pub(crate) fn run(scope: Scope) -> anyhow::Result<u8> {
     )?;
     if scope == Scope::All {
         labs(&mut tally, &alone)?;
+        guests(&mut tally)?;
     }
+    Ok(finish(tally, start))
+}
+
+/// The summary, and the exit code.
+fn finish(mut tally: Tally, start: Instant) -> u8 {
     for line in &tally.skipped {
         println!("skipped: {line}");
     }
@@ -96,7 +110,7 @@ pub(crate) fn run(scope: Scope) -> anyhow::Result<u8> {
         tally.failed,
         tally.skipped.len()
     );
-    Ok(u8::from(tally.failed > 0))
+    u8::from(tally.failed > 0)
 }
 
 /// The tests that make namespaces, up to whole clusters, one package or binary after the other.
@@ -110,6 +124,7 @@ fn labs(tally: &mut Tally, arguments: &[&str]) -> anyhow::Result<()> {
         .with_context(|| folder.display().to_string())?
         .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
         .filter_map(|name| name.strip_suffix(".rs").map(str::to_owned))
+        .filter(|name| !name.starts_with(guest::targets::PREFIX))
         .collect();
     names.sort();
     for name in names {
@@ -126,63 +141,125 @@ fn labs(tally: &mut Tally, arguments: &[&str]) -> anyhow::Result<()> {
             arguments
         };
         let target: Vec<&str> = target.iter().map(String::as_str).collect();
-        let mut first = Tally::default();
-        tests(&mut first, &name, &target, arguments)?;
-        if first.failed > 0 {
-            eprintln!("    {name}: failed; once more");
-            first = Tally::default();
-            tests(&mut first, &name, &target, arguments)?;
-            if first.failed == 0 {
-                tally.unstable.push(name);
-            }
-        }
-        tally.passed += first.passed;
-        tally.failed += first.failed;
-        tally.skipped.append(&mut first.skipped);
+        twice(tally, &name, |tally| {
+            tests(tally, &name, &target, arguments)
+        })?;
     }
     Ok(())
 }
 
-/// Runs `cargo test`, passes its output through and adds up what it says.
-fn tests(tally: &mut Tally, name: &str, target: &[&str], arguments: &[&str]) -> anyhow::Result<()> {
+/// The tests that need a kernel with ESP, each target in a guest of its own.
+fn guests(tally: &mut Tally) -> anyhow::Result<()> {
     let start = Instant::now();
-    eprintln!(
-        "==> {name}: cargo test {} -- {}",
-        target.join(" "),
-        arguments.join(" ")
-    );
-    let mut child = Command::new("cargo")
+    let alone = ["--test-threads=1"];
+    twice(tally, "guests", |tally| {
+        tests(
+            tally,
+            "guests",
+            &["--workspace", "--test", "guests"],
+            &alone,
+        )
+    })?;
+    let targets = guest::targets::all()?;
+    let programs = guest::targets::build(&targets)?;
+    let xtask = std::env::current_exe().context("the running program's path")?;
+    for (target, program) in targets.iter().zip(&programs) {
+        for kernel in &target.kernels {
+            let name = format!("{} under {kernel}", target.name);
+            twice(tally, &name, |tally| {
+                let mut command = Command::new(&xtask);
+                command.args(["guest", "--timeout", "900"]);
+                if kernel != "uml" {
+                    command.args(["--kernel", kernel]);
+                }
+                // Without a name it is user-mode-linux, and where that cannot be had another.
+                command
+                    .arg("--")
+                    .arg(program)
+                    .args(["--quiet", "--show-output", "--test-threads=1"])
+                    .current_dir(&target.folder);
+                count(tally, &name, command)
+            })?;
+        }
+    }
+    eprintln!("    kernels: {:.0} s", start.elapsed().as_secs_f32());
+    Ok(())
+}
+
+/// Runs what runs in real time, and again when it fails: then it is unstable, or broken.
+fn twice(
+    tally: &mut Tally,
+    name: &str,
+    run: impl Fn(&mut Tally) -> anyhow::Result<()>,
+) -> anyhow::Result<()> {
+    let mut first = Tally::default();
+    run(&mut first)?;
+    if first.failed > 0 {
+        eprintln!("    {name}: failed; once more");
+        first = Tally::default();
+        run(&mut first)?;
+        if first.failed == 0 {
+            tally.unstable.push(name.to_owned());
+        }
+    }
+    tally.passed += first.passed;
+    tally.failed += first.failed;
+    tally.skipped.append(&mut first.skipped);
+    Ok(())
+}
+
+/// Runs `cargo test` and adds up what it says.
+fn tests(tally: &mut Tally, name: &str, target: &[&str], arguments: &[&str]) -> anyhow::Result<()> {
+    let mut command = Command::new("cargo");
+    command
         .args(["test", "--quiet", "--no-fail-fast"])
         .args(target)
         // Skipped tests say so on the standard output, which the harness hides otherwise.
         .args(["--", "--show-output"])
         .args(arguments)
+        .current_dir(run::root());
+    eprintln!(
+        "==> {name}: cargo test {} -- {}",
+        target.join(" "),
+        arguments.join(" ")
+    );
+    count(tally, name, command)
+}
+
+/// Runs what runs tests, passes its output through and adds up what it says.
+fn count(tally: &mut Tally, name: &str, mut command: Command) -> anyhow::Result<()> {
+    let start = Instant::now();
+    let mut child = command
         .env("RUST_BACKTRACE", "1")
-        .current_dir(run::root())
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .spawn()
-        .context("cargo test could not be started")?;
-    let output = child.stdout.take().context("cargo test has no output")?;
+        .with_context(|| format!("{name} could not be started"))?;
+    let output = child.stdout.take().context("tests without an output")?;
     let failed_before = tally.failed;
+    let mut binaries = 0;
     for line in BufReader::new(output).lines() {
-        let line = line.context("reading what cargo test prints")?;
+        let line = line.context("reading what the tests print")?;
         if let Some((passed, failed)) = summary(&line) {
             tally.passed += passed;
             tally.failed += failed;
+            binaries += 1;
         }
         if let Some(reason) = line.trim().strip_prefix("SKIPPED ") {
             tally.skipped.push(reason.to_owned());
         }
         println!("{line}");
     }
-    let status = child.wait().context("cargo test")?;
+    let status = child.wait().context("waiting for the tests")?;
     eprintln!("    {name}: {:.1} s", start.elapsed().as_secs_f32());
     if !status.success() && tally.failed == failed_before {
         // It did not compile, or a test binary died before it could count.
         if status.code().is_none() {
-            bail!("{name}: cargo test was ended ({status})");
+            bail!("{name}: the tests were ended ({status})");
         }
+        tally.failed += 1;
+    } else if status.success() && binaries == 0 {
+        println!("error: {name} counted no tests");
         tally.failed += 1;
     }
     Ok(())

@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail};
 
 use super::Request;
+use super::initramfs;
 use super::kernel::{Kernel, Unpacked};
 use super::process::{bound, output};
 
@@ -24,6 +25,12 @@ const PATIENCE_QEMU: Duration = Duration::from_secs(240);
 
 /// How long a guest may take to power off when the command has ended.
 const FAREWELL: Duration = Duration::from_secs(20);
+
+/// What the names of control folders begin with; the process's id follows.
+const FOLDER: &str = "testudo-guest-";
+
+/// The RAM disk, in the control folder.
+const INITRAMFS: &str = "initramfs";
 
 /// How often to look.
 const PAUSE: Duration = Duration::from_millis(20);
@@ -44,6 +51,11 @@ pub(super) enum End {
 pub(super) fn run(request: &Request, kernel: &Kernel, unpacked: &Unpacked) -> anyhow::Result<End> {
     let control = Control::new()?;
     control.write(request, kernel)?;
+    initramfs::write(
+        &control.path.join(INITRAMFS),
+        &unpacked.busybox,
+        &unpacked.early,
+    )?;
     let start = Instant::now();
     let mut machine = match kernel {
         Kernel::Uml => user_mode_linux(request, unpacked, &control)?,
@@ -55,13 +67,21 @@ pub(super) fn run(request: &Request, kernel: &Kernel, unpacked: &Unpacked) -> an
     };
     let timeout = start + request.timeout;
     let (mut started, mut ended) = (false, None);
+    let (mut looks, mut panics) = (0u32, 0);
     loop {
+        // After a panic user-mode-linux goes on for ever, doing nothing. Between two looks it has
+        // time for its last words.
+        looks += 1;
+        if looks % 25 == 0 && control.has_panicked() {
+            panics += 1;
+        }
         // Asked before the files are read: what a machine wrote before its end is not missed.
-        let gone = machine
-            .0
-            .try_wait()
-            .context("waiting for the guest")?
-            .is_some();
+        let gone = panics > 1
+            || machine
+                .0
+                .try_wait()
+                .context("waiting for the guest")?
+                .is_some();
         if !started && let Some(release) = control.text("kernel") {
             started = true;
             let seconds = start.elapsed().as_secs_f32();
@@ -97,7 +117,7 @@ pub(super) fn run(request: &Request, kernel: &Kernel, unpacked: &Unpacked) -> an
             }
             None if !started && start.elapsed() > patience => {
                 return Ok(End::NeverStarted(format!(
-                    "nothing after {} s; its console ends with:\n{}",
+                    "nothing after {} s; {}",
                     patience.as_secs(),
                     control.last_words()
                 )));
@@ -123,7 +143,7 @@ fn user_mode_linux(
         .args(["--pid", "--fork", "--kill-child=KILL", "--"])
         .arg(&unpacked.image)
         .arg(format!("mem={}M", request.memory))
-        .arg(format!("initrd={}", unpacked.initramfs.display()))
+        .arg(format!("initrd={}", control.path.join(INITRAMFS).display()))
         .arg(format!("uml_dir={}/", control.path.display()))
         .args(["umid=uml", "con=null", "con0=null,fd:1", "seccomp=auto"])
         .arg("guest_root=hostfs")
@@ -144,7 +164,7 @@ fn user_mode_linux(
 
 fn qemu(request: &Request, unpacked: &Unpacked, control: &Control) -> anyhow::Result<Machine> {
     let mut line = format!(
-        "console=ttyS0 quiet panic=-1 nokaslr mitigations=off nowatchdog audit=0 \
+        "console=ttyS0 quiet panic=-1 nokaslr mitigations=off nowatchdog audit=0 cryptomgr.notests \
          rcupdate.rcu_cpu_stall_suppress=1 guest_root=9p guest_control=control guest_modules={}",
         unpacked.modules.display()
     );
@@ -171,7 +191,7 @@ fn qemu(request: &Request, unpacked: &Unpacked, control: &Control) -> anyhow::Re
         .arg("-kernel")
         .arg(&unpacked.image)
         .arg("-initrd")
-        .arg(&unpacked.initramfs);
+        .arg(control.path.join(INITRAMFS));
     let mut folders = vec![
         ("root", Path::new("/"), ",readonly=on"),
         ("control", &control.path, ""),
@@ -241,7 +261,8 @@ struct Control {
 
 impl Control {
     fn new() -> anyhow::Result<Self> {
-        let path = std::env::temp_dir().join(format!("testudo-guest-{}", std::process::id()));
+        remove_orphans();
+        let path = std::env::temp_dir().join(format!("{FOLDER}{}", std::process::id()));
         // The kernel's command line knows no quotes.
         if path.as_os_str().as_bytes().contains(&b' ') {
             bail!("{}: a guest needs a TMPDIR without spaces", path.display());
@@ -309,7 +330,12 @@ impl Control {
         Ok(())
     }
 
-    /// How the console ends.
+    fn has_panicked(&self) -> bool {
+        let console = std::fs::read(self.path.join("console")).unwrap_or_default();
+        String::from_utf8_lossy(&console).contains("Kernel panic - not syncing")
+    }
+
+    /// How the console ends, as the end of a message.
     fn last_words(&self) -> String {
         let bytes = std::fs::read(self.path.join("console")).unwrap_or_default();
         let text = String::from_utf8_lossy(&bytes).replace('\r', "");
@@ -322,17 +348,37 @@ impl Control {
             .iter()
             .position(|line| line.contains("Kernel panic") || line.contains("Oops"))
             .unwrap_or(lines.len().saturating_sub(15));
-        lines[from..]
-            .iter()
-            .take(40)
-            .map(|line| format!("  {line}\n"))
-            .collect()
+        let lines = lines[from..].iter().take(40);
+        let lines: String = lines.map(|line| format!("\n  {line}")).collect();
+        format!("its console says:{lines}")
     }
 }
 
 impl Drop for Control {
     fn drop(&mut self) {
         let _ = std::fs::remove_dir_all(&self.path);
+    }
+}
+
+/// Removes the control folders of processes that were killed.
+fn remove_orphans() {
+    let entries = std::fs::read_dir(std::env::temp_dir());
+    for path in entries
+        .into_iter()
+        .flatten()
+        .flatten()
+        .map(|entry| entry.path())
+    {
+        let name = path
+            .file_name()
+            .and_then(|name| name.to_str())
+            .unwrap_or_default();
+        let owner = name
+            .strip_prefix(FOLDER)
+            .and_then(|id| id.parse::<u32>().ok());
+        if owner.is_some_and(|id| !Path::new(&format!("/proc/{id}")).exists()) {
+            let _ = std::fs::remove_dir_all(path);
+        }
     }
 }
 

@@ -1,6 +1,6 @@
 //! The RAM disk that a guest starts from: busybox, some modules, and the first script.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 
@@ -22,7 +22,7 @@ const FOLDERS: [&str; 8] = [
 ];
 
 /// Writes it. The modules are loaded in the order given.
-pub(super) fn write(file: &Path, busybox: &Path, modules: &[&Path]) -> anyhow::Result<()> {
+pub(super) fn write(file: &Path, busybox: &Path, modules: &[PathBuf]) -> anyhow::Result<()> {
     let mut archive = Archive::default();
     for folder in FOLDERS {
         archive.add(folder, 0o040_755, &[]);

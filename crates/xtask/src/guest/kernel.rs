@@ -8,7 +8,6 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 
-use super::initramfs;
 use super::process::output;
 use crate::packages;
 
@@ -91,8 +90,10 @@ impl Kernel {
 pub(super) struct Unpacked {
     /// user-mode-linux, or the image that QEMU starts.
     pub(super) image: PathBuf,
-    /// The RAM disk.
-    pub(super) initramfs: PathBuf,
+    /// A busybox that needs no library.
+    pub(super) busybox: PathBuf,
+    /// The modules to load before the machine's files can be seen, in order.
+    pub(super) early: Vec<PathBuf>,
     /// The modules, to be found at `/lib/modules/RELEASE` in the guest.
     pub(super) modules: PathBuf,
 }
@@ -129,12 +130,10 @@ pub(super) fn ensure(kernel: &Kernel, again: bool) -> anyhow::Result<Unpacked> {
         })?;
     }
     let modules = only_child(&place.join("lib/modules"))?;
-    // The scripts are ours and change with this program; the rest of the RAM disk is small.
-    let initramfs = place.join("initramfs");
-    write_initramfs(kernel, &place, &modules, &initramfs)?;
     Ok(Unpacked {
         image: place.join("linux"),
-        initramfs,
+        busybox: place.join("busybox"),
+        early: early_modules(kernel, &place, &modules)?,
         modules,
     })
 }
@@ -289,12 +288,7 @@ fn arrange_image(root: &Path, fresh: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn write_initramfs(
-    kernel: &Kernel,
-    place: &Path,
-    modules: &Path,
-    file: &Path,
-) -> anyhow::Result<()> {
+fn early_modules(kernel: &Kernel, place: &Path, modules: &Path) -> anyhow::Result<Vec<PathBuf>> {
     let early: &[&str] = match kernel {
         Kernel::Uml => &EARLY_UML,
         Kernel::Of { .. } => &EARLY_QEMU,
@@ -321,11 +315,7 @@ fn write_initramfs(
             }
         }
     }
-    let found: Vec<&Path> = found.iter().map(PathBuf::as_path).collect();
-    // Another guest may be reading the one that is there.
-    let fresh = file.with_extension("new");
-    initramfs::write(&fresh, &place.join("busybox"), &found)?;
-    std::fs::rename(fresh, file).context("the RAM disk")
+    Ok(found)
 }
 
 fn first_of(root: &Path, names: &[&str]) -> anyhow::Result<PathBuf> {
