@@ -1,15 +1,13 @@
-//! The bench `ike`: our engine and charon in turns.
+//! The bench `ike`: our engine and other daemons in turns.
 
-use crate::charon;
+use crate::daemons::{self, Other};
 use crate::ends::{self, Exchange, Load};
 use crate::report::{Baseline, Measured, Report, Row};
 use crate::usage;
 
-/// Connections of the small, the large and charon's larger measurement.
+/// Connections of the small measurement, and of our large one.
 const SMALL: u32 = 100;
 const LARGE: u32 = 5000;
-const CHARON: u32 = 500;
-const WINDOW: u32 = 64;
 
 /// What is asked for.
 pub(crate) struct Options {
@@ -46,38 +44,46 @@ impl Options {
 }
 
 /// All rounds' outcomes.
-#[derive(Default)]
 struct Rounds {
     small: Vec<ends::Outcome>,
     large: Vec<ends::Outcome>,
     hybrid: Vec<ends::Outcome>,
     hybrid_missing: Option<String>,
-    charon_small: Vec<charon::Outcome>,
-    charon_large: Vec<charon::Outcome>,
-    /// Why charon is not measured, or not further: a baseline that fails does not end the bench.
-    charon_missing: Option<String>,
+    pooled: Vec<ends::Outcome>,
+    baselines: Vec<Rival>,
 }
+
+/// What another daemon came to.
+struct Rival {
+    who: Other,
+    small: Vec<daemons::Outcome>,
+    large: Vec<daemons::Outcome>,
+    /// Why it is not measured, or not further: a baseline that fails does not end the bench.
+    missing: Option<String>,
+}
+
+/// The small or the large ones.
+type Outcomes = fn(&Rival) -> &[daemons::Outcome];
 
 /// Measures and prints.
 pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
-    let mut rounds = Rounds {
-        charon_missing: match options.baseline {
-            true => charon::missing(),
-            false => Some("not asked for".into()),
-        },
-        ..Rounds::default()
-    };
+    let mut rounds = Rounds::new(|who| match options.baseline {
+        true => who.missing(),
+        false => Some("not asked for".into()),
+    });
     for round in 1..=options.rounds {
-        // In turns, so that what else the machine does meets both.
+        // In turns, so that what else the machine does meets all.
         eprintln!("==> round {round} of {}", options.rounds);
-        rounds.ours(SMALL)?;
-        rounds.charon(SMALL);
-        rounds.ours(SMALL)?;
-        if round <= 2 {
-            rounds.charon(CHARON);
+        for rival in 0..rounds.baselines.len() {
+            rounds.ours(SMALL)?;
+            rounds.baselines[rival].measure(SMALL);
+        }
+        if round == 1 {
+            rounds.baselines.iter_mut().for_each(Rival::measure_large);
         }
         rounds.ours(LARGE)?;
         rounds.hybrid();
+        rounds.pooled()?;
     }
     let report = rounds.report();
     match options.json {
@@ -88,12 +94,25 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
 }
 
 impl Rounds {
+    fn new(missing: impl Fn(Other) -> Option<String>) -> Self {
+        let rival = |who| Rival {
+            who,
+            small: Vec::new(),
+            large: Vec::new(),
+            missing: missing(who),
+        };
+        Self {
+            small: Vec::new(),
+            large: Vec::new(),
+            hybrid: Vec::new(),
+            hybrid_missing: None,
+            pooled: Vec::new(),
+            baselines: Other::ALL.map(rival).into(),
+        }
+    }
+
     fn ours(&mut self, connections: u32) -> anyhow::Result<()> {
-        let outcome = ends::measure(Load {
-            connections,
-            window: WINDOW,
-            exchange: Exchange::X25519,
-        })?;
+        let outcome = ends::measure(Load::of(connections))?;
         tell("testudo", connections, &outcome);
         match connections {
             SMALL => self.small.push(outcome),
@@ -104,9 +123,8 @@ impl Rounds {
 
     fn hybrid(&mut self) {
         let outcome = ends::measure(Load {
-            connections: LARGE / 5,
-            window: WINDOW,
             exchange: Exchange::Hybrid,
+            ..Load::of(LARGE / 5)
         });
         match outcome {
             Ok(outcome) => {
@@ -117,107 +135,176 @@ impl Rounds {
         }
     }
 
-    fn charon(&mut self, connections: u32) {
-        if self.charon_missing.is_some() {
-            return;
-        }
-        // It moves its thread into another namespace.
-        let thread = std::thread::spawn(move || charon::measure(connections));
-        let outcome = thread
-            .join()
-            .unwrap_or_else(|_| Err(anyhow::anyhow!("measuring charon panicked")));
-        match outcome {
-            Ok(outcome) => self.charon_done(connections, outcome),
-            Err(error) => {
-                // One line of the table, however much charon has said.
-                let said = format!("{error:#}");
-                let said: Vec<&str> = said.split_whitespace().take(40).collect();
-                let why = format!("of {connections} connections: {}", said.join(" "));
-                eprintln!("    charon: {why}");
-                self.charon_missing = Some(why);
-            }
-        }
+    fn pooled(&mut self) -> anyhow::Result<()> {
+        let threads = std::thread::available_parallelism().map_or(2, |n| n.get());
+        let outcome = ends::measure(Load {
+            threads: u32::try_from(threads)?.max(2),
+            ..Load::of(LARGE)
+        })?;
+        tell("testudo, pooled", LARGE, &outcome);
+        self.pooled.push(outcome);
+        Ok(())
     }
 
-    fn charon_done(&mut self, connections: u32, outcome: charon::Outcome) {
-        eprintln!(
-            "    charon {connections}: {:.2} ms, {:.1} KiB, {:.0}/s",
-            outcome.cpu_ms(),
-            outcome.kib(),
-            outcome.rate()
-        );
-        match connections {
-            SMALL => self.charon_small.push(outcome),
-            _ => self.charon_large.push(outcome),
-        }
+    /// What each baseline came to by `outcomes`, of how many connections.
+    fn rivals(
+        &self,
+        outcomes: Outcomes,
+        of: fn(&daemons::Outcome) -> f64,
+    ) -> Vec<(&'static str, Baseline)> {
+        let each = |rival: &Rival| {
+            let outcomes = outcomes(rival);
+            let number = outcomes.first().map_or(0, daemons::Outcome::connections);
+            let baseline = match Measured::of(outcomes.iter().map(of).collect()) {
+                Some(measured) => Baseline::Measured(measured, number),
+                None => Baseline::Missing(rival.why_not()),
+            };
+            (rival.who.name(), baseline)
+        };
+        self.baselines.iter().map(each).collect()
     }
 
     fn report(&self) -> Report {
         let ours = |outcomes: &[ends::Outcome], of: fn(&ends::Outcome) -> f64| {
             Measured::of(outcomes.iter().map(of).collect()).ok_or_else(|| "not measured".to_owned())
         };
-        let charon = |name, outcomes: &[charon::Outcome], of: fn(&charon::Outcome) -> f64| {
-            let measured = Measured::of(outcomes.iter().map(of).collect());
-            let missing =
-                || Baseline::Missing(self.charon_missing.clone().unwrap_or("not measured".into()));
-            vec![(name, measured.map_or_else(missing, Baseline::Measured))]
-        };
-        let cpu = charon::Outcome::cpu_ms;
+        let small: Outcomes = |rival| &rival.small;
+        let large: Outcomes = |rival| &rival.large;
+        let (cpu, kib, rate) = (
+            daemons::Outcome::cpu_ms,
+            daemons::Outcome::kib,
+            daemons::Outcome::rate,
+        );
         let hybrid = ours(&self.hybrid, ends::Outcome::cpu_ms);
+        let lacks_ml_kem = |rival: &Rival| {
+            let why = rival.who.lacks_ml_kem();
+            (rival.who.name(), Baseline::Missing(why))
+        };
         let rows = vec![
             Row {
                 name: "cpu_ms_per_handshake_and_side_n100",
                 unit: "ms",
                 ours: ours(&self.small, ends::Outcome::cpu_ms),
-                baseline: charon("charon", &self.charon_small, cpu),
+                baseline: self.rivals(small, cpu),
                 target: "<= 0.4",
             },
             Row {
                 name: "cpu_ms_per_handshake_and_side_n5000",
                 unit: "ms",
                 ours: ours(&self.large, ends::Outcome::cpu_ms),
-                baseline: charon("charon_n500", &self.charon_large, cpu),
+                baseline: self.rivals(large, cpu),
                 target: "<= 0.4",
             },
             Row {
                 name: "cpu_ms_with_mlkem768",
                 unit: "ms",
                 ours: hybrid.map_err(|e| self.hybrid_missing.clone().unwrap_or(e)),
-                baseline: vec![(
-                    "charon",
-                    Baseline::Missing("Debian 12's strongSwan has no ML-KEM".into()),
-                )],
+                baseline: self.baselines.iter().map(lacks_ml_kem).collect(),
                 target: "<= 0.5",
             },
             Row {
                 name: "kib_per_ike_and_child_sa",
                 unit: "KiB",
                 ours: ours(&self.large, ends::Outcome::kib),
-                baseline: charon("charon", &self.charon_large, charon::Outcome::kib),
+                baseline: self.rivals(large, kib),
                 target: "<= 6",
             },
             Row {
                 name: "established_per_second",
                 unit: "1/s",
                 ours: ours(&self.large, ends::Outcome::rate),
-                baseline: charon("charon", &self.charon_large, charon::Outcome::rate),
+                baseline: self.rivals(large, rate),
                 target: ">= 2000",
+            },
+            Row {
+                name: "established_per_second_pooled",
+                unit: "1/s",
+                ours: ours(&self.pooled, ends::Outcome::rate),
+                baseline: Vec::new(),
+                target: "",
             },
         ];
         Report {
             bench: "ike",
             machine: usage::machine(),
             rows,
-            notes: vec![
-                format!(
-                    "middle of the rounds; memory and rate of {LARGE} connections, charon's of \
-                     {CHARON}: it grows slower with their number"
-                ),
-                "charon's numbers hold its ESP in user space and its UDP sockets, ours a socket \
-                 pair and no datapath"
-                    .into(),
-            ],
+            notes: self.notes(),
         }
+    }
+
+    fn notes(&self) -> Vec<String> {
+        let mut notes = vec![
+            format!(
+                "middle of the rounds; memory and rate are of {LARGE} connections, a baseline's \
+                 of as many as is said with it: it becomes slower with their number"
+            ),
+            "charon's numbers hold its UDP sockets and its ESP in user space, libreswan's its UDP \
+             sockets, its log and its answers to whack, but no ESP; ours a socket pair and no \
+             datapath"
+                .into(),
+        ];
+        let pooled = self.pooled.last();
+        notes.extend(pooled.map(|outcome| {
+            format!(
+                "pooled: asymmetric work of each end on {} threads beside the engine's; {} jobs \
+                 in the last round",
+                outcome.threads(),
+                outcome.jobs()
+            )
+        }));
+        let measured = |rival: &&Rival| rival.missing.is_none();
+        notes.extend(
+            (self.baselines.iter().filter(measured))
+                .map(|rival| format!("{} is {}", rival.who.name(), rival.who.version())),
+        );
+        notes
+    }
+}
+
+impl Rival {
+    fn measure_large(&mut self) {
+        self.measure(self.who.large());
+    }
+
+    fn measure(&mut self, connections: u32) {
+        if self.missing.is_some() {
+            return;
+        }
+        let who = self.who;
+        // It moves its thread into another namespace.
+        let thread = std::thread::spawn(move || who.measure(connections));
+        let outcome = thread
+            .join()
+            .unwrap_or_else(|_| Err(anyhow::anyhow!("measuring it panicked")));
+        match outcome {
+            Ok(outcome) => {
+                eprintln!(
+                    "    {} {connections}: {:.2} ms, {:.1} KiB, {:.0}/s",
+                    who.name(),
+                    outcome.cpu_ms(),
+                    outcome.kib(),
+                    outcome.rate()
+                );
+                match connections {
+                    SMALL => self.small.push(outcome),
+                    _ => self.large.push(outcome),
+                }
+            }
+            Err(error) => {
+                // One line of the table, however much the daemon has said.
+                let said = format!("{error:#}");
+                let said: Vec<&str> = said.split_whitespace().take(40).collect();
+                let why = format!("of {connections} connections: {}", said.join(" "));
+                eprintln!("    {}: {why}", who.name());
+                self.missing = Some(why);
+            }
+        }
+    }
+
+    fn why_not(&self) -> String {
+        self.missing
+            .clone()
+            .unwrap_or_else(|| "not measured".into())
     }
 }
 
@@ -237,15 +324,18 @@ mod tests {
 
     #[test]
     fn a_baseline_that_fails_is_said_to_be_missing_with_the_reason() {
-        let rounds = Rounds {
-            charon_missing: Some("it fell over".into()),
-            ..Rounds::default()
-        };
+        let rounds = Rounds::new(|who| Some(format!("{} fell over", who.name())));
         let report = rounds.report();
         let json = report.json();
-        assert!(json["rows"][0]["baseline"]["charon"].is_null());
-        let missing = json["missing"].to_string();
-        assert!(missing.contains("charon: it fell over"), "{missing}");
-        assert!(report.table().contains("charon missing: it fell over"));
+        let (missing, table) = (json["missing"].to_string(), report.table());
+        for who in ["charon", "libreswan"] {
+            for row in 0..5 {
+                let baseline = &json["rows"][row]["baseline"];
+                assert!(baseline[who].is_null(), "{baseline}");
+                assert!(baseline.as_object().unwrap().contains_key(who));
+            }
+            assert!(missing.contains(&format!("{who}: {who} fell over")));
+            assert!(table.contains(&format!("{who} missing: {who} fell over")));
+        }
     }
 }

@@ -3,7 +3,7 @@
 //! `testudo-bench ike` is what `cargo xtask bench ike` runs. `testudo-bench end ROLE ...` is one
 //! end of a measurement, in a process of its own so that its memory and CPU time are its own.
 
-mod charon;
+mod daemons;
 mod ends;
 mod ike;
 mod report;
@@ -13,7 +13,7 @@ use std::process::ExitCode;
 
 const HELP: &str = "\
 testudo-bench ike [-o json] [--rounds N] [--without-baseline]
-    CPU, memory and rate of key exchanges, charon beside them where it is unpacked
+    CPU, memory and rate of key exchanges, charon and libreswan beside them where they are unpacked
 ";
 
 fn main() -> ExitCode {

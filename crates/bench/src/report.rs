@@ -26,7 +26,8 @@ impl Measured {
 /// What a baseline came to.
 #[derive(Debug, Clone)]
 pub(crate) enum Baseline {
-    Measured(Measured),
+    /// With how many connections.
+    Measured(Measured, u32),
     /// Not there, or not able to; the reason.
     Missing(String),
 }
@@ -51,15 +52,19 @@ pub(crate) struct Report {
 
 impl Report {
     /// `{"bench":…,"machine":…,"rows":[{"name":…,"unit":…,"ours":…,"baseline":{…}}]}`; what is
-    /// missing is `null`, and `missing` says why.
+    /// missing is `null`, and `missing` says why. `baseline_connections` says with how many
+    /// connections a baseline was measured.
     pub(crate) fn json(&self) -> Value {
         let mut missing = Vec::new();
         let mut rows = Vec::new();
         for row in &self.rows {
-            let mut baseline = Map::new();
+            let (mut baseline, mut of) = (Map::new(), Map::new());
             for (name, what) in &row.baseline {
                 let value = match what {
-                    Baseline::Measured(m) => json!(rounded(m.middle)),
+                    Baseline::Measured(m, number) => {
+                        of.insert((*name).to_owned(), json!(number));
+                        json!(rounded(m.middle))
+                    }
                     Baseline::Missing(why) => {
                         missing.push(format!("{}: {name}: {why}", row.name));
                         Value::Null
@@ -83,6 +88,7 @@ impl Report {
                 "ours": ours,
                 "spread": spread,
                 "baseline": baseline,
+                "baseline_connections": of,
             }));
         }
         json!({
@@ -110,7 +116,7 @@ impl Report {
                 .baseline
                 .iter()
                 .map(|(name, what)| match what {
-                    Baseline::Measured(m) => format!("{name} {}", spread(m)),
+                    Baseline::Measured(m, number) => format!("{name} {} of {number}", spread(m)),
                     Baseline::Missing(why) => format!("{name} missing: {why}"),
                 })
                 .collect();
@@ -160,7 +166,7 @@ mod tests {
                 baseline: vec![
                     (
                         "charon",
-                        Baseline::Measured(Measured::of(vec![4.8]).unwrap()),
+                        Baseline::Measured(Measured::of(vec![4.8]).unwrap(), 100),
                     ),
                     ("libreswan", Baseline::Missing("not unpacked".into())),
                 ],
@@ -174,6 +180,7 @@ mod tests {
         assert_eq!(row["name"], "cpu_ms_per_handshake_and_side_n100");
         assert_eq!((&row["unit"], &row["ours"]), (&json!("ms"), &json!(0.3)));
         assert_eq!(row["baseline"]["charon"], 4.8);
+        assert_eq!(row["baseline_connections"], json!({"charon": 100}));
         // Said to be missing, not left out.
         assert_eq!(row["baseline"]["libreswan"], Value::Null);
         assert!(

@@ -9,4 +9,4 @@ mod packages;
 mod world;
 
 pub use packages::{Peer, ensure, folder, missing, own_apt};
-pub use world::{BEHIND, Cable, Daemon, End, LINK, Place, World, can_run, why_not};
+pub use world::{BEHIND, Cable, Daemon, End, LINK, Place, World, can_run, pretend_xfrm, why_not};

@@ -142,6 +142,25 @@ impl Drop for Place {
     }
 }
 
+/// A copy, in the place, of the library that lets a daemon believe that the kernel has installed
+/// its SAs: for LD_PRELOAD. What has a root of its own sees of the machine only what lies in the
+/// place. cargo builds it from an example, beside the running program or the folder above.
+pub fn pretend_xfrm(place: &Place) -> anyhow::Result<PathBuf> {
+    let program = std::env::current_exe().context("the running program's path")?;
+    let library = program
+        .ancestors()
+        .skip(1)
+        .take(2)
+        .map(|folder| folder.join("examples/libpretend_xfrm.so"))
+        .find(|library| library.is_file())
+        .context(
+            "libpretend_xfrm.so is not built: cargo build --package testudo-interop --examples",
+        )?;
+    let copy = place.file("pretend_xfrm.so");
+    std::fs::copy(&library, &copy).with_context(|| library.display().to_string())?;
+    Ok(copy)
+}
+
 /// A network namespace, held by a process that sleeps in it.
 struct Space(Child);
 

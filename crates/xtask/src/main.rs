@@ -88,19 +88,22 @@ fn demo(arguments: &[&str]) -> anyhow::Result<u8> {
 
 /// Builds the simulation in release mode and passes it its arguments.
 fn sim(arguments: &[&str]) -> anyhow::Result<u8> {
-    release("testudo-sim", arguments)
+    release("testudo-sim", &[], arguments)
 }
 
 /// Builds the benches in release mode and passes them their arguments.
 fn bench(arguments: &[&str]) -> anyhow::Result<u8> {
-    release("testudo-bench", arguments)
+    // Beside it the library that answers for the kernel where another daemon is measured.
+    release(
+        "testudo-bench",
+        &["--package", "testudo-interop", "--bins", "--examples"],
+        arguments,
+    )
 }
 
-fn release(package: &str, arguments: &[&str]) -> anyhow::Result<u8> {
-    run::step(
-        "build",
-        &["cargo", "build", "--release", "--package", package],
-    )?;
+fn release(package: &str, also: &[&str], arguments: &[&str]) -> anyhow::Result<u8> {
+    let build = ["cargo", "build", "--release", "--package", package];
+    run::step("build", &[&build, also].concat())?;
     let program = run::target_directory()?.join("release").join(package);
     let status = std::process::Command::new(&program)
         .args(arguments)

@@ -7,13 +7,14 @@ use std::time::{Duration, Instant};
 use anyhow::bail;
 use testudo_crypto::{KeMethod, Random, SystemRandom};
 use testudo_ike::{
-    AdditionalKe, CertificateVerifier, ChildConfig, Engine, EngineConfig, Event, LocalIdentity,
-    PeerAddress, PeerAuth, PeerConfig,
+    AdditionalKe, CertificateVerifier, ChildConfig, Done, Engine, EngineConfig, Event,
+    LocalIdentity, PeerAddress, PeerAuth, PeerConfig,
 };
 use testudo_model::policy::EncapsulationMode;
 use testudo_model::{Monotonic, Now, PortRange, SaMode, TrafficSelector, UnixTime};
 
 use crate::ends::link::{Kind, Link};
+use crate::ends::pool::Pool;
 use crate::ends::{Exchange, Load, Seen, trust};
 use crate::usage;
 
@@ -42,6 +43,7 @@ pub(crate) fn engine(
     let mut config = EngineConfig::default();
     // The window is ours to choose: no cookies.
     config.limits.cookie_threshold = usize::MAX;
+    config.offload = load.threads > 0;
     config.suites.additional_ke = match load.exchange {
         Exchange::X25519 => Vec::new(),
         Exchange::Hybrid => vec![AdditionalKe {
@@ -101,6 +103,30 @@ impl Clock {
     }
 }
 
+/// What is outside of an end's engines: the other end, and the threads that compute for them.
+pub(crate) struct Outside {
+    pub(crate) link: Link,
+    pub(crate) pool: Option<Pool>,
+}
+
+impl Outside {
+    pub(crate) fn new(link: Link, load: Load) -> anyhow::Result<Self> {
+        let pool = Pool::start(load.threads)?;
+        Ok(Self { link, pool })
+    }
+
+    /// Waits until there is something to do.
+    pub(crate) fn wait(&self) -> anyhow::Result<()> {
+        let bell = self.pool.as_ref().map(Pool::bell);
+        self.link.wait(Duration::from_millis(20), bell)
+    }
+
+    /// What the threads have done, and for which engine.
+    pub(crate) fn done(&self) -> Option<(u32, Done)> {
+        self.pool.as_ref().and_then(Pool::done)
+    }
+}
+
 /// How far the connections are.
 #[derive(Default)]
 pub(crate) struct Progress {
@@ -111,11 +137,13 @@ pub(crate) struct Progress {
 }
 
 impl Progress {
-    /// Drains an engine: the connection's number goes with each datagram.
+    /// Drains an engine, which is the end's `which`th: the connection's number goes with each
+    /// datagram.
     pub(crate) fn drain(
         &mut self,
+        which: u32,
         engine: &mut Engine,
-        link: &mut Link,
+        outside: &mut Outside,
         number: impl Fn(SocketAddr) -> u32,
     ) -> anyhow::Result<()> {
         while let Some(event) = engine.poll_event() {
@@ -132,7 +160,13 @@ impl Progress {
             }
         }
         while let Some(datagram) = engine.poll_transmit() {
-            link.send(Kind::Datagram(number(datagram.remote)), &datagram.bytes)?;
+            let kind = Kind::Datagram(number(datagram.remote));
+            outside.link.send(kind, &datagram.bytes)?;
+        }
+        if let Some(pool) = &mut outside.pool {
+            while let Some(job) = engine.poll_job() {
+                pool.give(which, job)?;
+            }
         }
         Ok(())
     }
@@ -198,13 +232,14 @@ impl Meter {
         })
     }
 
-    pub(crate) fn stop(&self) -> anyhow::Result<Seen> {
+    pub(crate) fn stop(&self, outside: &Outside) -> anyhow::Result<Seen> {
         let (elapsed, cpu) = (self.start.elapsed(), usage::cpu() - self.cpu);
         let resident = usage::resident("self")?;
         Ok(Seen {
             cpu,
             elapsed,
             grown: i64::try_from(resident)? - i64::try_from(self.resident)?,
+            jobs: outside.pool.as_ref().map_or(0, Pool::given),
         })
     }
 }

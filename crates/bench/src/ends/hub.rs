@@ -2,12 +2,11 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
 
 use anyhow::ensure;
 use testudo_crypto::SigningKey;
 
-use crate::ends::driver::{self, Begin, Clock, Meter, Progress};
+use crate::ends::driver::{self, Begin, Clock, Meter, Outside, Progress};
 use crate::ends::link::{Kind, Link};
 use crate::ends::{Load, Seen, trust};
 
@@ -29,33 +28,38 @@ pub(crate) fn run(mut link: Link, load: Load) -> anyhow::Result<Seen> {
     link.send(Kind::Ready, &[])?;
     link.expect(Kind::Ready)?;
 
+    let mut outside = Outside::new(link, load)?;
     let meter = Meter::start()?;
     let mut progress = Progress::default();
     let mut begin = Begin::new(0, load);
-    while !progress.is_done(load) || !link.is_flushed() {
+    while !progress.is_done(load) || !outside.link.is_flushed() {
         while let Some(number) = begin.next(progress.ours) {
             engine.reauthenticate(&trust::peer(&trust::spoke(number))?, clock.now())?;
         }
-        progress.drain(&mut engine, &mut link, number)?;
+        progress.drain(0, &mut engine, &mut outside, number)?;
         let mut idle = true;
-        if let Some((Kind::Datagram(number), bytes)) = link.receive()? {
+        if let Some((Kind::Datagram(number), bytes)) = outside.link.receive()? {
             let remote = SocketAddr::new(driver::spoke(number), port);
             engine.handle_datagram(clock.now(), local, remote, bytes);
             idle = false;
         }
-        if engine
-            .poll_timeout()
-            .is_some_and(|at| at <= clock.now().monotonic)
-        {
-            engine.handle_timeout(clock.now());
+        progress.drain(0, &mut engine, &mut outside, number)?;
+        while let Some((_, done)) = outside.done() {
+            engine.handle_done(clock.now(), done);
+            progress.drain(0, &mut engine, &mut outside, number)?;
+            idle = false;
         }
-        progress.drain(&mut engine, &mut link, number)?;
+        let now = clock.now();
+        if engine.poll_timeout().is_some_and(|at| at <= now.monotonic) {
+            engine.handle_timeout(now);
+            progress.drain(0, &mut engine, &mut outside, number)?;
+        }
         if idle && !progress.is_done(load) {
-            link.wait(Duration::from_millis(20))?;
+            outside.wait()?;
         }
         ensure!(meter.is_in_time(), "the handshakes take too long");
     }
-    meter.stop()
+    meter.stop(&outside)
 }
 
 fn address_bits(address: SocketAddr) -> u32 {

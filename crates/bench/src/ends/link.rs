@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 use std::io::{self, ErrorKind};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
 use anyhow::{Context, bail};
@@ -50,11 +50,16 @@ impl Link {
         let socket = rustix::stdio::stdin()
             .try_clone_to_owned()
             .context("standard input")?;
-        Ok(Self {
+        Ok(Self::over(socket))
+    }
+
+    /// One end of [`pair`].
+    pub(crate) fn over(socket: OwnedFd) -> Self {
+        Self {
             socket,
             waiting: VecDeque::new(),
             buffer: vec![0; LONGEST],
-        })
+        }
     }
 
     /// Sends a message, now or when there is room.
@@ -115,17 +120,17 @@ impl Link {
         Ok(Some((kind, bytes)))
     }
 
-    /// Waits until a message is there, or room where some is wanted, or the time is over.
-    pub(crate) fn wait(&self, most: Duration) -> anyhow::Result<()> {
+    /// Waits until a message is there, or room where some is wanted, or something to be read from
+    /// `bell`, or the time is over.
+    pub(crate) fn wait(&self, most: Duration, bell: Option<BorrowedFd<'_>>) -> anyhow::Result<()> {
         let mut flags = PollFlags::IN;
         if !self.is_flushed() {
             flags |= PollFlags::OUT;
         }
         let time = Timespec::try_from(most).context("a wait")?;
-        match poll(
-            &mut [PollFd::from_borrowed_fd(self.socket.as_fd(), flags)],
-            Some(&time),
-        ) {
+        let mut awaited = vec![PollFd::from_borrowed_fd(self.socket.as_fd(), flags)];
+        awaited.extend(bell.map(|bell| PollFd::from_borrowed_fd(bell, PollFlags::IN)));
+        match poll(&mut awaited, Some(&time)) {
             Ok(_) | Err(Errno::INTR) => Ok(()),
             Err(error) => Err(io::Error::from(error)).context("poll"),
         }
@@ -138,7 +143,7 @@ impl Link {
                 anyhow::ensure!(kind == wanted, "{kind:?} instead of {wanted:?}");
                 return Ok(bytes.to_vec());
             }
-            self.wait(Duration::from_millis(100))?;
+            self.wait(Duration::from_millis(100), None)?;
         }
         bail!("the other end says nothing");
     }

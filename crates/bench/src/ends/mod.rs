@@ -9,6 +9,7 @@
 mod driver;
 mod hub;
 mod link;
+mod pool;
 mod spokes;
 mod trust;
 
@@ -20,6 +21,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::ends::link::Link;
 pub(crate) use crate::ends::trust::Authority;
+
+/// Handshakes under way at once, unless said otherwise.
+const WINDOW: u32 = 64;
 
 /// The key exchange of the connections.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -46,13 +50,27 @@ impl Exchange {
 }
 
 /// What one measurement makes.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Load {
     /// Connections, each an IKE SA with its first child.
     pub(crate) connections: u32,
     /// Handshakes under way at once.
     pub(crate) window: u32,
     pub(crate) exchange: Exchange,
+    /// Threads of each end that do its asymmetric work; 0: the engine does it itself.
+    pub(crate) threads: u32,
+}
+
+impl Load {
+    /// So many connections with X25519, all computed in place.
+    pub(crate) fn of(connections: u32) -> Self {
+        Self {
+            connections,
+            window: WINDOW,
+            exchange: Exchange::X25519,
+            threads: 0,
+        }
+    }
 }
 
 /// Which end a process is.
@@ -69,9 +87,9 @@ pub(crate) struct Task {
 }
 
 impl Task {
-    /// `hub|spokes CONNECTIONS WINDOW EXCHANGE`
+    /// `hub|spokes CONNECTIONS WINDOW EXCHANGE THREADS`
     pub(crate) fn read(words: &[&str]) -> Option<Self> {
-        let [role, connections, window, exchange] = words else {
+        let [role, connections, window, exchange, threads] = words else {
             return None;
         };
         Some(Self {
@@ -84,11 +102,12 @@ impl Task {
                 connections: connections.parse().ok()?,
                 window: window.parse().ok()?,
                 exchange: Exchange::read(exchange)?,
+                threads: threads.parse().ok()?,
             },
         })
     }
 
-    fn words(&self) -> [String; 5] {
+    fn words(&self) -> [String; 6] {
         let role = match self.role {
             Role::Hub => "hub",
             Role::Spokes => "spokes",
@@ -97,6 +116,7 @@ impl Task {
             connections,
             window,
             exchange,
+            threads,
         } = self.load;
         [
             "end".into(),
@@ -104,6 +124,7 @@ impl Task {
             connections.to_string(),
             window.to_string(),
             exchange.name().into(),
+            threads.to_string(),
         ]
     }
 }
@@ -115,6 +136,8 @@ pub(crate) struct Seen {
     elapsed: Duration,
     /// Growth of resident memory in KiB.
     grown: i64,
+    /// Jobs that its threads did.
+    jobs: u64,
 }
 
 /// What both ends together have seen.
@@ -135,6 +158,16 @@ impl Outcome {
     /// The same of the hub alone, the end whose tables are long.
     pub(crate) fn hub_cpu_ms(&self) -> f64 {
         self.hub.cpu.as_secs_f64() * 1e3 / f64::from(self.load.connections)
+    }
+
+    /// Threads of each end for asymmetric work.
+    pub(crate) fn threads(&self) -> u32 {
+        self.load.threads
+    }
+
+    /// Jobs that the threads of both ends did.
+    pub(crate) fn jobs(&self) -> u64 {
+        self.hub.jobs + self.spokes.jobs
     }
 
     /// Growth of the hub's resident memory for each connection, in KiB.
@@ -188,4 +221,52 @@ pub(crate) fn run(task: &Task) -> anyhow::Result<()> {
     };
     println!("{}", serde_json::to_string(&seen)?);
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Both ends in threads of one process.
+    fn run_here(load: Load) -> (Seen, Seen) {
+        let (a, b) = link::pair().unwrap();
+        let hub = std::thread::spawn(move || hub::run(Link::over(a), load).unwrap());
+        let spokes = spokes::run(Link::over(b), load).unwrap();
+        (hub.join().unwrap(), spokes)
+    }
+
+    #[test]
+    fn handshakes_are_made_in_place() {
+        let (hub, spokes) = run_here(Load::of(5));
+        assert_eq!((hub.jobs, spokes.jobs), (0, 0));
+    }
+
+    /// Nothing asymmetric is left to the engine: each end of a connection judges the other, signs,
+    /// and ends the key exchange. The initiator's own key is made with its first message.
+    #[test]
+    fn asymmetric_work_goes_to_the_threads_of_a_pool() {
+        let load = Load {
+            threads: 3,
+            ..Load::of(10)
+        };
+        let (hub, spokes) = run_here(load);
+        assert_eq!((hub.jobs, spokes.jobs), (30, 30));
+    }
+
+    #[test]
+    fn the_command_line_says_all_of_a_task() {
+        let load = Load {
+            threads: 3,
+            window: 7,
+            exchange: Exchange::Hybrid,
+            ..Load::of(10)
+        };
+        let role = Role::Spokes;
+        let words = Task { role, load }.words();
+        let [end, rest @ ..] = &words;
+        let rest: Vec<&str> = rest.iter().map(String::as_str).collect();
+        let task = Task::read(&rest).unwrap();
+        assert_eq!((end.as_str(), task.role), ("end", role));
+        assert_eq!(task.load, load);
+    }
 }

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
 
-use crate::ends::driver::{self, Begin, Clock, HUB, Meter, Progress};
+use crate::ends::driver::{self, Begin, Clock, HUB, Meter, Outside, Progress};
 use crate::ends::link::{Kind, Link};
 use crate::ends::{Load, Seen, trust};
 
@@ -38,32 +38,35 @@ pub(crate) fn run(mut link: Link, load: Load) -> anyhow::Result<Seen> {
     link.expect(Kind::Ready)?;
     link.send(Kind::Ready, &[])?;
 
+    let mut outside = Outside::new(link, load)?;
     let meter = Meter::start()?;
     let mut progress = Progress::default();
     let mut begin = Begin::new(1, load);
     let mut timers = Instant::now();
-    while !progress.is_done(load) || !link.is_flushed() {
+    while !progress.is_done(load) || !outside.link.is_flushed() {
         while let Some(number) = begin.next(progress.ours) {
             let engine = &mut engines[number as usize];
             engine.reauthenticate(&hub, clock.now())?;
-            progress.drain(engine, &mut link, |_| number)?;
+            progress.drain(number, engine, &mut outside, |_| number)?;
         }
-        let mut touched = None;
-        if let Some((Kind::Datagram(number), bytes)) = link.receive()? {
+        let mut idle = true;
+        if let Some((Kind::Datagram(number), bytes)) = outside.link.receive()? {
             let engine = engines
                 .get_mut(number as usize)
                 .context("a connection that is not there")?;
             let local = SocketAddr::new(driver::spoke(number), port);
             engine.handle_datagram(clock.now(), local, remote, bytes);
-            touched = Some(number);
+            progress.drain(number, engine, &mut outside, |_| number)?;
+            idle = false;
         }
-        match touched {
-            Some(number) => {
-                let engine = &mut engines[number as usize];
-                progress.drain(engine, &mut link, |_| number)?;
-            }
-            None if !progress.is_done(load) => link.wait(Duration::from_millis(20))?,
-            None => {}
+        while let Some((number, done)) = outside.done() {
+            let engine = &mut engines[number as usize];
+            engine.handle_done(clock.now(), done);
+            progress.drain(number, engine, &mut outside, |_| number)?;
+            idle = false;
+        }
+        if idle && !progress.is_done(load) {
+            outside.wait()?;
         }
         if timers.elapsed() > TIMERS {
             timers = Instant::now();
@@ -71,11 +74,11 @@ pub(crate) fn run(mut link: Link, load: Load) -> anyhow::Result<Seen> {
                 let now = clock.now();
                 if engine.poll_timeout().is_some_and(|at| at <= now.monotonic) {
                     engine.handle_timeout(now);
-                    progress.drain(engine, &mut link, |_| number)?;
+                    progress.drain(number, engine, &mut outside, |_| number)?;
                 }
             }
         }
         ensure!(meter.is_in_time(), "the handshakes take too long");
     }
-    meter.stop()
+    meter.stop(&outside)
 }

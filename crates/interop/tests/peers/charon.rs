@@ -5,12 +5,12 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use testudo_crypto::KeMethod;
-use testudo_interop::{Cable, Daemon, Peer, World};
+use testudo_interop::{Cable, Daemon, Peer, World, pretend_xfrm};
 use testudo_model::SaMode;
 
 use crate::certificates::Issued;
 use crate::ours::Us;
-use crate::wanted::{PATIENCE, PEER, SECRET, US, Wanted, pretend_xfrm, run_alone};
+use crate::wanted::{PATIENCE, PEER, SECRET, US, Wanted, run_alone};
 
 /// charon in its world.
 pub struct Charon {
@@ -167,7 +167,10 @@ impl Charon {
             place.write(name, content).unwrap();
         }
         let preload = match told.pretend {
-            true => format!("export LD_PRELOAD={}", pretend_xfrm(place).display()),
+            true => format!(
+                "export LD_PRELOAD={}",
+                pretend_xfrm(place).unwrap().display()
+            ),
             false => String::new(),
         };
         let daemon = Self::exec(&world, told.peer, &preload);

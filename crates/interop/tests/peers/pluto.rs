@@ -6,12 +6,12 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use testudo_crypto::KeMethod;
-use testudo_interop::{Cable, Daemon, Peer, World};
+use testudo_interop::{Cable, Daemon, Peer, World, pretend_xfrm};
 use testudo_model::SaMode;
 
 use crate::certificates::Issued;
 use crate::ours::Us;
-use crate::wanted::{PATIENCE, PEER, SECRET, US, Wanted, pretend_xfrm, run_alone};
+use crate::wanted::{PATIENCE, PEER, SECRET, US, Wanted, run_alone};
 
 /// pluto in its world.
 pub struct Pluto {
@@ -125,7 +125,7 @@ impl Pluto {
         place.write("secrets", secrets.as_bytes()).unwrap();
         let certificates = told.certificates.as_ref();
         let import = certificates.map(|(own, ca)| import(place, own, ca));
-        let library = pretend_xfrm(place);
+        let library = pretend_xfrm(place).unwrap();
         let line = format!(
             "nss=sql:/var/lib/ipsec/nss\nmkdir -p /run/pluto /var/lib/ipsec/nss d\n\
              certutil -N -d $nss --empty-password\n{}\

@@ -1,12 +1,11 @@
 //! What a test wants of both ends.
 
 use std::net::IpAddr;
-use std::path::PathBuf;
 use std::time::Duration;
 
 use testudo_crypto::KeMethod;
 use testudo_ike::{PpkConfig, Suites};
-use testudo_interop::{Cable, LINK, Peer, Place, can_run};
+use testudo_interop::{Cable, LINK, Peer, can_run};
 use testudo_model::SaMode;
 
 pub const US: &str = "us.node.testudo";
@@ -33,22 +32,6 @@ pub fn run_alone<F: FnOnce() + Send + 'static>(peer: Peer, body: F) {
     if let Err(panic) = thread.unwrap().join() {
         std::panic::resume_unwind(panic);
     }
-}
-
-/// A copy of the library that cargo builds from the example, beside this test. What has a root
-/// of its own sees of the machine only what lies in the place.
-pub fn pretend_xfrm(place: &Place) -> PathBuf {
-    let program = std::env::current_exe().unwrap();
-    let folder = program.ancestors().nth(2).unwrap();
-    let library = folder.join("examples/libpretend_xfrm.so");
-    assert!(
-        library.is_file(),
-        "{} is not built: cargo build -p testudo-interop --examples",
-        library.display()
-    );
-    let copy = place.file("pretend_xfrm.so");
-    std::fs::copy(library, &copy).unwrap();
-    copy
 }
 
 /// What one test wants. Both ends are configured from it.

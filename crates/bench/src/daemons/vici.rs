@@ -16,17 +16,17 @@ const SECTION_END: u8 = 2;
 const KEY_VALUE: u8 = 3;
 
 /// A connection to a charon.
-pub(crate) struct Vici(UnixStream);
+pub(super) struct Vici(UnixStream);
 
 impl Vici {
-    pub(crate) fn connect(path: &Path) -> anyhow::Result<Self> {
+    pub(super) fn connect(path: &Path) -> anyhow::Result<Self> {
         let stream = UnixStream::connect(path).with_context(|| path.display().to_string())?;
         stream.set_read_timeout(Some(Duration::from_secs(30)))?;
         Ok(Self(stream))
     }
 
     /// Begins a child and its IKE SA, without waiting for them.
-    pub(crate) fn initiate(&mut self, child: &str) -> anyhow::Result<()> {
+    pub(super) fn initiate(&mut self, child: &str) -> anyhow::Result<()> {
         let arguments = [("child", child), ("timeout", "-1"), ("init-limits", "no")];
         let answer = self.call("initiate", &arguments)?;
         match value(&answer, &[], "success") {
@@ -36,7 +36,7 @@ impl Vici {
     }
 
     /// How many IKE SAs are established.
-    pub(crate) fn established(&mut self) -> anyhow::Result<u32> {
+    pub(super) fn established(&mut self) -> anyhow::Result<u32> {
         let answer = self.call("stats", &[])?;
         let number = |key| -> anyhow::Result<u32> {
             let text = value(&answer, &["ikesas"], key).context("charon's stats")?;

@@ -1,26 +1,18 @@
-//! strongSwan's charon against itself: two daemons, a namespace each, N connections between them.
-//!
-//! Each connection has a P-256 certificate of its own at each end, X25519, AES-256-GCM, and a
-//! child. Where the kernel has no ESP, charon keeps it to itself (kernel-libipsec), as in the
-//! interoperability tests; routes are left out, and nothing is logged.
-
-mod vici;
+//! strongSwan's charon. It keeps its ESP to itself (kernel-libipsec), as in the interoperability
+//! tests where the kernel has none; routes are left out, and nothing is logged.
 
 use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
-use testudo_crypto::SigningKey;
-use testudo_interop::{Cable, Daemon, End, LINK, Peer, World, why_not};
+use testudo_interop::{Cable, Daemon, End, LINK, Peer, World};
 use testudo_pki::{chain_to_pem, key_to_pem};
 
-use crate::charon::vici::Vici;
+use crate::daemons::vici::Vici;
+use crate::daemons::{
+    ENDS, LONGEST, Outcome, Used, WINDOW, connection, folder, inner, node, other,
+};
 use crate::ends::Authority;
-use crate::usage;
-
-/// Key exchanges under way at once.
-const WINDOW: u32 = 32;
-const LONGEST: Duration = Duration::from_secs(150);
 
 const SETTINGS: &str = "charon-systemd {
   load = random nonce openssl x509 constraints pubkey pkcs1 pkcs8 pem aes gcm hmac kdf drbg sha1 sha2 kernel-libipsec kernel-netlink socket-default vici
@@ -35,57 +27,21 @@ const SETTINGS: &str = "charon-systemd {
 }
 ";
 
-/// What was seen of the two daemons.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Outcome {
-    connections: u32,
-    /// Of both.
-    cpu: Duration,
-    elapsed: Duration,
-    /// Growth of both, in KiB.
-    grown: i64,
-}
-
-impl Outcome {
-    /// CPU a handshake and side, in milliseconds.
-    pub(crate) fn cpu_ms(&self) -> f64 {
-        self.cpu.as_secs_f64() * 1e3 / f64::from(self.connections) / 2.0
-    }
-
-    /// Growth of resident memory for each connection and side, in KiB.
-    pub(crate) fn kib(&self) -> f64 {
-        self.grown as f64 / f64::from(self.connections) / 2.0
-    }
-
-    /// Connections established in a second.
-    pub(crate) fn rate(&self) -> f64 {
-        f64::from(self.connections) / self.elapsed.as_secs_f64()
-    }
-}
-
-/// Why it cannot be measured here, if it cannot.
-pub(crate) fn missing() -> Option<String> {
-    why_not(Peer::StrongSwan)
-}
-
-/// Makes `connections` and gives what that took. The thread moves into a namespace: call it in
-/// one of its own.
-pub(crate) fn measure(connections: u32) -> anyhow::Result<Outcome> {
+pub(super) fn measure(connections: u32) -> anyhow::Result<Outcome> {
     let world = World::new(Cable::Direct)?;
     let authority = Authority::new()?;
-    let ends = [End::Ours, End::Theirs];
-    for end in ends {
+    for end in ENDS {
         configure(&world, &authority, end, connections)?;
     }
-    for end in ends {
+    for end in ENDS {
         inner_addresses(&world, end, connections)?;
     }
-    let daemons = [start(&world, ends[0])?, start(&world, ends[1])?];
-    for (end, daemon) in ends.iter().zip(&daemons) {
+    let daemons = [start(&world, ENDS[0])?, start(&world, ENDS[1])?];
+    for (end, daemon) in ENDS.iter().zip(&daemons) {
         load(&world, daemon, *end)?;
     }
-    let [mut ours, mut theirs] = [vici(&world, ends[0])?, vici(&world, ends[1])?];
-    let before = used(&daemons)?;
+    let [mut ours, mut theirs] = [vici(&world, ENDS[0])?, vici(&world, ENDS[1])?];
+    let before = Used::by(&daemons)?;
     let start = Instant::now();
     let mut begun = 0;
     loop {
@@ -95,7 +51,7 @@ pub(crate) fn measure(connections: u32) -> anyhow::Result<Outcome> {
             break;
         }
         while begun < connections && begun < up + WINDOW {
-            ours.initiate(&child(begun))?;
+            ours.initiate(&connection(begun))?;
             begun += 1;
         }
         ensure!(
@@ -105,44 +61,9 @@ pub(crate) fn measure(connections: u32) -> anyhow::Result<Outcome> {
         std::thread::sleep(Duration::from_millis(20));
     }
     let elapsed = start.elapsed();
-    let after = used(&daemons)?;
+    let after = Used::by(&daemons)?;
     installed(&world, &daemons[0], connections)?;
-    Ok(Outcome {
-        connections,
-        cpu: after.0 - before.0,
-        elapsed,
-        grown: i64::try_from(after.1)? - i64::try_from(before.1)?,
-    })
-}
-
-/// CPU and resident KiB of both daemons.
-fn used(daemons: &[Daemon]) -> anyhow::Result<(Duration, u64)> {
-    let (mut cpu, mut resident) = (Duration::ZERO, 0);
-    for daemon in daemons {
-        cpu += usage::cpu_of(daemon.pid())?;
-        resident += usage::resident(&daemon.pid().to_string())?;
-    }
-    Ok((cpu, resident))
-}
-
-/// The folder of an end's files.
-fn folder(end: End) -> &'static str {
-    match end {
-        End::Ours => "ours",
-        End::Theirs => "theirs",
-    }
-}
-
-fn child(number: u32) -> String {
-    format!("c{number}")
-}
-
-fn node(end: End, number: u32) -> String {
-    let side = match end {
-        End::Ours => 'i',
-        End::Theirs => 'r',
-    };
-    format!("{side}{number}")
+    after.since(before, connections, elapsed)
 }
 
 fn configure(
@@ -151,10 +72,6 @@ fn configure(
     end: End,
     connections: u32,
 ) -> anyhow::Result<()> {
-    let other = match end {
-        End::Ours => End::Theirs,
-        End::Theirs => End::Ours,
-    };
     let folder = folder(end);
     let place = world.place.path().join(folder);
     let settings = SETTINGS.replace("PLACE", &place.display().to_string());
@@ -165,24 +82,15 @@ fn configure(
     write("x509ca/ca.pem", ca.as_bytes())?;
     let mut text = String::from("connections {\n");
     for number in 0..connections {
-        let (us, them) = (node(end, number), node(other, number));
-        let (certificate, key): (Vec<u8>, SigningKey) = authority.issue(&us)?;
+        let (us, them) = (node(end, number), node(other(end), number));
+        let (certificate, key) = authority.issue(&us)?;
         let pem = chain_to_pem(&[&certificate]);
         write(&format!("x509/{us}.pem"), pem.as_bytes())?;
         write(&format!("pkcs8/{us}.pem"), key_to_pem(&key)?.as_bytes())?;
-        text += &connection(end, number, &us, &them);
+        text += &section(end, number, &us, &them);
     }
     text += "}\n";
     write("swanctl.conf", text.as_bytes())
-}
-
-/// The inner address of an end.
-fn inner(end: End, number: u32) -> String {
-    let side = match end {
-        End::Ours => 1,
-        End::Theirs => 2,
-    };
-    format!("10.{side}.{}.{}", number / 250 + 1, number % 250 + 1)
 }
 
 /// Gives an end its inner addresses: charon's own ESP installs no child without one of its own.
@@ -203,14 +111,14 @@ fn inner_addresses(world: &World, end: End, connections: u32) -> anyhow::Result<
     Ok(())
 }
 
-fn connection(end: End, number: u32, us: &str, them: &str) -> String {
+fn section(end: End, number: u32, us: &str, them: &str) -> String {
     let [v4, ..] = LINK;
-    let (local, remote, other) = match end {
-        End::Ours => (v4[0], v4[1], End::Theirs),
-        End::Theirs => (v4[1], v4[0], End::Ours),
+    let (local, remote) = match end {
+        End::Ours => (v4[0], v4[1]),
+        End::Theirs => (v4[1], v4[0]),
     };
     let suffix = testudo_pki::NODE_DNS_SUFFIX;
-    let name = child(number);
+    let name = connection(number);
     format!(
         " {name} {{\n version = 2\n local_addrs = {local}\n remote_addrs = {remote}\n \
          proposals = aes256gcm16-prfsha256-x25519\n dpd_delay = 0s\n encap = yes\n mobike = no\n \
@@ -219,7 +127,7 @@ fn connection(end: End, number: u32, us: &str, them: &str) -> String {
          local_ts = {local_ts}/32\n remote_ts = {remote_ts}/32\n \
          mode = tunnel\n esp_proposals = aes256gcm16-noesn\n }} }} }}\n",
         local_ts = inner(end, number),
-        remote_ts = inner(other, number),
+        remote_ts = inner(other(end), number),
     )
 }
 
