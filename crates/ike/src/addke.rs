@@ -85,6 +85,10 @@ pub(crate) fn choose(
     main: Option<KeMethod>,
     possible: bool,
 ) -> Option<Rounds> {
+    // Neither end speaks of any: so it is with most.
+    if ours.is_empty() && (0..MOST).all(|n| proposal.of_type(kind(n)).next().is_none()) {
+        return Some(Rounds::default());
+    }
     let mut candidates: [Vec<Option<KeMethod>>; MOST] = Default::default();
     for (n, slot) in candidates.iter_mut().enumerate() {
         let offered = |id: u16| {

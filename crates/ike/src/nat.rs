@@ -93,9 +93,9 @@ pub(crate) fn notifies(
 
 fn hash((spi_i, spi_r): (u64, u64), address: SocketAddr) -> [u8; 20] {
     let port = address.port().to_be_bytes();
-    let spis = [spi_i.to_be_bytes(), spi_r.to_be_bytes()].concat();
+    let (spi_i, spi_r) = (spi_i.to_be_bytes(), spi_r.to_be_bytes());
     match address.ip().to_canonical() {
-        IpAddr::V4(ip) => sha1(&[&spis, &ip.octets(), &port]),
-        IpAddr::V6(ip) => sha1(&[&spis, &ip.octets(), &port]),
+        IpAddr::V4(ip) => sha1(&[&spi_i, &spi_r, &ip.octets(), &port]),
+        IpAddr::V6(ip) => sha1(&[&spi_i, &spi_r, &ip.octets(), &port]),
     }
 }

@@ -53,8 +53,9 @@ pub(crate) struct Timers {
 impl Timers {
     /// Sets a deadline, in place of an earlier setting.
     pub(crate) fn set(&mut self, deadline: Deadline, at: Monotonic) {
-        self.cancel(&deadline);
-        self.by_name.insert(deadline.clone(), at);
+        if let Some(before) = self.by_name.insert(deadline.clone(), at) {
+            self.by_time.remove(&(before, deadline.clone()));
+        }
         self.by_time.insert((at, deadline));
     }
 

@@ -1,7 +1,9 @@
-//! Names of nodes and peers, checked when they are made.
+//! Names of nodes and peers, checked when they are made. A copy of one shares its text: a peer's
+//! name stands in each of its SAs, deadlines and events.
 
 use std::fmt;
 use std::str::FromStr;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
@@ -31,7 +33,7 @@ macro_rules! text_name {
         $(#[$doc])*
         #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
         #[serde(try_from = "String", into = "String")]
-        pub struct $name(String);
+        pub struct $name(Arc<str>);
 
         impl $name {
             /// Checks `text` and takes it.
@@ -39,7 +41,7 @@ macro_rules! text_name {
                 let text = text.into();
                 let check: fn(&str) -> Result<(), &'static str> = $check;
                 match check(&text) {
-                    Ok(()) => Ok(Self(text)),
+                    Ok(()) => Ok(Self(text.into())),
                     Err(reason) => Err(error($what, &text, reason)),
                 }
             }
@@ -72,7 +74,7 @@ macro_rules! text_name {
 
         impl From<$name> for String {
             fn from(name: $name) -> String {
-                name.0
+                name.0.as_ref().to_owned()
             }
         }
     };

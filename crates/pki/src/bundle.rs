@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use rustls_pki_types::{CertificateDer, TrustAnchor};
+use rustls_pki_types::{CertificateDer, Der, TrustAnchor};
 
 use crate::revocation::{MAX_REVOCATION_LIST, MAX_REVOCATION_LISTS, RevocationList};
 use crate::{CertificateFacts, MAX_ANCHORS, MAX_CERTIFICATE, PkiError, RevocationError};
@@ -33,6 +33,17 @@ impl Anchor {
             facts,
             trusted: trusted.map(|anchor| anchor.to_owned()),
         }
+    }
+
+    /// For the validation of one path.
+    pub(crate) fn borrowed(&self) -> Option<TrustAnchor<'_>> {
+        let anchor = self.trusted.as_ref()?;
+        let constraints = anchor.name_constraints.as_deref();
+        Some(TrustAnchor {
+            subject: Der::from_slice(&anchor.subject),
+            subject_public_key_info: Der::from_slice(&anchor.subject_public_key_info),
+            name_constraints: constraints.map(Der::from_slice),
+        })
     }
 }
 

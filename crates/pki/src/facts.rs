@@ -2,8 +2,12 @@
 
 use testudo_crypto::sha256;
 use time::OffsetDateTime;
-use x509_parser::certificate::X509Certificate;
-use x509_parser::extensions::{GeneralName, ParsedExtension};
+use x509_parser::certificate::{X509Certificate, X509CertificateParser};
+use x509_parser::extensions::{
+    AuthorityKeyIdentifier, GeneralName, ParsedExtension, X509Extension,
+};
+use x509_parser::nom::Parser;
+use x509_parser::oid_registry::OID_X509_EXT_AUTHORITY_KEY_IDENTIFIER;
 use x509_parser::prelude::FromDer;
 use x509_parser::x509::X509Name;
 
@@ -54,21 +58,12 @@ impl CertificateFacts {
                 der.len()
             )));
         }
-        let (rest, certificate) = X509Certificate::from_der(der)
-            .map_err(|e| CertificateError::malformed(e.to_string()))?;
-        if !rest.is_empty() {
-            return Err(CertificateError::malformed("bytes follow its end"));
-        }
-        let seconds = |t: i64| u64::try_from(t).unwrap_or(0);
-        let validity = certificate.validity();
+        let certificate = parse(der, true)?;
         let mut facts = Self {
             subject: name_text(certificate.subject()),
             issuer: name_text(certificate.issuer()),
             serial: hex(strip_zeros(certificate.raw_serial())),
-            times: CertificateTimes {
-                not_before: seconds(validity.not_before.timestamp()),
-                not_after: seconds(validity.not_after.timestamp()),
-            },
+            times: times(&certificate),
             node_name: None,
             node_uid: None,
             subject_key_id: None,
@@ -108,6 +103,52 @@ impl CertificateFacts {
                 _ => {}
             }
         }
+    }
+}
+
+/// What is told of a certificate that has passed every check: as in [`CertificateFacts`], but read
+/// for each handshake, and so without the extensions, which a path's validation has read.
+pub(crate) struct Shown {
+    pub(crate) subject: String,
+    pub(crate) issuer: String,
+    pub(crate) times: CertificateTimes,
+    pub(crate) authority_key_id: Option<String>,
+    pub(crate) spki: Vec<u8>,
+}
+
+impl Shown {
+    pub(crate) fn read(der: &[u8]) -> Result<Self, CertificateError> {
+        let certificate = parse(der, false)?;
+        let is_it = |e: &&X509Extension<'_>| e.oid == OID_X509_EXT_AUTHORITY_KEY_IDENTIFIER;
+        let authority = certificate.extensions().iter().find(is_it);
+        let authority = authority.and_then(|e| AuthorityKeyIdentifier::from_der(e.value).ok());
+        Ok(Self {
+            subject: name_text(certificate.subject()),
+            issuer: name_text(certificate.issuer()),
+            times: times(&certificate),
+            authority_key_id: authority.and_then(|(_, id)| id.key_identifier.map(|id| hex(id.0))),
+            spki: certificate.public_key().raw.to_vec(),
+        })
+    }
+}
+
+fn parse(der: &[u8], extensions: bool) -> Result<X509Certificate<'_>, CertificateError> {
+    let mut parser = X509CertificateParser::new().with_deep_parse_extensions(extensions);
+    let (rest, certificate) = parser
+        .parse(der)
+        .map_err(|e| CertificateError::malformed(e.to_string()))?;
+    match rest.is_empty() {
+        true => Ok(certificate),
+        false => Err(CertificateError::malformed("bytes follow its end")),
+    }
+}
+
+fn times(certificate: &X509Certificate<'_>) -> CertificateTimes {
+    let seconds = |t: i64| u64::try_from(t).unwrap_or(0);
+    let validity = certificate.validity();
+    CertificateTimes {
+        not_before: seconds(validity.not_before.timestamp()),
+        not_after: seconds(validity.not_after.timestamp()),
     }
 }
 

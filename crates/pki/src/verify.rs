@@ -2,6 +2,7 @@
 
 use rustls_pki_types::{CertificateDer, SignatureVerificationAlgorithm, TrustAnchor, UnixTime};
 use std::time::Duration;
+use testudo_crypto::sha256;
 use webpki::{
     EndEntityCert, Error, ExtendedKeyUsageValidator, KeyPurposeId, KeyPurposeIdIter, VerifiedPath,
     aws_lc_rs,
@@ -9,7 +10,7 @@ use webpki::{
 
 use crate::bundle::Anchor;
 use crate::error::CertificateCheck;
-use crate::facts::strip_zeros;
+use crate::facts::{Shown, strip_zeros};
 use crate::revocation::{RevocationList, content, is_revoked};
 use crate::{
     CertificateError, CertificateFacts, CertificateTimes, MAX_CERTIFICATE, MAX_CHAIN,
@@ -94,16 +95,16 @@ pub fn verify_chain(
     }
 
     let identity = check_identity(peer?, expected)?;
-    let facts = CertificateFacts::read(chain[0])?;
+    let shown = Shown::read(chain[0])?;
     Ok(PeerCertificate {
         identity,
         serial: hex(strip_zeros(leaf.serial())),
-        subject: facts.subject,
-        issuer: facts.issuer,
-        authority_key_id: facts.authority_key_id,
-        times: facts.times,
-        fingerprint: facts.fingerprint,
-        spki: facts.spki,
+        subject: shown.subject,
+        issuer: shown.issuer,
+        authority_key_id: shown.authority_key_id,
+        times: shown.times,
+        fingerprint: hex(&sha256(&[chain[0]])),
+        spki: shown.spki,
     })
 }
 
@@ -133,7 +134,7 @@ fn verify_path<'a>(
     revoked: &[RevocationList],
     now: u64,
 ) -> Result<(), Error> {
-    let anchors: Vec<TrustAnchor<'_>> = anchors.filter_map(|a| a.trusted.clone()).collect();
+    let anchors: Vec<TrustAnchor<'_>> = anchors.filter_map(Anchor::borrowed).collect();
     let time = UnixTime::since_unix_epoch(Duration::from_secs(now));
     leaf.verify_for_usage(
         SIGNATURES,

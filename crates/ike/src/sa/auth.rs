@@ -22,7 +22,7 @@ use crate::sa::establish::Birth;
 use crate::sa::intermediate::is_complete;
 use crate::sa::{AuthSent, ChildOffer, Greeting, IkeSa, Refusing, Slot, State};
 use crate::timers::Deadline;
-use crate::verify::{CertificateVerifier, FailedCheck, PeerExpectation};
+use crate::verify::{CertificateVerifier, FailedCheck, PeerExpectation, VerifiedPeer};
 use crate::window::{self, Answered, Freshness};
 
 /// Certificates of a peer that are read, a leaf and its intermediates: as many as testudo-pki
@@ -228,7 +228,7 @@ impl Engine {
             proven.chain.clone_from(&op.chain);
             let verified = self.prove(op)?;
             proven.not_after = Some(verified.not_after);
-            proven.certificate = Some(facts(&verified));
+            proven.certificate = Some(facts(verified));
         }
         Ok(proven)
     }
@@ -318,7 +318,7 @@ impl Engine {
         identity: &Identity,
         chain: &[Vec<u8>],
         now: Now,
-    ) -> Result<crate::verify::VerifiedPeer, Fault> {
+    ) -> Result<VerifiedPeer, Fault> {
         let verifier = self.verifier_of(chain)?;
         let parts: Vec<&[u8]> = chain.iter().map(Vec::as_slice).collect();
         let expected = PeerExpectation { peer, identity };
@@ -702,11 +702,11 @@ fn no_identity() -> Fault {
     )
 }
 
-pub(crate) fn facts(verified: &crate::verify::VerifiedPeer) -> CertificateFacts {
+pub(crate) fn facts(verified: VerifiedPeer) -> CertificateFacts {
     CertificateFacts {
-        serial: verified.serial.clone(),
-        subject: verified.subject.clone(),
-        issuer: verified.issuer.clone(),
+        serial: verified.serial,
+        subject: verified.subject,
+        issuer: verified.issuer,
         not_after: verified.not_after,
     }
 }

@@ -315,8 +315,8 @@ impl Engine {
         }
         match self.verify_chain(&peer, &est.identity, &est.chain, now) {
             Ok(verified) => {
-                let facts = facts(&verified);
                 let expires = est.expires.min(certificate_end(verified.not_after, now));
+                let facts = facts(verified);
                 self.timers.set(Deadline::ExpireIke(id), expires);
                 if let Some(est) = self.sas.get_mut(&id).and_then(IkeSa::established_mut) {
                     est.certificate = Some(facts);

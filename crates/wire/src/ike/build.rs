@@ -12,6 +12,9 @@ use super::payload::{Payload, PayloadType};
 /// Bytes of the pad length.
 const PAD_LENGTH: usize = 1;
 
+/// Room for the payloads of most messages: more is made where it is needed.
+const USUAL: usize = 512;
+
 /// Why a message cannot be written. Each is a mistake of the caller or a limit of the format.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 pub enum BuildError {
@@ -66,7 +69,10 @@ impl Chain {
 
     /// A chain of these payloads.
     pub fn of<'p>(payloads: impl IntoIterator<Item = &'p Payload>) -> Result<Self, BuildError> {
-        let mut chain = Self::new();
+        let mut chain = Self {
+            bytes: Vec::with_capacity(USUAL),
+            ..Self::default()
+        };
         for payload in payloads {
             chain.push(payload)?;
         }
@@ -75,9 +81,9 @@ impl Chain {
 
     /// Appends a payload; gives the range of its body in [`Self::bytes`].
     pub fn push(&mut self, payload: &Payload) -> Result<Range<usize>, BuildError> {
-        let mut body = Vec::new();
-        payload.encode_body(&mut body)?;
-        self.push_raw(payload.kind(), payload.critical(), &body)
+        self.append(payload.kind(), payload.critical(), |out| {
+            payload.encode_body(out)
+        })
     }
 
     /// Appends a payload of which the body is encoded already.
@@ -87,21 +93,43 @@ impl Chain {
         critical: bool,
         body: &[u8],
     ) -> Result<Range<usize>, BuildError> {
+        self.append(kind, critical, |out| {
+            out.extend(body);
+            Ok(())
+        })
+    }
+
+    /// Appends a payload, the body written by `write`. One that is refused leaves no trace.
+    fn append(
+        &mut self,
+        kind: PayloadType,
+        critical: bool,
+        write: impl FnOnce(&mut Vec<u8>) -> Result<(), BuildError>,
+    ) -> Result<Range<usize>, BuildError> {
         if self.count == limits::PAYLOADS {
             return Err(BuildError::TooManyPayloads);
         }
-        let length = GENERIC_LEN + body.len();
-        let field = u16::try_from(length).map_err(|_| BuildError::TooLong { kind, length })?;
+        let start = self.bytes.len();
+        let body = start + GENERIC_LEN;
+        push_generic(&mut self.bytes, PayloadType::NONE, critical, 0);
+        let field = write(&mut self.bytes).and_then(|()| {
+            let length = self.bytes.len() - start;
+            u16::try_from(length).map_err(|_| BuildError::TooLong { kind, length })
+        });
+        match field {
+            Ok(field) => self.bytes[start + 2..body].copy_from_slice(&field.to_be_bytes()),
+            Err(error) => {
+                self.bytes.truncate(start);
+                return Err(error);
+            }
+        }
         match self.first {
             None => self.first = Some(kind),
             Some(_) => self.bytes[self.last] = kind.0,
         }
-        self.last = self.bytes.len();
+        self.last = start;
         self.count += 1;
-        push_generic(&mut self.bytes, PayloadType::NONE, critical, field);
-        let start = self.bytes.len();
-        self.bytes.extend(body);
-        Ok(start..self.bytes.len())
+        Ok(body..self.bytes.len())
     }
 
     /// The type of the first payload.
