@@ -389,6 +389,10 @@ impl Engine {
             self.shut(new, DownReason::Closed, now);
             return;
         }
+        if matches!(est.phase, Phase::Leaving(_)) {
+            self.leave_successor(old, new, now);
+            return;
+        }
         if est.phase != Phase::Open {
             // The peer has settled on its own already.
             self.retire_ike(new, ours, now);
@@ -400,6 +404,14 @@ impl Engine {
             tie,
         });
         self.settle(old, now);
+    }
+
+    /// We leave an IKE SA, and had asked for a successor before. The peer has moved the children to
+    /// that and goes on sending on them until it is deleted, too: so they stay as long with us.
+    fn leave_successor(&mut self, old: IkeId, new: IkeId, now: Now) {
+        self.move_children(old, new);
+        self.retire_ike(old, true, now);
+        self.leave(new, now);
     }
 
     /// Once it is known which successors there are, the one with the greater smallest nonce
@@ -445,22 +457,14 @@ impl Engine {
             .collect();
         est.phase = Phase::Rekeyed;
         est.followers.clear();
-        let children = std::mem::take(&mut est.children);
-        let unconfirmed = std::mem::take(&mut est.unconfirmed);
         let tasks: Vec<_> = est
             .tasks
             .drain(..)
             .filter(|t| !matches!(t, Task::RekeyIke | Task::DeleteIke))
             .collect();
-        for child in &children {
-            if let Some(child) = self.children.get_mut(child) {
-                child.ike = best.ike;
-            }
-        }
+        self.move_children(old, best.ike);
         if let Some(new) = self.sas.get_mut(&best.ike).and_then(IkeSa::established_mut) {
             new.phase = Phase::Open;
-            new.children.extend(children);
-            new.unconfirmed.extend(unconfirmed);
         }
         self.timers.cancel(&Deadline::Redundant(best.ike));
         self.timers.cancel(&Deadline::RekeyIke(old));
@@ -485,6 +489,24 @@ impl Engine {
         if let Some(peer) = peer {
             self.ensure_children(&peer, now);
             self.resolve(&peer, false, now);
+        }
+    }
+
+    /// A rekeyed IKE SA leaves its children to its successor (RFC 7296, 2.18).
+    fn move_children(&mut self, old: IkeId, new: IkeId) {
+        let Some(est) = self.sas.get_mut(&old).and_then(IkeSa::established_mut) else {
+            return;
+        };
+        let children = std::mem::take(&mut est.children);
+        let unconfirmed = std::mem::take(&mut est.unconfirmed);
+        for child in &children {
+            if let Some(child) = self.children.get_mut(child) {
+                child.ike = new;
+            }
+        }
+        if let Some(new) = self.sas.get_mut(&new).and_then(IkeSa::established_mut) {
+            new.children.extend(children);
+            new.unconfirmed.extend(unconfirmed);
         }
     }
 

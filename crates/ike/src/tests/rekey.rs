@@ -493,3 +493,38 @@ fn bad_weather(seed: u64) {
     net.run_ms(20);
     net.assert_no_esp_lost();
 }
+
+// Seed 5895 of the simulation: the children went with the old IKE SA at the end that left it, and
+// stayed with its successor at the other.
+#[test]
+fn an_ike_sa_is_left_while_its_rekey_is_under_way() {
+    for seed in 0..12 {
+        let mut net = pair(300 + seed, false);
+        let first = net.nodes[1].engine.sas.values().next().unwrap();
+        let mut known = vec![first.spis().0.to_be_bytes().to_vec()];
+        let mut lost = 0;
+        // The rekey takes its time, and then the DELETE of what it made is lost for a while.
+        net.filter = Some(Box::new(move |from, _, bytes| {
+            let (spi, request) = (bytes[..8].to_vec(), bytes[19] & 0x20 == 0);
+            if from.ip() != address(1) || !request {
+                return Fate::Pass;
+            }
+            match bytes[18] {
+                34 => known.push(spi),
+                36 => return Fate::Delay(Duration::from_millis(300)),
+                37 if !known.contains(&spi) && lost < 4 => {
+                    lost += 1;
+                    return Fate::Drop;
+                }
+                _ => {}
+            }
+            Fate::Pass
+        }));
+        do_rekey_ike(&mut net, 1);
+        net.run_ms(50);
+        do_reauth(&mut net, 1);
+        net.run(Duration::from_secs(20));
+        net.filter = None;
+        settled(net, 1);
+    }
+}
