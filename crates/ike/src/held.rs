@@ -41,6 +41,10 @@ impl Engine {
                 "successors",
                 established().map(|e| e.successors.len()).sum(),
             ),
+            ("followers", established().map(|e| e.followers.len()).sum()),
+            ("held_requests", established().map(|e| e.held.len()).sum()),
+            ("fragment_bytes", self.incomplete.cost),
+            ("jobs", self.waiting_jobs()),
             (
                 "deleted_spis",
                 established().map(|e| e.deleted_spis.len()).sum(),

@@ -229,10 +229,10 @@ impl Engine {
         }
     }
 
-    #[cfg(test)]
+    /// Messages that wait.
     pub(crate) fn waiting_jobs(&self) -> usize {
         let offload = &self.offload;
-        assert_eq!(offload.waiting.len(), offload.places.len());
+        debug_assert_eq!(offload.waiting.len(), offload.places.len());
         offload.waiting.len()
     }
 

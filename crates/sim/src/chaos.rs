@@ -7,7 +7,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
 use testudo_crypto::SecretBytes;
-use testudo_ike::{EngineConfig, PeerAddress, PpkConfig, Suites};
+use testudo_ike::{EngineConfig, Job, PeerAddress, PeerAuth, PpkConfig, Suites};
 use testudo_model::SaMode;
 
 use crate::esp::Packet as Esp;
@@ -31,7 +31,7 @@ const LIFE: Duration = Duration::from_secs(240);
 const STEPS: usize = 400_000;
 
 /// Seeds that once showed a bug; those below 300 run in any case. The tests always run them.
-pub const SCARS: [u64; 7] = [469, 830, 1131, 1589, 1748, 2397, 4033];
+pub const SCARS: [u64; 8] = [469, 830, 1131, 1589, 1748, 2397, 4033, 5895];
 
 /// What one seed came to.
 #[derive(Debug, Clone, Copy, Default)]
@@ -58,9 +58,12 @@ struct Weather {
     jitter: u64,
 }
 
+/// What takes its time.
 enum Packet {
     Ike(Datagram),
     Esp(Esp),
+    /// An asymmetric operation, of a node in one of its lives.
+    Job(usize, u32, Job),
 }
 
 struct Chaos {
@@ -138,6 +141,9 @@ fn configs(seed: u64) -> Vec<EngineConfig> {
         ike_lifetime: Duration::from_secs(ike),
         // So small that most messages go in fragments, in some seeds.
         fragment_size: if seed % 3 == 2 { 240 } else { 1280 },
+        // Requests that one end may have on their way; the other end's are its own choice.
+        window: if seed % 3 == 1 { 1 } else { 4 },
+        offload: offloads(seed),
         // So that every key is seen.
         danger_export_keys: true,
         ..EngineConfig::default()
@@ -148,6 +154,12 @@ fn configs(seed: u64) -> Vec<EngineConfig> {
 /// Nodes move to other addresses.
 fn moving(seed: u64) -> bool {
     seed % 5 == 1
+}
+
+/// Engines give their asymmetric operations away, and prove themselves by signatures, of which
+/// there are more. Half of these have a key exchange for each child.
+fn offloads(seed: u64) -> bool {
+    matches!(seed % 20, 5 | 6 | 12 | 19)
 }
 
 fn restless(seed: u64) -> bool {
@@ -285,6 +297,9 @@ impl Chaos {
             secret: SecretBytes::from(&[7; 32][..]),
             required,
         });
+        if offloads(self.seed) {
+            config.auth = PeerAuth::Certificate;
+        }
         for child in &mut config.children {
             child.resources = pair.resources;
             if moving(self.seed) {
@@ -459,6 +474,7 @@ impl Chaos {
                 match entry.remove() {
                     Packet::Ike(datagram) => self.net.deliver(&datagram),
                     Packet::Esp(packet) => self.net.deliver_esp(&packet),
+                    Packet::Job(n, lives, job) => self.net.deliver_done(n, lives, job.run()),
                 }
             }
         }
@@ -476,8 +492,22 @@ impl Chaos {
         }
     }
 
-    /// Puts what was sent on its way.
+    /// Puts what was sent on its way, and what is to be computed.
     fn take(&mut self) {
+        for (n, lives, job) in self.net.jobs() {
+            // A pool of threads may be busy, or stop half way.
+            if self.net.below(100) < self.weather.loss / 10 {
+                continue;
+            }
+            let late = match self.weather.jitter {
+                0 => self.net.pick(&[0, 1, 8]),
+                _ => self.net.pick(&[0, 1, 8, 60, 900, 5_000]),
+            };
+            let at = self.net.now + Duration::from_millis(late);
+            self.order += 1;
+            self.flying
+                .insert((at, self.order), Packet::Job(n, lives, job));
+        }
         for datagram in self.net.sent() {
             self.outcome.datagrams += 1;
             if self.net.below(100) < self.weather.duplicates {

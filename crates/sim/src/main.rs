@@ -101,10 +101,14 @@ fn all(arguments: &Arguments) -> Result<(), String> {
     }
 }
 
-/// Does `work` for each number below `many`, on all cores.
-fn spread(many: u64, work: impl Fn(u64) + Sync) {
+/// How often a long run says how far it is.
+const TELLS: u64 = 20;
+
+/// Does `work` for each number below `many`, on all cores, and says on the way how far it is.
+fn spread(many: u64, what: &str, work: impl Fn(u64) + Sync) {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    let next = AtomicU64::new(0);
+    let (next, done) = (AtomicU64::new(0), AtomicU64::new(0));
+    let part = (many / TELLS).max(1);
     std::thread::scope(|scope| {
         for _ in 0..cores {
             scope.spawn(|| {
@@ -114,6 +118,10 @@ fn spread(many: u64, work: impl Fn(u64) + Sync) {
                         return;
                     }
                     work(number);
+                    let done = done.fetch_add(1, Relaxed) + 1;
+                    if done.is_multiple_of(part) && many > TELLS {
+                        eprintln!("{done} of {many} {what}");
+                    }
                 }
             });
         }
@@ -122,7 +130,7 @@ fn spread(many: u64, work: impl Fn(u64) + Sync) {
 
 fn seeds(from: u64, many: u64) -> Vec<String> {
     let sum = Mutex::new((Outcome::default(), Vec::new()));
-    spread(many, |n| {
+    spread(many, "seeds", |n| {
         let result = chaos::run(from + n);
         let mut sum = sum.lock().unwrap_or_else(PoisonError::into_inner);
         match result {
@@ -133,7 +141,10 @@ fn seeds(from: u64, many: u64) -> Vec<String> {
                 sum.0.commands += outcome.commands;
                 sum.0.settled = sum.0.settled.max(outcome.settled);
             }
-            Err(text) => sum.1.push((from + n, text)),
+            Err(text) => {
+                eprintln!("seed {} failed", from + n);
+                sum.1.push((from + n, text));
+            }
         }
     });
     let (sum, mut failures) = sum.into_inner().unwrap_or_else(PoisonError::into_inner);
@@ -165,7 +176,7 @@ fn orders(seeds: u64) -> Vec<String> {
     }
     let many = u64::try_from(jobs.len()).unwrap_or(u64::MAX);
     let sum = Mutex::new((0_u128, Vec::new()));
-    spread(many, |n| {
+    spread(many, "scenes", |n| {
         let (scene, seed, bounds) = jobs[usize::try_from(n).expect("it is below their number")];
         let result = search::walk(scene, seed, bounds);
         let mut sum = sum.lock().unwrap_or_else(PoisonError::into_inner);

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use testudo_crypto::{DangerousSeededRandom, Random};
-use testudo_ike::{Engine, EngineConfig, IkeStatus};
+use testudo_ike::{Done, Engine, EngineConfig, IkeStatus, Job};
 use testudo_model::Now;
 
 use crate::esp::{Datapath, Opened, Packet};
@@ -152,6 +152,26 @@ impl Net {
         // Nothing leaves from an address that its node has no longer.
         let has = |d: &Datagram| self.addresses.iter().any(|a| a.contains(&d.from.ip()));
         all.into_iter().filter(has).collect()
+    }
+
+    /// What engines gave away since it was last asked, with the node and which of its lives it is.
+    pub fn jobs(&mut self) -> Vec<(usize, u32, Job)> {
+        let nodes = self.nodes.iter_mut();
+        nodes
+            .flat_map(|n| {
+                let (number, lives) = (n.number, n.lives);
+                std::mem::take(&mut n.jobs)
+                    .into_iter()
+                    .map(move |job| (number, lives, job))
+            })
+            .collect()
+    }
+
+    /// What came of a job, if the process that gave it away still lives.
+    pub fn deliver_done(&mut self, n: usize, lives: u32, done: Done) {
+        if self.nodes[n].lives == lives {
+            self.act(n, |e, now| e.handle_done(now, done));
+        }
     }
 
     /// A packet for each child that a node sends on.

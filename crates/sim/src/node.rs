@@ -6,10 +6,12 @@ use std::time::Duration;
 
 use testudo_crypto::{Cipher, Random};
 use testudo_ike::{
-    ChildUp, DownReason, Engine, EngineConfig, Event, FailedCheck, Identity, IkeId, IkeStatus,
-    LocalIdentity, UseOutbound,
+    ChildUp, DownReason, Engine, EngineConfig, Event, FailedCheck, Identity, IkeId, IkeStatus, Job,
+    UseOutbound,
 };
 use testudo_model::{ChildId, Monotonic, Now, PeerId, UnixTime};
+
+use crate::certificate;
 
 const EPOCH: i64 = 1_800_000_000;
 
@@ -105,6 +107,10 @@ pub struct Node {
     pub put_off: bool,
     /// Datagrams that were sent and not yet taken by the one who drives.
     pub sent: Vec<Datagram>,
+    /// Asymmetric operations that the engine has given away, not yet taken.
+    pub jobs: Vec<Job>,
+    /// How often its process has died.
+    pub lives: u32,
     /// What happened since it was last taken, if `tells`.
     pub lines: Vec<String>,
     /// Whether lines are written.
@@ -149,6 +155,8 @@ impl Node {
             refuses: 0,
             put_off: false,
             sent: Vec::new(),
+            jobs: Vec::new(),
+            lives: 0,
             lines: Vec::new(),
             tells: true,
             broken: None,
@@ -160,6 +168,8 @@ impl Node {
     pub fn restart(&mut self, config: EngineConfig, random: Box<dyn Random + Send>) {
         self.tell("restarts");
         self.engine = engine(self.number, config, random);
+        self.jobs.clear();
+        self.lives += 1;
         let old = std::mem::take(&mut self.twin);
         self.twin.gone = old.gone;
         self.twin.version = old.version + 1;
@@ -262,6 +272,9 @@ impl Node {
                 to: t.remote,
                 bytes: t.bytes,
             });
+        }
+        while let Some(job) = self.engine.poll_job() {
+            self.jobs.push(job);
         }
     }
 
@@ -421,10 +434,8 @@ impl Node {
 
 fn engine(n: usize, config: EngineConfig, random: Box<dyn Random + Send>) -> Engine {
     let mut engine = Engine::new(config, random);
-    engine.set_identity(LocalIdentity {
-        id: identity(n),
-        certificate: None,
-    });
+    engine.set_identity(certificate::of(n, identity(n)));
+    engine.set_verifier(std::sync::Arc::new(certificate::Trusting));
     engine
 }
 

@@ -2,8 +2,10 @@
 
 use std::time::Duration;
 
-use testudo_crypto::SecretBytes;
-use testudo_ike::{ChildConfig, Engine, EngineConfig, PeerAddress, PeerAuth, PeerConfig, Suites};
+use testudo_crypto::{KeMethod, SecretBytes};
+use testudo_ike::{
+    AdditionalKe, ChildConfig, Engine, EngineConfig, PeerAddress, PeerAuth, PeerConfig, Suites,
+};
 use testudo_model::policy::EncapsulationMode;
 use testudo_model::{Now, PortRange, SaMode, TrafficSelector};
 
@@ -28,10 +30,17 @@ pub enum Scene {
     RekeyChildAndIke,
     /// Both authenticate anew.
     Reauthenticate,
+    /// One begins, and another key exchange goes between IKE_SA_INIT and IKE_AUTH
+    /// (IKE_INTERMEDIATE, RFC 9242).
+    Intermediate,
+    /// Both rekey the child, with another key exchange after it (IKE_FOLLOWUP_KE, RFC 9370).
+    FollowUpChild,
+    /// The same of the IKE SA.
+    FollowUpIke,
 }
 
 /// All of them.
-pub const SCENES: [Scene; 8] = [
+pub const SCENES: [Scene; 11] = [
     Scene::Initiate,
     Scene::RekeyChild,
     Scene::RekeyIke,
@@ -40,6 +49,9 @@ pub const SCENES: [Scene; 8] = [
     Scene::CreateAndRekeyIke,
     Scene::RekeyChildAndIke,
     Scene::Reauthenticate,
+    Scene::Intermediate,
+    Scene::FollowUpChild,
+    Scene::FollowUpIke,
 ];
 
 /// What a node is told.
@@ -63,6 +75,36 @@ pub enum Command {
 }
 
 impl Scene {
+    /// Whether an IKE SA stands before it begins.
+    pub fn stands_before(self) -> bool {
+        !matches!(self, Self::Initiate | Self::Intermediate)
+    }
+
+    /// Deadlines only where they matter; no key exchange where it changes nothing. An additional
+    /// one is by a curve, which the seed decides as it does not ML-KEM: what is sent when is the
+    /// same.
+    pub fn config(self) -> EngineConfig {
+        let hybrid = matches!(
+            self,
+            Self::Intermediate | Self::FollowUpChild | Self::FollowUpIke
+        );
+        let additional = AdditionalKe {
+            methods: vec![KeMethod::P256],
+            required: true,
+        };
+        EngineConfig {
+            child_lifetime: Duration::from_secs(100_000),
+            ike_lifetime: Duration::from_secs(800_000),
+            liveness: Duration::from_secs(30),
+            suites: Suites {
+                pfs: hybrid,
+                additional_ke: hybrid.then_some(additional).into_iter().collect(),
+                ..Suites::default()
+            },
+            ..EngineConfig::default()
+        }
+    }
+
     /// Children that stand before it begins, and whether both ends start by themselves.
     pub fn before(self) -> (usize, bool) {
         match self {
@@ -75,9 +117,13 @@ impl Scene {
     pub fn commands(self) -> Vec<(usize, Command)> {
         let configure = |initiate, children| Command::Configure { initiate, children };
         match self {
-            Self::Initiate => Vec::new(),
-            Self::RekeyChild => vec![(0, Command::RekeyChild), (1, Command::RekeyChild)],
-            Self::RekeyIke => vec![(0, Command::RekeyIke), (1, Command::RekeyIke)],
+            Self::Initiate | Self::Intermediate => Vec::new(),
+            Self::RekeyChild | Self::FollowUpChild => {
+                vec![(0, Command::RekeyChild), (1, Command::RekeyChild)]
+            }
+            Self::RekeyIke | Self::FollowUpIke => {
+                vec![(0, Command::RekeyIke), (1, Command::RekeyIke)]
+            }
             Self::Reauthenticate => {
                 vec![(0, Command::Reauthenticate), (1, Command::Reauthenticate)]
             }
@@ -106,21 +152,6 @@ impl Scene {
             Self::CreateAndRekeyIke => (None, 2),
             _ => (None, 1),
         }
-    }
-}
-
-/// Deadlines only where they matter; no key exchange where it changes nothing.
-pub fn config() -> EngineConfig {
-    EngineConfig {
-        child_lifetime: Duration::from_secs(100_000),
-        ike_lifetime: Duration::from_secs(800_000),
-        liveness: Duration::from_secs(30),
-        suites: Suites {
-            pfs: false,
-            additional_ke: Vec::new(),
-            ..Suites::default()
-        },
-        ..EngineConfig::default()
     }
 }
 

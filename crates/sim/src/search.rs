@@ -180,7 +180,7 @@ impl Search {
             scene,
             seed,
             bounds,
-            sides: [0, 1].map(|n| Side::new(n, seed, tells)),
+            sides: [0, 1].map(|n| Side::new(scene, n, seed, tells)),
             mail: Mail::default(),
             begun: Duration::ZERO,
             calmed: HashSet::new(),
@@ -202,7 +202,7 @@ impl Search {
             let command = Command::Configure { initiate, children };
             self.input(&mut state, n, &Input::Command(command))?;
         }
-        if both {
+        if !self.scene.stands_before() {
             self.pass(&mut state)?;
         } else {
             self.calm(&mut state, children)?;

@@ -14,7 +14,7 @@ use testudo_ike::{Counters, IkeStatus};
 use testudo_model::ChildId;
 
 use crate::node::{Datagram, Node, Twin};
-use crate::scene::{self, Command};
+use crate::scene::{self, Command, Scene};
 
 /// A datagram by its content.
 pub(crate) type Name = u64;
@@ -54,6 +54,7 @@ pub(crate) struct Step {
 }
 
 pub(crate) struct Side {
+    scene: Scene,
     n: usize,
     seed: u64,
     known: Vec<Known>,
@@ -87,10 +88,11 @@ impl Mail {
 }
 
 impl Side {
-    pub(crate) fn new(n: usize, seed: u64, tells: bool) -> Self {
-        let live = node(n, seed, tells);
+    pub(crate) fn new(scene: Scene, n: usize, seed: u64, tells: bool) -> Self {
+        let live = node(scene, n, seed, tells);
         let seen = see(&live, None);
         Self {
+            scene,
             n,
             seed,
             known: vec![Known { before: None, seen }],
@@ -164,7 +166,7 @@ impl Side {
             inputs.push((*now, input.clone()));
             id = *before;
         }
-        self.live = node(self.n, self.seed, self.tells);
+        self.live = node(self.scene, self.n, self.seed, self.tells);
         for (now, input) in inputs.iter().rev() {
             apply(&mut self.live, *now, input, mail)?;
         }
@@ -175,9 +177,9 @@ impl Side {
     }
 }
 
-fn node(n: usize, seed: u64, tells: bool) -> Node {
+fn node(scene: Scene, n: usize, seed: u64, tells: bool) -> Node {
     let random = DangerousSeededRandom::new(seed * 2 + n as u64);
-    let mut node = Node::new(n, scene::config(), Box::new(random));
+    let mut node = Node::new(n, scene.config(), Box::new(random));
     node.tells = tells;
     node
 }

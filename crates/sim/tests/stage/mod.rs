@@ -24,7 +24,7 @@ use testudo_crypto::{DangerousSeededRandom, Random};
 use testudo_ike::{EngineConfig, IkeStatus};
 use testudo_sim::node::{Datagram, Node, Twin, peer_id};
 use testudo_sim::rules::{self, Look, Strictness};
-use testudo_sim::scene::{self, Command};
+use testudo_sim::scene::{self, Command, Scene};
 
 const BOUND: Duration = Duration::from_secs(200);
 
@@ -82,7 +82,7 @@ pub(crate) enum End {
 impl Default for Setup {
     fn default() -> Self {
         Self {
-            configs: [scene::config(), scene::config()],
+            configs: [Scene::RekeyChild.config(), Scene::RekeyChild.config()],
             swapped: false,
             children: 1,
             initiate: [true, false],
