@@ -3,12 +3,254 @@
 //! All that is put into the kernel carries a tag, so that it is found again after a restart and
 //! nothing else is ever touched: request IDs of SAs and templates begin with [`REQID_BASE`],
 //! policies have priorities of our own.
+//!
+//! [`KernelDatapath`] is the agent's end. What the agent asks for is done before its call
+//! returns, each step one request to the kernel. A thread of its own hears what the kernel tells
+//! (SAs that expire or vanish, policies that others change, peers that move), receives IKE on UDP
+//! port 4500 and does what is due; it shares what is known with the agent's calls behind a lock
+//! that is held for single steps.
+//!
+//! When the process ends nothing is removed: SAs go on carrying packets, policies go on blocking.
+//! The next [`KernelDatapath::open`] finds them.
 
+mod core;
+mod count;
+mod event;
+mod leftover;
 pub mod nft;
+mod pairs;
 pub mod plan;
+mod probe;
+mod reaction;
+mod sa;
 mod tag;
+mod timers;
+mod udp;
+mod worker;
 
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use testudo_datapath::{Counters, Datapath, DatapathError, Event, SaCounters, Waker};
+use testudo_model::{ChildId, Encapsulation, InboundSaSpec, OutboundSaSpec, TrafficPolicy};
+use testudo_netlink::{Nft, XfrmMonitor};
+
+pub use probe::Facts;
 pub use tag::{
     PRIORITY_ALLOW, PRIORITY_BLOCK, PRIORITY_PEER, REQID_BASE, REQID_BLOCK, is_our_priority,
     is_our_reqid,
 };
+
+use crate::core::Core;
+use event::Events;
+use leftover::Leftovers;
+use timers::Timers;
+use udp::UdpSockets;
+use worker::{Worker, lock};
+
+/// How the datapath is set up.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// The UDP port for encapsulated ESP and IKE.
+    pub udp_port: u16,
+    /// The mark that sealed packets get, and the bits that are set.
+    pub output_mark: Option<(u32, u32)>,
+    /// The longest that an SA stands, so that SAs outlive a dead agent only so long. `None`: for
+    /// ever.
+    pub hard_time: Option<Duration>,
+    /// The program nft: a name that is looked for in PATH, or a path.
+    pub nft: PathBuf,
+    /// The receive buffer for the kernel's notifications, bytes; `None`: the usual one.
+    pub monitor_buffer: Option<usize>,
+}
+
+impl Default for Options {
+    /// Port 4500, no mark, no end of time, nft from PATH.
+    fn default() -> Self {
+        Self {
+            udp_port: 4500,
+            output_mark: None,
+            hard_time: None,
+            nft: "nft".into(),
+            monitor_buffer: None,
+        }
+    }
+}
+
+/// The kernel datapath of one node, in the network namespace of the thread that makes it. All
+/// calls must come from threads of that namespace.
+pub struct KernelDatapath {
+    core: Arc<Mutex<Core>>,
+    events: Arc<Events>,
+    udp: Arc<UdpSockets>,
+    worker: Worker,
+    facts: Facts,
+    /// The kernel's counters as they were at the beginning.
+    before: BTreeMap<String, u64>,
+}
+
+impl KernelDatapath {
+    /// Finds out what the kernel can do, what an earlier run left in it, and begins to listen. No
+    /// policy and no SA is changed.
+    ///
+    /// # Errors
+    /// [`DatapathError::Missing`] where the kernel has no XFRM, no ESP or no AES-GCM, or the
+    /// capability is missing: then nothing was done, and another datapath may be taken.
+    pub fn open(options: Options) -> Result<Self, DatapathError> {
+        let (mut xfrm, facts) = probe::probe()?;
+        let monitor = match options.monitor_buffer {
+            Some(bytes) => XfrmMonitor::with_buffer(bytes),
+            None => XfrmMonitor::open(),
+        };
+        let monitor = monitor.map_err(|e| probe::missing(&e))?;
+        let udp = Arc::new(UdpSockets::open(options.udp_port, facts.ipv6)?);
+        let events = Arc::new(Events::default());
+        let mut leftovers = Leftovers::default();
+        let mut bindings = plan::Bindings::default();
+        let found = xfrm.sas(|listed| {
+            let sa = &listed.sa;
+            is_our_reqid(sa.reqid).then(|| (sa.id, sa.reqid, sa::is_outbound(sa)))
+        });
+        for (id, reqid, outbound) in found.map_err(|e| probe::missing(&e))? {
+            bindings.reserve(reqid);
+            leftovers.add(id, reqid, outbound);
+        }
+        if leftovers.len() > 0 {
+            tracing::info!("{} SAs of an earlier run stand", leftovers.len());
+        }
+        let core = Arc::new(Mutex::new(Core {
+            xfrm,
+            facts,
+            nft: Nft::new(&options.nft),
+            told_no_nft: false,
+            options,
+            events: Arc::clone(&events),
+            policy: None,
+            bindings,
+            standing: BTreeMap::new(),
+            pairs: BTreeMap::new(),
+            owners: BTreeMap::new(),
+            leftovers,
+            timers: Timers::default(),
+            notices: BTreeMap::new(),
+            past_drops: BTreeMap::new(),
+        }));
+        let before = count::kernel_counters();
+        let worker = Worker::start(
+            Arc::clone(&core),
+            Arc::clone(&events),
+            Arc::clone(&udp),
+            monitor,
+        )?;
+        Ok(Self {
+            core,
+            events,
+            udp,
+            worker,
+            facts,
+            before,
+        })
+    }
+
+    /// What this kernel can do.
+    pub fn facts(&self) -> Facts {
+        self.facts
+    }
+
+    /// SAs of an earlier run that still stand.
+    pub fn leftovers(&self) -> usize {
+        lock(&self.core).leftovers.len()
+    }
+
+    /// Requests to the kernel so far: the measure of what a change costs.
+    pub fn requests(&self) -> u64 {
+        lock(&self.core).xfrm.requests()
+    }
+
+    /// One step under the lock; the worker looks at its deadlines after it.
+    fn with<T>(&self, step: impl FnOnce(&mut Core) -> T) -> T {
+        let result = step(&mut lock(&self.core));
+        self.worker.wake();
+        result
+    }
+}
+
+impl Datapath for KernelDatapath {
+    fn kind(&self) -> &'static str {
+        "kernel"
+    }
+
+    fn set_traffic(&mut self, policy: &TrafficPolicy) -> Result<(), DatapathError> {
+        self.with(|core| core.set_traffic(policy))
+    }
+
+    fn install_inbound(&mut self, sa: InboundSaSpec) -> Result<(), DatapathError> {
+        self.with(|core| core.install_inbound(&sa))
+    }
+
+    fn install_outbound(&mut self, sa: OutboundSaSpec) -> Result<(), DatapathError> {
+        self.with(|core| core.install_outbound(&sa))
+    }
+
+    fn use_outbound(&mut self, child: ChildId) -> Result<(), DatapathError> {
+        self.with(|core| core.use_outbound(child))
+    }
+
+    fn remove(&mut self, child: ChildId) -> Result<(), DatapathError> {
+        self.with(|core| core.remove(child))
+    }
+
+    fn rebind(&mut self, child: ChildId, to: Encapsulation) -> Result<(), DatapathError> {
+        self.with(|core| core.rebind(child, to))
+    }
+
+    fn send_ike(
+        &mut self,
+        local: SocketAddr,
+        remote: SocketAddr,
+        message: &[u8],
+    ) -> Result<(), DatapathError> {
+        self.udp
+            .send_ike(local.ip(), remote, message)
+            .map_err(|e| DatapathError::Refused {
+                operation: format!("send an IKE message from {} to {remote}", local.ip()),
+                reason: e.to_string(),
+            })
+    }
+
+    fn send_keepalive(
+        &mut self,
+        local: SocketAddr,
+        remote: SocketAddr,
+    ) -> Result<(), DatapathError> {
+        self.udp
+            .send(local.ip(), remote, &[0xff])
+            .map_err(|e| DatapathError::Refused {
+                operation: format!("send a keepalive from {} to {remote}", local.ip()),
+                reason: e.to_string(),
+            })
+    }
+
+    fn poll_event(&mut self) -> Option<Event> {
+        self.events.next()
+    }
+
+    fn set_waker(&mut self, waker: Waker) {
+        self.events.set_waker(waker);
+    }
+
+    fn counters(&self) -> Counters {
+        lock(&self.core).counters(&self.before)
+    }
+
+    fn pair_counters(&self, child: ChildId) -> (SaCounters, SaCounters) {
+        lock(&self.core).pair_counters(child)
+    }
+
+    fn clear(&mut self) -> Result<(), DatapathError> {
+        self.with(Core::clear)
+    }
+}

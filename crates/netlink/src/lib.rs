@@ -7,7 +7,7 @@
 //! opened in for life, so one process can hold sockets of several namespaces:
 //! [`Netlink::open_in`].
 //!
-//! The only unsafe code is one `setsockopt` and one `setns`.
+//! The only unsafe code is two `setsockopt` and one `setns`.
 
 mod abi;
 mod address;
@@ -34,6 +34,7 @@ pub use xfrm::{
     PortMatch, Xfrm, XfrmAction, XfrmAlgorithm, XfrmDirection, XfrmEncapsulation, XfrmEvent,
     XfrmHeard, XfrmKey, XfrmLimits, XfrmListedSa, XfrmMode, XfrmMonitor, XfrmNotice, XfrmPolicy,
     XfrmPolicyKey, XfrmReplay, XfrmSa, XfrmSaId, XfrmSaName, XfrmSaUse, XfrmSelector, XfrmTemplate,
+    bypass_policies,
 };
 
 /// An address family of routes, rules and addresses.

@@ -13,6 +13,7 @@ pub(super) const UPDSA: u16 = 0x1a;
 pub(super) const POLEXPIRE: u16 = 0x1b;
 pub(super) const FLUSHSA: u16 = 0x1c;
 pub(super) const FLUSHPOLICY: u16 = 0x1d;
+pub(super) const NEWAE: u16 = 0x1e;
 pub(super) const MAPPING: u16 = 0x26;
 
 /// Groups of notifications as bits of an address of netlink.
@@ -48,6 +49,7 @@ pub(super) const POLICY_ID_LEN: usize = 64;
 pub(super) const TMPL_LEN: usize = 64;
 pub(super) const SA_LEN: usize = 224;
 pub(super) const SA_ID_LEN: usize = 24;
+pub(super) const AEVENT_LEN: usize = 48;
 pub(super) const EXPIRE_LEN: usize = 232;
 pub(super) const ACQUIRE_LEN: usize = 280;
 pub(super) const MAPPING_LEN: usize = 64;

@@ -7,6 +7,7 @@
 
 mod abi;
 mod algorithm;
+mod bypass;
 mod event;
 mod key;
 mod monitor;
@@ -17,6 +18,7 @@ mod selector;
 mod socket;
 
 pub use algorithm::XfrmAlgorithm;
+pub use bypass::bypass_policies;
 pub use event::{XfrmEvent, XfrmNotice, XfrmSaName};
 pub use key::XfrmKey;
 pub use monitor::{XfrmHeard, XfrmMonitor};

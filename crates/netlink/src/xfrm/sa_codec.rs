@@ -154,13 +154,28 @@ impl XfrmListedSa {
 impl XfrmSaId {
     /// A request about the SA of this name: `abi::GETSA`, `abi::DELSA`.
     pub(super) fn request(&self, kind: u16, operation: String) -> Request {
+        let mut request = Request::new(kind, 0, &self.fixed(), operation);
+        put_mark(&mut request, self.mark);
+        request
+    }
+
+    fn fixed(&self) -> [u8; abi::SA_ID_LEN] {
         let mut fixed = [0; abi::SA_ID_LEN];
         selector::put_address(&mut fixed, self.destination);
         fixed[16..20].copy_from_slice(&self.spi.to_be_bytes());
         let family = Family::of(&self.destination).raw();
         fixed[20..22].copy_from_slice(&u16::from(family).to_ne_bytes());
         fixed[22] = abi::PROTO_ESP;
-        let mut request = Request::new(kind, 0, &fixed, operation);
+        fixed
+    }
+
+    /// A request that sets the sequence numbers of the SA of this name (`xfrm_aevent_id`).
+    pub(super) fn replay_request(&self, replay: &XfrmReplay, operation: String) -> Request {
+        let mut fixed = [0; abi::AEVENT_LEN];
+        fixed[..abi::SA_ID_LEN].copy_from_slice(&self.fixed());
+        let flags = crate::abi::NLM_F_REPLACE;
+        let mut request = Request::new(abi::NEWAE, flags, &fixed, operation);
+        request.attr(abi::REPLAY_ESN_VAL, &replay_bytes(replay));
         put_mark(&mut request, self.mark);
         request
     }

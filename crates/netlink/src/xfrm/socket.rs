@@ -4,7 +4,7 @@ use std::os::fd::BorrowedFd;
 
 use rustix::net::{Protocol, netlink};
 
-use super::{XfrmListedSa, XfrmPolicy, XfrmPolicyKey, XfrmSa, XfrmSaId, abi};
+use super::{XfrmListedSa, XfrmPolicy, XfrmPolicyKey, XfrmReplay, XfrmSa, XfrmSaId, abi};
 use crate::message::{Message, Request};
 use crate::transport::Transport;
 use crate::{Result, run_in_netns};
@@ -76,6 +76,13 @@ impl Xfrm {
             }
         })?;
         Ok(found)
+    }
+
+    /// Sets an SA's sequence numbers, and empties its window, which must be as long as it was. To
+    /// set back those of a key that was used breaks it (RFC 4106 3.1): for tests.
+    pub fn danger_set_replay(&mut self, id: &XfrmSaId, replay: &XfrmReplay) -> Result<()> {
+        let operation = format!("set the sequence of {}", describe(id));
+        self.execute(id.replay_request(replay, operation))
     }
 
     /// What `pick` makes of each ESP SA of the namespace, whoever made it.

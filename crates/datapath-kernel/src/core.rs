@@ -1,0 +1,283 @@
+//! What is known and what stands, behind the lock that the agent's calls and the worker share.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Instant;
+
+use testudo_datapath::{DatapathError, Event};
+use testudo_model::{
+    ChildId, Encapsulation, PeerId, ProtectedFlows, SaDirection, SaId, SaMode, Spi, TrafficPolicy,
+    TrafficSelector,
+};
+use testudo_netlink::{Nft, Xfrm, XfrmPolicy, XfrmPolicyKey, XfrmSaId};
+
+use crate::Options;
+use crate::event::Events;
+use crate::leftover::Leftovers;
+use crate::nft;
+use crate::plan::{Bindings, Change, InUse, Plan, changes, desired, desired_for, is_ours};
+use crate::probe::{Facts, missing};
+use crate::sa::Extras;
+use crate::timers::Timers;
+
+/// All of it.
+pub(crate) struct Core {
+    pub(crate) xfrm: Xfrm,
+    pub(crate) facts: Facts,
+    pub(crate) options: Options,
+    pub(crate) events: Arc<Events>,
+    pub(crate) nft: Nft,
+    /// It was said that this kernel has no nftables.
+    pub(crate) told_no_nft: bool,
+    pub(crate) policy: Option<TrafficPolicy>,
+    pub(crate) bindings: Bindings,
+    /// Policies of ours that stand in the kernel.
+    pub(crate) standing: BTreeMap<XfrmPolicyKey, XfrmPolicy>,
+    pub(crate) pairs: BTreeMap<ChildId, Pair>,
+    /// Whose SA it is.
+    pub(crate) owners: BTreeMap<XfrmSaId, SaId>,
+    pub(crate) leftovers: Leftovers,
+    pub(crate) timers: Timers,
+    /// What happened that is no drop.
+    pub(crate) notices: BTreeMap<&'static str, u64>,
+    /// What SAs dropped that are gone.
+    pub(crate) past_drops: BTreeMap<&'static str, u64>,
+}
+
+/// A pair of SAs of ours, as far as they are installed.
+pub(crate) struct Pair {
+    pub(crate) peer: PeerId,
+    pub(crate) mode: SaMode,
+    pub(crate) encapsulation: Encapsulation,
+    pub(crate) inbound: Option<XfrmSaId>,
+    pub(crate) outbound: Option<Outbound>,
+    /// Told already.
+    pub(crate) lost: bool,
+    /// Where its packets were last said to come from.
+    pub(crate) moved: Option<std::net::SocketAddr>,
+}
+
+/// Its outbound half.
+pub(crate) struct Outbound {
+    pub(crate) id: XfrmSaId,
+    pub(crate) local: Vec<TrafficSelector>,
+    pub(crate) remote: Vec<TrafficSelector>,
+}
+
+impl Pair {
+    /// As policies name it.
+    pub(crate) fn in_use(&self) -> Option<InUse> {
+        let outbound = self.outbound.as_ref()?;
+        Some(InUse {
+            spi: Spi(outbound.id.spi),
+            mode: self.mode,
+            ends: (self.encapsulation.local(), self.encapsulation.remote()),
+            local: outbound.local.clone(),
+            remote: outbound.remote.clone(),
+        })
+    }
+}
+
+impl Core {
+    /// What SAs of a peer get.
+    pub(crate) fn extras(&mut self, peer: &PeerId) -> Result<Extras, DatapathError> {
+        let reqid = self
+            .bindings
+            .bind(peer)
+            .map_err(|e| DatapathError::Refused {
+                operation: "install an SA".into(),
+                reason: e.to_string(),
+            })?;
+        let overlay = match self.policy.as_ref().map(|policy| &policy.flows) {
+            Some(ProtectedFlows::Overlay { port }) => Some(*port),
+            _ => None,
+        };
+        Ok(Extras {
+            facts: self.facts,
+            reqid,
+            overlay,
+            output_mark: self.options.output_mark,
+            hard_time: self.options.hard_time,
+        })
+    }
+
+    /// Makes policies and firewall say what `policy` says.
+    pub(crate) fn set_traffic(&mut self, policy: &TrafficPolicy) -> Result<(), DatapathError> {
+        let have = self.xfrm.policies().map_err(|e| missing(&e))?;
+        let leftovers = &self.leftovers;
+        self.bindings
+            .adopt(policy, &have, |template| leftovers.has_outbound(template));
+        self.policy = Some(policy.clone());
+        let want = desired(policy, &self.bindings, self.facts.ipv6);
+        self.standing = have
+            .iter()
+            .filter(|policy| is_ours(policy))
+            .map(|policy| (policy.key(), policy.clone()))
+            .collect();
+        self.carry_out(changes(&have, &want))?;
+        if let Some(notice) = nft::apply(&self.nft, policy)?
+            && !std::mem::replace(&mut self.told_no_nft, true)
+        {
+            tracing::warn!("{notice}");
+        }
+        self.drop_strangers(policy)
+    }
+
+    /// Makes the policies of one peer what they should be now.
+    pub(crate) fn sync_peer(&mut self, peer: &PeerId) -> Result<(), DatapathError> {
+        let Some(policy) = &self.policy else {
+            return Ok(());
+        };
+        let want = desired_for(policy, &self.bindings, self.facts.ipv6, peer);
+        let have: Vec<XfrmPolicy> = want
+            .iter()
+            .filter_map(|policy| self.standing.get(&policy.key()).cloned())
+            .collect();
+        self.carry_out(changes(&have, &want))
+    }
+
+    /// Takes the steps of a plan, up to the first that fails; then says what stood in the way.
+    pub(crate) fn carry_out(&mut self, plan: Plan) -> Result<(), DatapathError> {
+        for change in plan.changes {
+            let done = match &change {
+                Change::Add(policy) => self.xfrm.add_policy(policy),
+                Change::Replace(policy) => self.xfrm.update_policy(policy),
+                Change::Remove(key) => match self.xfrm.delete_policy(key) {
+                    Err(e) if e.is_not_found() => Ok(()),
+                    other => other,
+                },
+            };
+            done.map_err(|e| refused("set policies", &e))?;
+            match change {
+                Change::Add(policy) | Change::Replace(policy) => {
+                    self.standing.insert(policy.key(), policy);
+                }
+                Change::Remove(key) => {
+                    self.standing.remove(&key);
+                }
+            }
+        }
+        match plan.conflicts.first() {
+            None => Ok(()),
+            Some(conflict) => Err(DatapathError::Refused {
+                operation: "set policies".into(),
+                reason: match plan.conflicts.len() {
+                    1 => conflict.to_string(),
+                    more => format!("{conflict}, and {} more", more - 1),
+                },
+            }),
+        }
+    }
+
+    /// Removes what belongs to peers that are not wanted any more and have no SAs.
+    fn drop_strangers(&mut self, policy: &TrafficPolicy) -> Result<(), DatapathError> {
+        let wanted = |peer: &PeerId| policy.peers.iter().any(|p| p.peer == *peer);
+        for reqid in self.leftovers.reqids() {
+            let owner = self.bindings.peer(reqid);
+            if !owner.is_some_and(wanted) {
+                for id in self.leftovers.take(reqid) {
+                    self.delete_sa(&id)?;
+                }
+                self.bindings.release(reqid);
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes all of ours: policies, SAs, the firewall's table.
+    pub(crate) fn clear(&mut self) -> Result<(), DatapathError> {
+        self.policy = None;
+        nft::remove(&self.nft)?;
+        let have = self.xfrm.policies().map_err(|e| missing(&e))?;
+        self.carry_out(changes(&have, &[]))?;
+        self.standing.clear();
+        let ours = self.xfrm.sas(|listed| {
+            let reqid = listed.sa.reqid;
+            crate::tag::is_our_reqid(reqid).then_some(listed.sa.id)
+        });
+        for id in ours.map_err(|e| missing(&e))? {
+            self.delete_sa(&id)?;
+        }
+        self.pairs.clear();
+        self.owners.clear();
+        self.bindings = Bindings::default();
+        self.leftovers = Leftovers::default();
+        self.timers = Timers::default();
+        Ok(())
+    }
+
+    /// Removes an SA; one that is not there is no error.
+    pub(crate) fn delete_sa(&mut self, id: &XfrmSaId) -> Result<(), DatapathError> {
+        self.owners.remove(id);
+        match self.xfrm.delete_sa(id) {
+            Err(e) if !e.is_not_found() => Err(refused("remove an SA", &e)),
+            _ => Ok(()),
+        }
+    }
+
+    /// An SA of ours is gone and nobody of ours removed it: what it carried is blocked from here
+    /// on, and the agent is told once.
+    pub(crate) fn lost(&mut self, id: &XfrmSaId) {
+        self.leftovers.forget(id);
+        let Some(SaId { child, direction }) = self.owners.remove(id) else {
+            self.leftover_lost(id);
+            return;
+        };
+        self.count("sas_lost");
+        let Some(pair) = self.pairs.get_mut(&child) else {
+            return;
+        };
+        let told = std::mem::replace(&mut pair.lost, true);
+        let peer = pair.peer.clone();
+        if direction == SaDirection::Outbound {
+            self.bindings.stop_using(&peer, Spi(id.spi));
+            self.block_or_try_again(&peer);
+        }
+        if !told {
+            self.events.push(Event::SaLost { child });
+        }
+    }
+
+    /// An SA that an earlier run left is gone.
+    fn leftover_lost(&mut self, id: &XfrmSaId) {
+        let names_it = |policy: &XfrmPolicy| {
+            policy
+                .templates
+                .iter()
+                .any(|t| t.spi == id.spi && t.destination == id.destination)
+        };
+        let reqid = self
+            .standing
+            .values()
+            .find(|policy| names_it(policy))
+            .and_then(|policy| policy.templates.first())
+            .map(|template| template.reqid);
+        let owner = reqid.and_then(|reqid| self.bindings.peer(reqid).cloned());
+        if let Some(peer) = owner {
+            self.bindings.stop_using(&peer, Spi(id.spi));
+            self.block_or_try_again(&peer);
+        }
+    }
+
+    fn block_or_try_again(&mut self, peer: &PeerId) {
+        if let Err(error) = self.sync_peer(peer) {
+            tracing::warn!(%peer, "policies are not what they should be: {error}");
+            self.timers.repair(Instant::now());
+        }
+    }
+
+    pub(crate) fn count(&mut self, notice: &'static str) {
+        *self.notices.entry(notice).or_default() += 1;
+    }
+}
+
+/// An error of the kernel's in the words of the datapath.
+pub(crate) fn refused(operation: &str, error: &testudo_netlink::Error) -> DatapathError {
+    if error.is_not_permitted() || error.errno() == Some(libc::EPROTONOSUPPORT) {
+        return missing(error);
+    }
+    DatapathError::Refused {
+        operation: operation.into(),
+        reason: error.to_string(),
+    }
+}

@@ -1,0 +1,110 @@
+//! Counters: of SAs from one listing of the kernel's, of drops from SAs, firewall and kernel.
+
+use std::collections::BTreeMap;
+
+use testudo_datapath::Counters;
+use testudo_model::{ClearTraffic, SaId};
+
+use crate::core::Core;
+use crate::nft;
+use crate::pairs::{counters, drops};
+
+/// The kernel's counters of XFRM in this namespace, by their names here. Empty where the kernel
+/// keeps none (CONFIG_XFRM_STATISTICS).
+pub(crate) fn kernel_counters() -> BTreeMap<String, u64> {
+    std::fs::read_to_string("/proc/thread-self/net/xfrm_stat")
+        .map(|text| parse(&text))
+        .unwrap_or_default()
+}
+
+fn parse(text: &str) -> BTreeMap<String, u64> {
+    let line = |line: &str| {
+        let (name, value) = line.split_once(char::is_whitespace)?;
+        Some((snake_case(name), value.trim().parse().ok()?))
+    };
+    text.lines().filter_map(line).collect()
+}
+
+/// `XfrmInNoStates` as `xfrm_in_no_states`.
+fn snake_case(name: &str) -> String {
+    let mut out = String::new();
+    for c in name.chars() {
+        if c.is_ascii_uppercase() && !out.is_empty() {
+            out.push('_');
+        }
+        out.push(c.to_ascii_lowercase());
+    }
+    out
+}
+
+/// What is counted for each SA too.
+const TWICE: [&str; 2] = ["xfrm_in_state_proto_error", "xfrm_in_state_seq_error"];
+
+impl Core {
+    /// Counters of all SAs and every reason for a drop. `before` is what the kernel's own
+    /// counters were at the beginning.
+    pub(crate) fn counters(&mut self, before: &BTreeMap<String, u64>) -> Counters {
+        let mut all = Counters::default();
+        for (reason, number) in &self.past_drops {
+            add(&mut all.drops, reason, *number);
+        }
+        let owners = &self.owners;
+        let listed = self.xfrm.sas(|listed| {
+            let id = *owners.get(&listed.sa.id)?;
+            let SaId { direction, .. } = id;
+            Some((id, counters(&listed, direction), drops(&listed)))
+        });
+        match listed {
+            Ok(listed) => {
+                for (id, counters, drops) in listed {
+                    all.sas.insert(id, counters);
+                    for (reason, number) in drops {
+                        add(&mut all.drops, reason, number);
+                    }
+                }
+            }
+            Err(error) => tracing::warn!("SAs are not counted: {error}"),
+        }
+        for (reason, now) in kernel_counters() {
+            let number = now.saturating_sub(before.get(&reason).copied().unwrap_or(0));
+            let to = match TWICE.contains(&reason.as_str()) {
+                true => &mut all.notices,
+                false => &mut all.drops,
+            };
+            add(to, &reason, number);
+        }
+        let drops_clear = self.policy.as_ref().is_some_and(|policy| {
+            policy.clear_inbound == ClearTraffic::Drop
+                || policy.clear_outbound == ClearTraffic::Drop
+        });
+        if drops_clear && !self.told_no_nft {
+            for (reason, number) in nft::drops(&self.nft) {
+                add(&mut all.drops, reason, number);
+            }
+        }
+        for (notice, number) in &self.notices {
+            add(&mut all.notices, notice, *number);
+        }
+        add(&mut all.drops, "event_lost", self.events.lost());
+        all
+    }
+}
+
+fn add(to: &mut BTreeMap<String, u64>, reason: &str, number: u64) {
+    if number != 0 {
+        *to.entry(reason.to_owned()).or_default() += number;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_kernels_names_become_ours() {
+        let text = "XfrmInNoStates          \t5\nXfrmOutPolBlock\t0\nnonsense\n";
+        let read: Vec<(String, u64)> = parse(text).into_iter().collect();
+        let wanted = [("xfrm_in_no_states", 5), ("xfrm_out_pol_block", 0)];
+        assert_eq!(read, wanted.map(|(name, n)| (name.to_owned(), n)));
+    }
+}

@@ -1,0 +1,347 @@
+//! Pairs of SAs: installed, used, moved, removed.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::time::Instant;
+
+use testudo_datapath::{DatapathError, SaCounters};
+use testudo_model::{
+    ChildId, Encapsulation, InboundSaSpec, OutboundSaSpec, PeerId, SaDirection, SaId, SaMode, Spi,
+};
+use testudo_netlink::{XfrmDirection, XfrmListedSa, XfrmSaId};
+
+use crate::core::{Core, Outbound, Pair, refused};
+use crate::sa;
+use crate::timers::{LINGER, LINGER_INBOUND};
+
+/// How far the sequence numbers of an outbound SA are advanced when it is made anew with the same
+/// key: more than any packets that leave between the reading of the last number and the removal
+/// of the old SA. No number comes twice with one key (RFC 4106 3.1, RFC 4303 3.3.3).
+const SEQUENCE_LEAP: u64 = 1 << 20;
+
+impl Core {
+    pub(crate) fn install_inbound(&mut self, spec: &InboundSaSpec) -> Result<(), DatapathError> {
+        const OPERATION: &str = "install an inbound SA";
+        if let Some(pair) = self.pairs.get(&spec.child)
+            && pair.inbound.is_some()
+        {
+            return Err(misuse(OPERATION, spec.child, "has one already"));
+        }
+        let extras = self.extras(&spec.peer)?;
+        let sa = sa::inbound(spec, &extras);
+        self.make_room(&sa.id)?;
+        self.xfrm.add_sa(&sa).map_err(|e| refused(OPERATION, &e))?;
+        let pair = self.pair(spec.child, &spec.peer, spec.mode, spec.encapsulation);
+        pair.inbound = Some(sa.id);
+        self.own(sa.id, spec.child, SaDirection::Inbound);
+        self.set_other_addresses(&spec.peer);
+        // With its first SA a peer gets its policies on the way in.
+        if let Err(error) = self.sync_peer(&spec.peer) {
+            if let Some(pair) = self.pairs.get_mut(&spec.child) {
+                pair.inbound = None;
+            }
+            self.delete_sa(&sa.id)?;
+            return Err(error);
+        }
+        self.timers.await_first(spec.child, Instant::now());
+        Ok(())
+    }
+
+    pub(crate) fn install_outbound(&mut self, spec: &OutboundSaSpec) -> Result<(), DatapathError> {
+        const OPERATION: &str = "install an outbound SA";
+        if let Some(pair) = self.pairs.get(&spec.child)
+            && pair.outbound.is_some()
+        {
+            return Err(misuse(OPERATION, spec.child, "has one already"));
+        }
+        let extras = self.extras(&spec.peer)?;
+        let sa = sa::outbound(spec, &extras);
+        self.make_room(&sa.id)?;
+        self.xfrm.add_sa(&sa).map_err(|e| refused(OPERATION, &e))?;
+        let pair = self.pair(spec.child, &spec.peer, spec.mode, spec.encapsulation);
+        pair.outbound = Some(Outbound {
+            id: sa.id,
+            local: spec.local.clone(),
+            remote: spec.remote.clone(),
+        });
+        self.own(sa.id, spec.child, SaDirection::Outbound);
+        Ok(())
+    }
+
+    /// One replacement of a policy is the whole switch.
+    pub(crate) fn use_outbound(&mut self, child: ChildId) -> Result<(), DatapathError> {
+        const OPERATION: &str = "use an outbound SA";
+        let Some(pair) = self.pairs.get(&child) else {
+            return Err(misuse(OPERATION, child, "is not installed"));
+        };
+        let Some(in_use) = pair.in_use() else {
+            return Err(misuse(OPERATION, child, "has none"));
+        };
+        let reached = in_use
+            .remote
+            .iter()
+            .any(|selector| selector.covers_address(in_use.ends.1));
+        if in_use.mode == SaMode::Transport && !reached {
+            return Err(DatapathError::Refused {
+                operation: OPERATION.into(),
+                reason: format!(
+                    "the kernel sends in transport mode to {} alone, and the peer's packets are \
+                     for other addresses",
+                    in_use.ends.1
+                ),
+            });
+        }
+        let (peer, spi) = (pair.peer.clone(), in_use.spi);
+        self.bindings.use_outbound(&peer, in_use);
+        if let Err(error) = self.sync_peer(&peer) {
+            self.bindings.stop_using(&peer, spi);
+            return Err(error);
+        }
+        self.replaced(&peer);
+        Ok(())
+    }
+
+    /// What an earlier run left is not needed any more: outbound SAs at once, inbound ones when
+    /// the packets that are on their way have come in and the peer has switched too.
+    fn replaced(&mut self, peer: &PeerId) {
+        let Some(reqid) = self.bindings.reqid(peer) else {
+            return;
+        };
+        let (outbound, inbound) = self.leftovers.replaced(reqid);
+        for id in outbound {
+            self.bindings.stop_using(peer, Spi(id.spi));
+            self.retire(id);
+        }
+        for id in inbound {
+            let at = Instant::now() + LINGER_INBOUND;
+            self.timers.remove_later(id, at);
+        }
+    }
+
+    /// An SA that has a successor goes when no packet can be on its way to it.
+    fn retire(&mut self, id: XfrmSaId) {
+        self.owners.remove(&id);
+        let at = Instant::now() + LINGER;
+        self.timers.remove_later(id, at);
+    }
+
+    /// An SA of this name that is about to go makes room now.
+    fn make_room(&mut self, id: &XfrmSaId) -> Result<(), DatapathError> {
+        match self.timers.forget_removal(id) {
+            true => self.delete_sa(id),
+            false => Ok(()),
+        }
+    }
+
+    pub(crate) fn remove(&mut self, child: ChildId) -> Result<(), DatapathError> {
+        let Some(pair) = self.pairs.remove(&child) else {
+            return Ok(());
+        };
+        self.timers.forget(child);
+        // No policy names the outbound SA when it goes, so no packet asks for it.
+        if let Some(outbound) = &pair.outbound {
+            self.bindings.stop_using(&pair.peer, Spi(outbound.id.spi));
+            self.sync_peer(&pair.peer)?;
+        }
+        let wanted = self
+            .policy
+            .as_ref()
+            .is_some_and(|policy| policy.peers.iter().any(|p| p.peer == pair.peer));
+        let has_more = self.pairs.values().any(|other| other.peer == pair.peer);
+        let ids = [pair.inbound, pair.outbound.map(|outbound| outbound.id)];
+        for id in ids.into_iter().flatten() {
+            self.keep_drops(&id);
+            match has_more {
+                true => self.retire(id),
+                // A peer that is not to be heard any more is not heard any more.
+                false => self.delete_sa(&id)?,
+            }
+        }
+        if !wanted && !has_more {
+            self.bindings.forget(&pair.peer);
+        }
+        Ok(())
+    }
+
+    /// The peer's end has moved. Another port is a change of the SAs in place; another address
+    /// makes an outbound SA of the same SPI and key beside the old one.
+    pub(crate) fn rebind(
+        &mut self,
+        child: ChildId,
+        to: Encapsulation,
+    ) -> Result<(), DatapathError> {
+        const OPERATION: &str = "rebind a pair";
+        let Some(pair) = self.pairs.get(&child) else {
+            return Err(misuse(OPERATION, child, "is not installed"));
+        };
+        let from = pair.encapsulation;
+        if from == to {
+            return Ok(());
+        }
+        let udp = |e: &Encapsulation| matches!(e, Encapsulation::Udp { .. });
+        if from.local() != to.local() || udp(&from) != udp(&to) {
+            return Err(DatapathError::Refused {
+                operation: OPERATION.into(),
+                reason: "our own end and the form of encapsulation take a new child".into(),
+            });
+        }
+        let (inbound, outbound) = (pair.inbound, pair.outbound.as_ref().map(|o| o.id));
+        if from.remote() == to.remote() {
+            for (id, direction) in [(inbound, XfrmDirection::In), (outbound, XfrmDirection::Out)] {
+                let Some(id) = id else { continue };
+                let mut listed = self.read(OPERATION, child, &id)?;
+                listed.sa.encapsulation = sa::ports(&to, direction);
+                let changed = self.xfrm.update_sa(&listed.sa);
+                changed.map_err(|e| refused(OPERATION, &e))?;
+            }
+        } else if let Some(id) = outbound {
+            // The inbound SA is found by our own address and its SPI; it stays.
+            self.make_anew(child, &id, &to)?;
+        }
+        if let Some(pair) = self.pairs.get_mut(&child) {
+            pair.encapsulation = to;
+            pair.moved = None;
+        }
+        Ok(())
+    }
+
+    /// An outbound SA at the peer's new address.
+    fn make_anew(
+        &mut self,
+        child: ChildId,
+        old: &XfrmSaId,
+        to: &Encapsulation,
+    ) -> Result<(), DatapathError> {
+        const OPERATION: &str = "rebind a pair";
+        let mut sa = self.read(OPERATION, child, old)?.sa;
+        let last = sa.replay.sent.saturating_add(SEQUENCE_LEAP);
+        if !sa.replay.esn && last >= u64::from(u32::MAX) {
+            return Err(DatapathError::Refused {
+                operation: OPERATION.into(),
+                reason: "too few sequence numbers are left; the child wants a successor".into(),
+            });
+        }
+        sa.id.destination = to.remote();
+        sa.encapsulation = sa::ports(to, XfrmDirection::Out);
+        sa.replay.sent = last;
+        self.make_room(&sa.id)?;
+        self.xfrm.add_sa(&sa).map_err(|e| refused(OPERATION, &e))?;
+        self.own(sa.id, child, SaDirection::Outbound);
+        let Some(pair) = self.pairs.get_mut(&child) else {
+            return Ok(());
+        };
+        pair.encapsulation = *to;
+        if let Some(outbound) = &mut pair.outbound {
+            outbound.id = sa.id;
+        }
+        let (peer, in_use) = (pair.peer.clone(), pair.in_use());
+        self.set_other_addresses(&peer);
+        let names_it = |policy: &testudo_netlink::XfrmPolicy| {
+            policy.templates.iter().any(|t| t.spi == old.spi)
+        };
+        if self.standing.values().any(names_it)
+            && let Some(in_use) = in_use
+        {
+            self.bindings.use_outbound(&peer, in_use);
+        }
+        self.sync_peer(&peer)?;
+        self.retire(*old);
+        Ok(())
+    }
+
+    fn read(
+        &mut self,
+        operation: &'static str,
+        child: ChildId,
+        id: &XfrmSaId,
+    ) -> Result<XfrmListedSa, DatapathError> {
+        let read = self.xfrm.sa(id).map_err(|e| refused(operation, &e))?;
+        read.ok_or_else(|| misuse(operation, child, "has lost an SA"))
+    }
+
+    /// Counters of one pair, inbound and outbound.
+    pub(crate) fn pair_counters(&mut self, child: ChildId) -> (SaCounters, SaCounters) {
+        let Some(pair) = self.pairs.get(&child) else {
+            return Default::default();
+        };
+        let (inbound, outbound) = (pair.inbound, pair.outbound.as_ref().map(|o| o.id));
+        let mut of = |id: Option<XfrmSaId>, direction| {
+            let listed = id.and_then(|id| self.xfrm.sa(&id).ok().flatten());
+            listed.map_or_else(SaCounters::default, |sa| counters(&sa, direction))
+        };
+        (
+            of(inbound, SaDirection::Inbound),
+            of(outbound, SaDirection::Outbound),
+        )
+    }
+
+    fn pair(
+        &mut self,
+        child: ChildId,
+        peer: &PeerId,
+        mode: SaMode,
+        encapsulation: Encapsulation,
+    ) -> &mut Pair {
+        self.pairs.entry(child).or_insert_with(|| Pair {
+            peer: peer.clone(),
+            mode,
+            encapsulation,
+            inbound: None,
+            outbound: None,
+            lost: false,
+            moved: None,
+        })
+    }
+
+    fn own(&mut self, id: XfrmSaId, child: ChildId, direction: SaDirection) {
+        self.owners.insert(id, SaId { child, direction });
+    }
+
+    /// Packets in transport mode out of UDP bear the address that a NAT gave them.
+    fn set_other_addresses(&mut self, peer: &PeerId) {
+        let ends: BTreeSet<IpAddr> = self
+            .pairs
+            .values()
+            .filter(|pair| pair.peer == *peer && pair.mode == SaMode::Transport)
+            .filter(|pair| matches!(pair.encapsulation, Encapsulation::Udp { .. }))
+            .map(|pair| pair.encapsulation.remote())
+            .collect();
+        self.bindings.set_also_at(peer, ends);
+    }
+
+    fn keep_drops(&mut self, id: &XfrmSaId) {
+        if let Ok(Some(listed)) = self.xfrm.sa(id) {
+            for (reason, number) in drops(&listed) {
+                *self.past_drops.entry(reason).or_default() += number;
+            }
+        }
+    }
+}
+
+/// What the kernel counted of an SA.
+pub(crate) fn counters(listed: &XfrmListedSa, direction: SaDirection) -> SaCounters {
+    SaCounters {
+        packets: listed.used.packets,
+        bytes: listed.used.bytes,
+        sequence: match direction {
+            SaDirection::Inbound => listed.sa.replay.received,
+            SaDirection::Outbound => listed.sa.replay.sent,
+        },
+    }
+}
+
+/// Packets that an SA dropped, by reason.
+pub(crate) fn drops(listed: &XfrmListedSa) -> [(&'static str, u64); 3] {
+    [
+        ("outside_window", listed.used.outside_window.into()),
+        ("replay", listed.used.replayed.into()),
+        ("integrity_failed", listed.used.integrity_failed.into()),
+    ]
+}
+
+pub(crate) fn misuse(operation: &'static str, child: ChildId, reason: &str) -> DatapathError {
+    DatapathError::Misuse {
+        operation,
+        reason: format!("child {}: {reason}", child.0),
+    }
+}

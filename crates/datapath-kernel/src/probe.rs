@@ -1,0 +1,126 @@
+//! What this kernel can do, found out by trying.
+
+use std::net::{IpAddr, Ipv4Addr};
+
+use testudo_datapath::DatapathError;
+use testudo_netlink::{
+    Error, Xfrm, XfrmAlgorithm, XfrmDirection, XfrmKey, XfrmLimits, XfrmMode, XfrmReplay, XfrmSa,
+    XfrmSaId,
+};
+
+use crate::tag::REQID_BLOCK;
+
+/// The SPI of the SA that is tried; nothing is ever sent with it.
+const SPI: u32 = 0x7e57_0bed;
+
+/// What was found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Facts {
+    /// SAs have directions (XFRMA_SA_DIR, Linux 6.10 and later).
+    pub directions: bool,
+    /// The host has IPv6.
+    pub ipv6: bool,
+}
+
+/// Opens a socket to the kernel's XFRM and tries it with one SA, which is removed again.
+pub(crate) fn probe() -> Result<(Xfrm, Facts), DatapathError> {
+    let mut xfrm = Xfrm::open().map_err(|e| missing(&e))?;
+    let directions = match attempt(&mut xfrm, true) {
+        Ok(told) => told,
+        // Older kernels refuse a window of 0 with ESN.
+        Err(e) if e.errno() == Some(libc::EINVAL) => {
+            attempt(&mut xfrm, false).map_err(|e| missing(&e))?;
+            false
+        }
+        Err(e) => return Err(missing(&e)),
+    };
+    let ipv6 = std::path::Path::new("/proc/sys/net/ipv6").exists();
+    Ok((xfrm, Facts { directions, ipv6 }))
+}
+
+/// Installs, reads back and removes an SA; whether the kernel keeps its direction.
+fn attempt(xfrm: &mut Xfrm, directions: bool) -> Result<bool, Error> {
+    let sa = sample(directions);
+    match xfrm.delete_sa(&sa.id) {
+        Err(e) if !e.is_not_found() => return Err(e),
+        _ => {}
+    }
+    xfrm.add_sa(&sa)?;
+    let read = xfrm.sa(&sa.id);
+    xfrm.delete_sa(&sa.id)?;
+    Ok(read?.is_some_and(|read| read.sa.direction.is_some()))
+}
+
+fn sample(directions: bool) -> XfrmSa {
+    let loopback = IpAddr::from(Ipv4Addr::LOCALHOST);
+    let mut key = [0; 36];
+    // Nothing is sealed with it, and it is gone at once. It is random all the same.
+    // SAFETY: the buffer is live and of the length that is given.
+    unsafe { libc::getrandom(key.as_mut_ptr().cast(), key.len(), 0) };
+    XfrmSa {
+        id: XfrmSaId {
+            destination: loopback,
+            spi: SPI,
+            mark: (0, 0),
+        },
+        source: loopback,
+        reqid: REQID_BLOCK,
+        mode: XfrmMode::Transport,
+        selector: None,
+        algorithm: XfrmAlgorithm::Aead {
+            name: "rfc4106(gcm(aes))".into(),
+            key: XfrmKey::new(&key),
+            icv_bits: 128,
+        },
+        encapsulation: None,
+        replay: XfrmReplay {
+            window: u32::from(!directions),
+            esn: true,
+            ..XfrmReplay::default()
+        },
+        direction: directions.then_some(XfrmDirection::Out),
+        limits: XfrmLimits::default(),
+        output_mark: None,
+        if_id: 0,
+        cpu: None,
+        mapping_interval: None,
+    }
+}
+
+/// What the kernel lacks, by how it refuses.
+pub(crate) fn missing(error: &Error) -> DatapathError {
+    let lacks = |what: &str, remedy: &str| DatapathError::Missing {
+        what: format!("{what} ({error})"),
+        remedy: remedy.into(),
+    };
+    let socket = match error {
+        Error::Socket { source, .. } => source.raw_os_error(),
+        _ => None,
+    };
+    if socket == Some(libc::EPROTONOSUPPORT) {
+        return lacks(
+            "the kernel has no XFRM",
+            "load the module xfrm_user, or use the userspace datapath",
+        );
+    }
+    if error.is_not_permitted() {
+        return lacks(
+            "the capability CAP_NET_ADMIN is missing",
+            "run as root, or give the process CAP_NET_ADMIN",
+        );
+    }
+    match error.errno() {
+        Some(libc::EPROTONOSUPPORT) => lacks(
+            "the kernel has no ESP",
+            "load the modules esp4 and esp6, or use the userspace datapath",
+        ),
+        Some(libc::ENOSYS | libc::ENOENT) => lacks(
+            "the kernel lacks an algorithm of ESP",
+            "load the modules of AES-GCM (gcm, aes, ghash), or use the userspace datapath",
+        ),
+        _ => DatapathError::Refused {
+            operation: "try the kernel's IPsec".into(),
+            reason: error.to_string(),
+        },
+    }
+}
