@@ -104,15 +104,6 @@ impl Core {
                     tracing::debug!("a rekey that a limit asks for is not begun: {error}");
                 }
             }
-            PathEvent::SaLost { child } => {
-                tracing::warn!(
-                    "child {}: the kernel has lost an SA; it is made anew",
-                    child.0
-                );
-                if let Err(error) = self.engine.rekey_child(child, now) {
-                    tracing::debug!("the successor of a lost SA is not begun: {error}");
-                }
-            }
             PathEvent::PeerMoved { child, remote } => {
                 self.engine.note_moved(child, remote);
                 if let Some(peer) = self.tunnels.child(child).map(|c| c.peer.clone()) {

@@ -17,7 +17,8 @@ use crate::leftover::Leftovers;
 use crate::nft;
 use crate::plan::{Bindings, Change, InUse, Plan, changes, desired, desired_for, is_ours};
 use crate::probe::{Facts, missing};
-use crate::sa::Extras;
+use crate::sa::{Extras, is_outbound};
+use crate::tag::is_our_reqid;
 use crate::timers::Timers;
 
 /// All of it.
@@ -79,6 +80,41 @@ impl Pair {
 }
 
 impl Core {
+    /// Finds what an earlier run left. Nothing is changed.
+    pub(crate) fn new(
+        mut xfrm: Xfrm,
+        facts: Facts,
+        options: Options,
+    ) -> Result<Self, DatapathError> {
+        let mut leftovers = Leftovers::default();
+        let mut bindings = Bindings::default();
+        let found = xfrm.sas(|listed| {
+            let sa = &listed.sa;
+            is_our_reqid(sa.reqid).then(|| (sa.id, sa.reqid, is_outbound(sa)))
+        });
+        for (id, reqid, outbound) in found.map_err(|e| missing(&e))? {
+            bindings.reserve(reqid);
+            leftovers.add(id, reqid, outbound);
+        }
+        Ok(Self {
+            xfrm,
+            facts,
+            nft: Nft::new(&options.nft),
+            told_no_nft: false,
+            options,
+            events: Arc::default(),
+            policy: None,
+            bindings,
+            standing: BTreeMap::new(),
+            pairs: BTreeMap::new(),
+            owners: BTreeMap::new(),
+            leftovers,
+            timers: Timers::default(),
+            notices: BTreeMap::new(),
+            past_drops: BTreeMap::new(),
+        })
+    }
+
     /// What SAs of a peer get.
     pub(crate) fn extras(&mut self, peer: &PeerId) -> Result<Extras, DatapathError> {
         let reqid = self
@@ -193,7 +229,7 @@ impl Core {
         self.standing.clear();
         let ours = self.xfrm.sas(|listed| {
             let reqid = listed.sa.reqid;
-            crate::tag::is_our_reqid(reqid).then_some(listed.sa.id)
+            is_our_reqid(reqid).then_some(listed.sa.id)
         });
         for id in ours.map_err(|e| missing(&e))? {
             self.delete_sa(&id)?;

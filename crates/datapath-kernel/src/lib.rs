@@ -36,7 +36,7 @@ use std::time::Duration;
 
 use testudo_datapath::{Counters, Datapath, DatapathError, Event, SaCounters, Waker};
 use testudo_model::{ChildId, Encapsulation, InboundSaSpec, OutboundSaSpec, TrafficPolicy};
-use testudo_netlink::{Nft, XfrmMonitor};
+use testudo_netlink::{Xfrm, XfrmMonitor};
 
 pub use probe::Facts;
 pub use tag::{
@@ -46,8 +46,6 @@ pub use tag::{
 
 use crate::core::Core;
 use event::Events;
-use leftover::Leftovers;
-use timers::Timers;
 use udp::UdpSockets;
 use worker::{Worker, lock};
 
@@ -80,6 +78,37 @@ impl Default for Options {
     }
 }
 
+/// What this kernel can do, found out with one SA that is removed again.
+///
+/// # Errors
+/// As [`KernelDatapath::open`].
+pub fn probe() -> Result<Facts, DatapathError> {
+    probe::probe().map(|(_, facts)| facts)
+}
+
+/// Sets policies and firewall without opening the datapath: a node is closed before anything else
+/// is tried. SAs of an earlier run go on carrying the packets of the peers that are still wanted.
+///
+/// # Errors
+/// The kernel lacks something, or it refused.
+pub fn close(options: &Options, policy: &TrafficPolicy) -> Result<(), DatapathError> {
+    let (xfrm, facts) = probe::probe()?;
+    Core::new(xfrm, facts, options.clone())?.set_traffic(policy)
+}
+
+/// Removes all of ours from the kernel without opening the datapath. A kernel without XFRM has
+/// nothing of ours.
+///
+/// # Errors
+/// The capability is missing, or the kernel refused.
+pub fn clear(options: &Options) -> Result<(), DatapathError> {
+    let xfrm = match Xfrm::open() {
+        Err(error) if probe::lacks_xfrm(&error) => return Ok(()),
+        other => other.map_err(|e| probe::missing(&e))?,
+    };
+    Core::new(xfrm, Facts::default(), options.clone())?.clear()
+}
+
 /// The kernel datapath of one node, in the network namespace of the thread that makes it. All
 /// calls must come from threads of that namespace.
 pub struct KernelDatapath {
@@ -100,44 +129,19 @@ impl KernelDatapath {
     /// [`DatapathError::Missing`] where the kernel has no XFRM, no ESP or no AES-GCM, or the
     /// capability is missing: then nothing was done, and another datapath may be taken.
     pub fn open(options: Options) -> Result<Self, DatapathError> {
-        let (mut xfrm, facts) = probe::probe()?;
+        let (xfrm, facts) = probe::probe()?;
         let monitor = match options.monitor_buffer {
             Some(bytes) => XfrmMonitor::with_buffer(bytes),
             None => XfrmMonitor::open(),
         };
         let monitor = monitor.map_err(|e| probe::missing(&e))?;
         let udp = Arc::new(UdpSockets::open(options.udp_port, facts.ipv6)?);
-        let events = Arc::new(Events::default());
-        let mut leftovers = Leftovers::default();
-        let mut bindings = plan::Bindings::default();
-        let found = xfrm.sas(|listed| {
-            let sa = &listed.sa;
-            is_our_reqid(sa.reqid).then(|| (sa.id, sa.reqid, sa::is_outbound(sa)))
-        });
-        for (id, reqid, outbound) in found.map_err(|e| probe::missing(&e))? {
-            bindings.reserve(reqid);
-            leftovers.add(id, reqid, outbound);
+        let core = Core::new(xfrm, facts, options)?;
+        if core.leftovers.len() > 0 {
+            tracing::info!("{} SAs of an earlier run stand", core.leftovers.len());
         }
-        if leftovers.len() > 0 {
-            tracing::info!("{} SAs of an earlier run stand", leftovers.len());
-        }
-        let core = Arc::new(Mutex::new(Core {
-            xfrm,
-            facts,
-            nft: Nft::new(&options.nft),
-            told_no_nft: false,
-            options,
-            events: Arc::clone(&events),
-            policy: None,
-            bindings,
-            standing: BTreeMap::new(),
-            pairs: BTreeMap::new(),
-            owners: BTreeMap::new(),
-            leftovers,
-            timers: Timers::default(),
-            notices: BTreeMap::new(),
-            past_drops: BTreeMap::new(),
-        }));
+        let events = Arc::clone(&core.events);
+        let core = Arc::new(Mutex::new(core));
         let before = count::kernel_counters();
         let worker = Worker::start(
             Arc::clone(&core),

@@ -14,7 +14,7 @@ use crate::tag::REQID_BLOCK;
 const SPI: u32 = 0x7e57_0bed;
 
 /// What was found.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Facts {
     /// SAs have directions (XFRMA_SA_DIR, Linux 6.10 and later).
     pub directions: bool,
@@ -93,11 +93,7 @@ pub(crate) fn missing(error: &Error) -> DatapathError {
         what: format!("{what} ({error})"),
         remedy: remedy.into(),
     };
-    let socket = match error {
-        Error::Socket { source, .. } => source.raw_os_error(),
-        _ => None,
-    };
-    if socket == Some(libc::EPROTONOSUPPORT) {
+    if lacks_xfrm(error) {
         return lacks(
             "the kernel has no XFRM",
             "load the module xfrm_user, or use the userspace datapath",
@@ -122,5 +118,13 @@ pub(crate) fn missing(error: &Error) -> DatapathError {
             operation: "try the kernel's IPsec".into(),
             reason: error.to_string(),
         },
+    }
+}
+
+/// No socket to XFRM can be had: the kernel is built without it.
+pub(crate) fn lacks_xfrm(error: &Error) -> bool {
+    match error {
+        Error::Socket { source, .. } => source.raw_os_error() == Some(libc::EPROTONOSUPPORT),
+        _ => false,
     }
 }
