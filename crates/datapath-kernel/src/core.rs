@@ -1,6 +1,6 @@
 //! What is known and what stands, behind the lock that the agent's calls and the worker share.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -34,6 +34,8 @@ pub(crate) struct Core {
     pub(crate) bindings: Bindings,
     /// Policies of ours that stand in the kernel.
     pub(crate) standing: BTreeMap<XfrmPolicyKey, XfrmPolicy>,
+    /// Policies of ours that others have replaced.
+    pub(crate) reclaim: BTreeSet<XfrmPolicyKey>,
     pub(crate) pairs: BTreeMap<ChildId, Pair>,
     /// Whose SA it is.
     pub(crate) owners: BTreeMap<XfrmSaId, SaId>,
@@ -106,6 +108,7 @@ impl Core {
             policy: None,
             bindings,
             standing: BTreeMap::new(),
+            reclaim: BTreeSet::new(),
             pairs: BTreeMap::new(),
             owners: BTreeMap::new(),
             leftovers,

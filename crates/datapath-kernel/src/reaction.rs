@@ -2,17 +2,20 @@
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use testudo_datapath::{DatapathError, Event};
 use testudo_model::{Encapsulation, SaDirection, SaId};
 use testudo_netlink::{XfrmAlgorithm, XfrmEvent, XfrmNotice, XfrmPolicyKey, XfrmSaId, XfrmSaName};
 
-use crate::core::Core;
+use crate::core::{Core, refused};
 use crate::plan::{changes, desired, is_ours};
 use crate::probe::missing;
 use crate::tag::is_our_reqid;
 use crate::timers::Due;
+
+/// When what failed is tried again.
+const TRY_AGAIN: Duration = Duration::from_secs(5);
 
 impl Core {
     /// One notification. What we asked for ourselves is known already.
@@ -35,6 +38,8 @@ impl Core {
                     .get(&policy.key())
                     .is_some_and(|own| *own != policy);
                 if changed {
+                    // It is not ours any more by what it says, but it stands in our place.
+                    self.reclaim.insert(policy.key());
                     self.undo(policy.key());
                 }
             }
@@ -70,7 +75,7 @@ impl Core {
         if let Err(error) = done {
             self.count("repair_failures");
             tracing::warn!("the kernel's state is not what it should be: {error}");
-            self.timers.resync(Instant::now());
+            self.timers.resync(Instant::now() + TRY_AGAIN);
         }
     }
 
@@ -153,6 +158,15 @@ impl Core {
             return Ok(());
         };
         let want = desired(policy, &self.bindings, self.facts.ipv6);
+        let reclaimed = std::mem::take(&mut self.reclaim);
+        for policy in want.iter().filter(|p| reclaimed.contains(&p.key())) {
+            let put = self.xfrm.update_policy(policy);
+            put.map_err(|e| refused("put a policy back", &e))?;
+        }
+        let have = match reclaimed.is_empty() {
+            true => have,
+            false => self.xfrm.policies().map_err(|e| missing(&e))?,
+        };
         self.standing = have
             .iter()
             .filter(|policy| is_ours(policy))

@@ -155,7 +155,7 @@ fn acquire(body: &[u8]) -> Option<XfrmEvent> {
             spi: u32::from_be_bytes(body.get(16..20)?.try_into().ok()?),
             mark: (0, 0),
         },
-        selector: XfrmSelector::parse(body.get(40..)?)?,
+        selector: XfrmSelector::parse_packet(body.get(40..)?)?,
         template,
     })
 }

@@ -185,10 +185,13 @@ impl XfrmSelector {
 
     /// `None` where it says what the type cannot: no family, an interface, a user.
     pub(super) fn parse(bytes: &[u8]) -> Option<Self> {
+        let beside = bytes.get(48..abi::SELECTOR_LEN)?;
+        (beside == [0; 8]).then(|| Self::parse_packet(bytes))?
+    }
+
+    /// A packet's, which may name the interface that it leaves by; that is left out.
+    pub(super) fn parse_packet(bytes: &[u8]) -> Option<Self> {
         let bytes = bytes.get(..abi::SELECTOR_LEN)?;
-        if bytes[48..56] != [0; 8] {
-            return None;
-        }
         let family = family(bytes, 40)?;
         Some(Self {
             destination: IpNet::new(address(bytes, 0, family)?, bytes[42]).ok()?,

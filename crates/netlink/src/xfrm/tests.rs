@@ -309,6 +309,33 @@ fn keys_are_in_no_debug_form() {
     );
 }
 
+/// The packet that asks for an SA names the interface it leaves by.
+#[test]
+fn an_acquire_for_a_packet_on_an_interface_is_heard() {
+    let policy = sample_policy(XfrmDirection::Out, false, 0xabcd);
+    let template = policy.templates[0];
+    let mut body = vec![0; abi::ACQUIRE_LEN];
+    super::selector::put_address(&mut body, template.destination);
+    body[16..20].copy_from_slice(&template.spi.to_be_bytes());
+    body[40..40 + abi::SELECTOR_LEN].copy_from_slice(&policy.selector.encode());
+    body[40 + 48] = 7;
+    let mut request = crate::message::Request::new(abi::ACQUIRE, 0, &body, String::new());
+    let whole = sent(policy.request(abi::NEWPOLICY, String::new()));
+    let at = HEADER_LEN + abi::POLICY_LEN + 4;
+    request.attr(abi::TMPL, &whole[at..at + abi::TMPL_LEN]);
+    let id = XfrmSaId {
+        destination: template.destination,
+        spi: template.spi,
+        mark: (0, 0),
+    };
+    let event = XfrmEvent::Acquire {
+        id,
+        selector: policy.selector,
+        template,
+    };
+    assert_eq!(notices(&sent(request)), [XfrmNotice { port: 0, event }]);
+}
+
 fn sample_sa() -> XfrmSa {
     XfrmSa {
         id: XfrmSaId {
