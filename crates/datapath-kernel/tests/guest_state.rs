@@ -1,1 +1,406 @@
-fn main() {}
+//! What stands in the kernel: read back as asked, others' left alone, found again after a restart.
+
+mod common;
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use common::wire::{Capture, Sink, Source, Stream};
+use common::*;
+use testudo_datapath::{Datapath, DatapathError, Event};
+use testudo_datapath_kernel::plan::is_ours;
+use testudo_datapath_kernel::{Options, is_our_reqid};
+use testudo_model::{
+    ChildId, ClearTraffic, Encapsulation, InboundSaSpec, OutboundSaSpec, PeerTraffic, SaMode,
+    TrafficPolicy, TrafficSelector,
+};
+use testudo_netlink::{XfrmDirection, XfrmEncapsulation, XfrmMode, XfrmSaId};
+
+fn id(node: &Node, spi: u32) -> XfrmSaId {
+    XfrmSaId {
+        destination: node.v4,
+        spi,
+        mark: (0, 0),
+    }
+}
+
+/// L100: window, ESN, direction, limits, ports and mark stand in the kernel as they were asked.
+#[test]
+fn sas_are_read_back_as_they_were_asked_for() {
+    let mut world = bare_world();
+    let options = Options {
+        output_mark: Some((0x40, 0xf0)),
+        hard_time: Some(Duration::from_secs(3600)),
+        ..Options::default()
+    };
+    world.a.open(options);
+    world.b.open(Options::default());
+    world.seal(ClearTraffic::Drop);
+    let directions = world.a.dp(|dp| dp.facts()).directions;
+    let mut child = Child {
+        udp: true,
+        ..Child::new(1)
+    };
+    child.limits.soft_packets = 1000;
+    child.limits.soft_bytes = 1_000_000;
+    world.install(&child);
+    let (to_a, to_b) = child.spis();
+    let mut xfrm = world.a.xfrm();
+    let inbound = xfrm.sa(&id(&world.a, to_a)).unwrap().unwrap().sa;
+    let outbound = xfrm.sa(&id(&world.b, to_b)).unwrap().unwrap().sa;
+    assert_eq!((inbound.source, outbound.source), (world.b.v4, world.a.v4));
+    assert_eq!(inbound.reqid, outbound.reqid);
+    assert!(is_our_reqid(inbound.reqid));
+    let told = |direction| directions.then_some(direction);
+    assert_eq!(inbound.direction, told(XfrmDirection::In));
+    assert_eq!(outbound.direction, told(XfrmDirection::Out));
+    assert_eq!((inbound.replay.window, inbound.replay.esn), (1024, true));
+    assert_eq!(outbound.replay.window, u32::from(!directions));
+    assert!(outbound.replay.esn);
+    assert_eq!(outbound.limits.soft_packets, Some(1000));
+    assert_eq!(outbound.limits.soft_bytes, Some(1_000_000));
+    for sa in [&inbound, &outbound] {
+        assert_eq!(sa.mode, XfrmMode::Transport);
+        assert_eq!(sa.limits.hard_time, Some(Duration::from_secs(3600)));
+        assert_eq!(sa.limits.hard_packets, None);
+        let ports = XfrmEncapsulation {
+            source_port: 4500,
+            destination_port: 4500,
+        };
+        assert_eq!(sa.encapsulation, Some(ports));
+        assert_eq!(sa.algorithm.names(), "rfc4106(gcm(aes)) 128");
+    }
+    assert_eq!(outbound.output_mark, Some((0x40, 0xf0)));
+    assert_eq!(inbound.output_mark, None);
+    assert_eq!(inbound.mapping_interval, Some(Duration::from_secs(1)));
+}
+
+/// Everything that is not ours, as `ip` lists it.
+fn foreign(node: &Node) -> String {
+    let mut xfrm = node.xfrm();
+    let mut policies = xfrm.policies().unwrap();
+    policies.retain(|policy| !is_ours(policy));
+    policies.sort();
+    let mut sas = xfrm
+        .sas(|l| (!is_our_reqid(l.sa.reqid)).then(|| format!("{:?}", l.sa)))
+        .unwrap();
+    sas.sort();
+    format!("{policies:#?}\n{sas:#?}")
+}
+
+/// L90: SAs and policies of another daemon survive all that we do.
+#[test]
+fn what_others_made_survives_every_operation() {
+    let mut world = bare_world();
+    let key = format!("0x{}", "ab".repeat(36));
+    for line in [
+        format!(
+            "ip xfrm state add src 10.9.0.2 dst 10.9.0.1 proto esp spi 0x99 reqid 5 mode tunnel \
+             aead rfc4106(gcm(aes)) {key} 128"
+        ),
+        "ip xfrm policy add src 10.50.0.0/16 dst 10.51.0.0/16 dir out priority 366911 tmpl \
+         src 10.9.0.1 dst 10.9.0.2 proto esp reqid 5 mode tunnel"
+            .into(),
+        "ip xfrm policy add src 10.51.0.0/16 dst 10.50.0.0/16 dir in priority 58740".into(),
+        "ip xfrm policy add src 10.51.0.0/16 dst 10.50.0.0/16 dir fwd action block".into(),
+    ] {
+        world.a.command(&line);
+    }
+    let theirs = foreign(&world.a);
+    assert_eq!(theirs.matches("XfrmPolicy {").count(), 3, "{theirs}");
+    world.a.open(Options::default());
+    world.b.open(Options::default());
+    assert_eq!(foreign(&world.a), theirs);
+    for clear in [ClearTraffic::Pass, ClearTraffic::Drop, ClearTraffic::Pass] {
+        world.seal(clear);
+        assert_eq!(foreign(&world.a), theirs);
+    }
+    let child = Child::new(1);
+    world.connect(&child);
+    world.connect(&Child::new(2));
+    world.remove(&child);
+    assert_eq!(foreign(&world.a), theirs);
+    world.a.dp(|dp| dp.clear()).unwrap();
+    assert_eq!(foreign(&world.a), theirs);
+    // And nothing of ours is left.
+    let mut xfrm = world.a.xfrm();
+    assert!(!xfrm.policies().unwrap().iter().any(is_ours));
+    assert_eq!(xfrm.sas(|l| Some(l.sa.id)).unwrap(), [id(&world.a, 0x99)]);
+}
+
+/// A policy of somebody else in the place of one of ours is named and stays.
+#[test]
+fn a_conflict_is_named_and_nothing_is_overwritten() {
+    let mut world = bare_world();
+    world.a.command(
+        "ip xfrm policy add src 10.9.0.1/32 dst 10.9.0.2/32 proto udp dport 6081 dir out \
+         priority 366911 tmpl src 10.9.0.1 dst 10.9.0.2 proto esp reqid 5 mode transport",
+    );
+    let theirs = foreign(&world.a);
+    world.a.open(Options::default());
+    let policy = overlay(&world.a, &world.b, "b", ClearTraffic::Drop);
+    let error = world.a.dp(|dp| dp.set_traffic(&policy)).unwrap_err();
+    let text = error.to_string();
+    assert!(matches!(error, DatapathError::Refused { .. }));
+    for part in ["10.9.0.2/32", "366911", "reqid 5"] {
+        assert!(text.contains(part), "{text}");
+    }
+    assert_eq!(foreign(&world.a), theirs);
+}
+
+/// An agent that is killed and started again: its SAs carry packets all the time, are replaced,
+/// and nothing of the earlier run is left.
+#[test]
+fn a_restart_loses_nothing_and_leaves_nothing() {
+    let mut world = world();
+    world.seal(ClearTraffic::Drop);
+    let old = Child::new(1);
+    world.connect(&old);
+    let captures = [Capture::start(&world.a), Capture::start(&world.b)];
+    let (a, b) = (world.a.v4, world.b.v4);
+    let sinks = [Sink::start(&world.b, b), Sink::start(&world.a, a)];
+    let streams = [
+        Stream::start(Source::new(&world.a, a, b), 500),
+        Stream::start(Source::new(&world.b, b, a), 500),
+    ];
+    std::thread::sleep(Duration::from_millis(300));
+    // Killed: nothing is removed.
+    world.a.datapath = None;
+    std::thread::sleep(Duration::from_millis(300));
+    let policy = overlay(&world.a, &world.b, "b", ClearTraffic::Drop);
+    let options = Options::default();
+    world
+        .a
+        .run(|| testudo_datapath_kernel::close(&options, &policy))
+        .unwrap();
+    world.a.open(Options::default());
+    assert_eq!(world.a.dp(|dp| dp.leftovers()), 2);
+    world.a.dp(|dp| dp.set_traffic(&policy)).unwrap();
+    assert_eq!(world.a.dp(|dp| dp.leftovers()), 2);
+    std::thread::sleep(Duration::from_millis(300));
+    // The successor: b still sends on the old one for a moment.
+    let new = Child::new(2);
+    world.install(&new);
+    let child = new.child();
+    world.a.dp(|dp| dp.use_outbound(child)).unwrap();
+    std::thread::sleep(Duration::from_millis(300));
+    world.b.dp(|dp| dp.use_outbound(child)).unwrap();
+    std::thread::sleep(Duration::from_millis(300));
+    for (stream, sink) in streams.into_iter().zip(&sinks) {
+        let source = stream.stop();
+        assert!(source.refused.is_empty(), "{:?}", source.refused);
+        assert_eq!(sink.wait(source.sent()), source.sent());
+    }
+    for capture in captures {
+        assert_eq!(capture.finish().numbers().2, 0, "clear packets");
+    }
+    std::thread::sleep(Duration::from_millis(1200));
+    let (to_a, to_b) = new.spis();
+    let mut expected = vec![
+        id(&world.a, to_a),
+        id(&world.b, to_b),
+        id(&world.a, old.spis().0),
+    ];
+    expected.sort();
+    let left = |world: &World| {
+        let mut sas = world.a.xfrm().sas(|l| Some(l.sa.id)).unwrap();
+        sas.sort();
+        sas
+    };
+    assert_eq!(left(&world), expected);
+    // The old inbound one goes when the packets on their way have come in.
+    std::thread::sleep(Duration::from_secs(30));
+    expected.retain(|sa| sa.spi != old.spis().0);
+    assert_eq!(left(&world), expected);
+}
+
+/// SAs of a peer that is not wanted any more go when the policy says so.
+#[test]
+fn leftovers_of_a_stranger_go_at_once() {
+    let mut world = world();
+    world.seal(ClearTraffic::Drop);
+    world.connect(&Child::new(1));
+    world.a.datapath = None;
+    world.a.open(Options::default());
+    assert_eq!(world.a.dp(|dp| dp.leftovers()), 2);
+    let mut policy = overlay(&world.a, &world.b, "b", ClearTraffic::Drop);
+    policy.peers.clear();
+    world.a.dp(|dp| dp.set_traffic(&policy)).unwrap();
+    assert_eq!(world.a.xfrm().sas(|l| Some(l.sa.id)).unwrap(), []);
+}
+
+/// A leftover that expires or is removed is no longer asked for.
+#[test]
+fn a_leftover_that_is_lost_is_blocked() {
+    let mut world = world();
+    world.seal(ClearTraffic::Drop);
+    let child = Child::new(1);
+    world.connect(&child);
+    world.a.datapath = None;
+    world.a.open(Options::default());
+    let policy = overlay(&world.a, &world.b, "b", ClearTraffic::Drop);
+    world.a.dp(|dp| dp.set_traffic(&policy)).unwrap();
+    let outbound = id(&world.b, child.spis().1);
+    world.a.xfrm().delete_sa(&outbound).unwrap();
+    std::thread::sleep(Duration::from_millis(300));
+    let capture = Capture::start(&world.a);
+    Source::new(&world.a, world.a.v4, world.b.v4).send(20);
+    assert_eq!(capture.settled(), (0, 0, 0));
+    let mut xfrm = world.a.xfrm();
+    let stand = xfrm
+        .sas(|l| (l.sa.id.spi == outbound.spi).then_some(()))
+        .unwrap();
+    assert_eq!(stand, [], "a larval SA stands");
+}
+
+/// A peer that moves to another address in tunnel mode: the same SPI and key go on there, and no
+/// sequence number comes twice.
+#[test]
+fn a_moved_tunnel_goes_on_with_higher_sequence_numbers() {
+    let mut world = world();
+    world.b.command("ip addr add 10.9.0.3/24 dev eth0");
+    let any = vec![TrafficSelector::prefix("0.0.0.0/0".parse().unwrap())];
+    let child = Child {
+        mode: SaMode::Tunnel,
+        udp: true,
+        a_side: any.clone(),
+        b_side: any,
+        ..Child::new(1)
+    };
+    let routed = |own: &str, node: &Node, other: &Node, name: &str, pods: &str| TrafficPolicy {
+        flows: testudo_model::ProtectedFlows::Routed {
+            local: vec![own.parse().unwrap()],
+            cluster: vec!["10.244.0.0/16".parse().unwrap()],
+        },
+        peers: vec![PeerTraffic {
+            pod_cidrs: vec![pods.parse().unwrap()],
+            ..overlay(node, other, name, ClearTraffic::Drop)
+                .peers
+                .remove(0)
+        }],
+        ..overlay(node, other, name, ClearTraffic::Drop)
+    };
+    let of_a = routed("10.244.1.0/24", &world.a, &world.b, "b", "10.244.2.0/24");
+    world.a.dp(|dp| dp.set_traffic(&of_a)).unwrap();
+    let (a_in, a_out) = child.specs(&world.a, &world.b, true);
+    let number = child.child();
+    world.a.dp(|dp| dp.install_inbound(a_in)).unwrap();
+    world.a.dp(|dp| dp.install_outbound(a_out)).unwrap();
+    world.a.dp(|dp| dp.use_outbound(number)).unwrap();
+    let lo = "ip addr add 10.244.1.1/32 dev lo";
+    world.a.command(lo);
+    world.a.command("ip route add 10.244.2.0/24 via 10.9.0.2");
+    let mut source = Source::new(&world.a, ip("10.244.1.1"), ip("10.244.2.7"));
+    source.send(50);
+    let (_, before) = world.a.dp(|dp| dp.pair_counters(number));
+    assert_eq!(before.sequence, 50);
+    let to = Encapsulation::Udp {
+        local: SocketAddr::new(world.a.v4, 4500),
+        remote: "10.9.0.3:4500".parse().unwrap(),
+    };
+    world.a.dp(|dp| dp.rebind(number, to)).unwrap();
+    let capture = Capture::start(&world.a);
+    source.send(50);
+    assert!(source.refused.is_empty(), "{:?}", source.refused);
+    assert_eq!(capture.finish().numbers(), (0, 50, 0));
+    let (_, after) = world.a.dp(|dp| dp.pair_counters(number));
+    assert_eq!(after.sequence, 50 + (1 << 20) + 50);
+    assert_eq!(after.packets, 50);
+    std::thread::sleep(Duration::from_millis(1300));
+    let moved = XfrmSaId {
+        destination: ip("10.9.0.3"),
+        spi: child.spis().1,
+        mark: (0, 0),
+    };
+    let mut left = world.a.xfrm().sas(|l| Some(l.sa.id)).unwrap();
+    left.sort();
+    let mut wanted = vec![id(&world.a, child.spis().0), moved];
+    wanted.sort();
+    assert_eq!(left, wanted);
+    assert!(
+        !world
+            .a
+            .events()
+            .iter()
+            .any(|e| matches!(e, Event::SaLost { .. }))
+    );
+}
+
+/// L69: what a peer costs does not grow with their number: requests to the kernel are counted.
+#[test]
+fn a_thousand_peers_cost_a_thousand_times_one() {
+    const PEERS: u32 = 1000;
+    let mut world = bare_world();
+    world.a.open(Options::default());
+    let address = |i: u32| ip(&format!("10.{}.{}.1", 100 + i / 250, i % 250));
+    let mut policy = overlay(&world.a, &world.b, "b", ClearTraffic::Drop);
+    policy.peers = (0..PEERS)
+        .map(|i| PeerTraffic {
+            peer: peer(&format!("n{i:04}")),
+            addresses: vec![address(i)],
+            pod_cidrs: Vec::new(),
+            outbound: testudo_model::Outbound::Encrypt,
+        })
+        .collect();
+    let mut last = world.a.dp(|dp| dp.requests());
+    let mut cost = |node: &mut Node| {
+        let now = node.dp(|dp| dp.requests());
+        now - std::mem::replace(&mut last, now)
+    };
+    world.a.dp(|dp| dp.set_traffic(&policy)).unwrap();
+    let policies = cost(&mut world.a);
+    assert!(policies <= u64::from(2 * PEERS + 20), "{policies}");
+    world.a.dp(|dp| dp.set_traffic(&policy)).unwrap();
+    assert_eq!(cost(&mut world.a), 1, "the same wish again is one look");
+    let netns = &world.a;
+    let specs: Vec<_> = (0..PEERS)
+        .map(|i| {
+            let child = Child::new(u64::from(i) + 1);
+            let (mut inbound, mut outbound) = child.specs(netns, &world.b, true);
+            let remote = address(i);
+            let side = TrafficSelector::prefix(remote.into());
+            let encapsulation = Encapsulation::None {
+                local: netns.v4,
+                remote,
+            };
+            inbound.peer = peer(&format!("n{i:04}"));
+            outbound.peer = inbound.peer.clone();
+            (inbound.encapsulation, outbound.encapsulation) = (encapsulation, encapsulation);
+            (inbound.remote, outbound.remote) = (vec![side], vec![side]);
+            (inbound, outbound)
+        })
+        .collect();
+    let costs: Vec<u64> = world.a.dp(|dp| {
+        let install = |(inbound, outbound): (InboundSaSpec, OutboundSaSpec)| {
+            let child = inbound.child;
+            let before = dp.requests();
+            dp.install_inbound(inbound).unwrap();
+            dp.install_outbound(outbound).unwrap();
+            dp.use_outbound(child).unwrap();
+            dp.requests() - before
+        };
+        specs.into_iter().map(install).collect()
+    });
+    // The middle one: to look for first packets, which happens now and then, counts too.
+    let usual = |costs: &[u64]| {
+        let mut sorted = costs.to_vec();
+        sorted.sort_unstable();
+        sorted[sorted.len() / 2]
+    };
+    // Two SAs, the policy inwards, the policy outwards.
+    assert_eq!((usual(&costs[..100]), usual(&costs[900..])), (4, 4));
+    let stand = world.a.xfrm().sas(|l| Some(l.sa.id)).unwrap();
+    assert_eq!(stand.len(), 2 * PEERS as usize);
+    for i in 1..=u64::from(PEERS) {
+        world
+            .a
+            .datapath
+            .as_mut()
+            .unwrap()
+            .remove(ChildId(i))
+            .unwrap();
+    }
+    assert_eq!(world.a.xfrm().sas(|l| Some(l.sa.id)).unwrap(), []);
+    world.a.dp(|dp| dp.clear()).unwrap();
+    assert_eq!(world.a.xfrm().policies().unwrap().len(), 0);
+}
