@@ -186,7 +186,8 @@ impl Outcome {
 pub(crate) fn measure(load: Load) -> anyhow::Result<Outcome> {
     let (a, b) = link::pair()?;
     let start = |role, socket: std::os::fd::OwnedFd| {
-        Command::new(std::env::current_exe()?)
+        // Not by its name: the file may have been built anew meanwhile.
+        Command::new("/proc/self/exe")
             .args(Task { role, load }.words())
             .stdin(Stdio::from(socket))
             .stdout(Stdio::piped())
