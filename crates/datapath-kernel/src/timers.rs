@@ -11,6 +11,9 @@ use testudo_netlink::XfrmSaId;
 const FIRST_CHECK: Duration = Duration::from_millis(50);
 const SLOWEST_CHECK: Duration = Duration::from_millis(500);
 const LAST_CHECK: Duration = Duration::from_secs(60);
+/// SAs looked at in one turn; what is over waits for the next one, [`FIRST_CHECK`] later. When
+/// the SAs of a large cluster come at once, the cost of looking stays bounded.
+const CHECKS_AT_ONCE: usize = 32;
 /// How long an earlier run's inbound SAs accept when their successors are in use: packets are on
 /// their way, and the peer may switch later than we do.
 pub(crate) const LINGER_INBOUND: Duration = Duration::from_secs(30);
@@ -33,6 +36,8 @@ struct Check {
 #[derive(Default)]
 pub(crate) struct Timers {
     first_inbound: BTreeMap<ChildId, Check>,
+    /// None of these is done before.
+    checks_from: Option<Instant>,
     removals: Vec<(Instant, XfrmSaId)>,
     repair: Option<Instant>,
     resync: Option<Instant>,
@@ -95,9 +100,11 @@ impl Timers {
 
     /// When something is due next.
     pub(crate) fn next(&self) -> Option<Instant> {
-        let checks = self.first_inbound.values().map(|check| check.at);
+        let check = self.first_inbound.values().map(|check| check.at).min();
+        let checks = check.map(|at| self.checks_from.map_or(at, |from| from.max(at)));
         let removals = self.removals.iter().map(|(at, _)| *at);
         checks
+            .into_iter()
             .chain(removals)
             .chain(self.repair)
             .chain(self.resync)
@@ -106,14 +113,7 @@ impl Timers {
 
     /// All that is due now. Checks are set anew; the rest is forgotten.
     pub(crate) fn due(&mut self, now: Instant) -> Vec<Due> {
-        let mut due = Vec::new();
-        for (child, check) in &mut self.first_inbound {
-            if check.at <= now {
-                due.push(Due::FirstInbound(*child));
-                check.pause = (check.pause * 2).min(SLOWEST_CHECK);
-                check.at = now + check.pause;
-            }
-        }
+        let mut due = self.checks(now);
         self.first_inbound.retain(|_, check| check.end > now);
         self.removals.retain(|(at, id)| {
             let waits = *at > now;
@@ -134,6 +134,25 @@ impl Timers {
         }
         due
     }
+
+    /// Of the checks that are due those that have waited longest.
+    fn checks(&mut self, now: Instant) -> Vec<Due> {
+        if self.checks_from.is_some_and(|from| now < from) {
+            return Vec::new();
+        }
+        let all = self.first_inbound.iter_mut();
+        let mut waiting: Vec<_> = all.filter(|(_, check)| check.at <= now).collect();
+        let over = waiting.len() > CHECKS_AT_ONCE;
+        self.checks_from = over.then(|| now + FIRST_CHECK);
+        waiting.sort_by_key(|(_, check)| check.at);
+        let turn = waiting.into_iter().take(CHECKS_AT_ONCE);
+        turn.map(|(child, check)| {
+            check.pause = (check.pause * 2).min(SLOWEST_CHECK);
+            check.at = now + check.pause;
+            Due::FirstInbound(*child)
+        })
+        .collect()
+    }
 }
 
 #[cfg(test)]
@@ -151,6 +170,30 @@ mod tests {
         }
         assert!((100..130).contains(&looks), "{looks}");
         assert!(!timers.forget(ChildId(1)));
+    }
+
+    #[test]
+    fn many_first_packets_are_looked_for_in_turns_and_nobody_is_forgotten() {
+        let (mut timers, start) = (Timers::default(), Instant::now());
+        let all = 10 * CHECKS_AT_ONCE as u64;
+        for child in 0..all {
+            timers.await_first(ChildId(child), start);
+        }
+        let mut seen = std::collections::BTreeSet::new();
+        let mut now = start;
+        while let Some(at) = timers.next().filter(|at| *at <= start + FIRST_CHECK * 11) {
+            assert!(at > now, "a turn takes its time");
+            now = at;
+            let due = timers.due(now);
+            assert!(!due.is_empty() && due.len() <= CHECKS_AT_ONCE);
+            for due in due {
+                let Due::FirstInbound(child) = due else {
+                    panic!("{due:?}");
+                };
+                seen.insert(child);
+            }
+        }
+        assert_eq!(seen.len() as u64, all);
     }
 
     #[test]
