@@ -15,6 +15,7 @@
 
 mod core;
 mod count;
+pub mod doctor;
 mod event;
 mod leftover;
 pub mod nft;

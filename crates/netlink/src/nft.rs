@@ -40,6 +40,21 @@ impl Nft {
         }
     }
 
+    /// Whether tables of the family `inet` can be made; makes none.
+    ///
+    /// # Errors
+    /// [`NftError::NoProgram`], [`NftError::NoTables`]; [`NftError::Failed`] where this process
+    /// may not.
+    pub fn check(&self) -> Result<(), NftError> {
+        match self.run(&["-c", "-f", "-"], PROBE) {
+            Ok(_) => Ok(()),
+            Err(NftError::Failed(why)) if !why.contains("not permitted") => {
+                Err(NftError::NoTables(complaint(&why)))
+            }
+            Err(other) => Err(other),
+        }
+    }
+
     /// Applies a script; all of it or nothing.
     ///
     /// # Errors
@@ -48,8 +63,8 @@ impl Nft {
     pub fn apply(&self, script: &str) -> Result<(), NftError> {
         match self.run(&["-f", "-"], script) {
             Ok(_) => Ok(()),
-            Err(NftError::Failed(reason)) => match self.run(&["-c", "-f", "-"], PROBE) {
-                Err(NftError::Failed(why)) => Err(NftError::NoTables(why)),
+            Err(NftError::Failed(reason)) => match self.check() {
+                Err(none @ NftError::NoTables(_)) => Err(none),
                 _ => Err(NftError::Failed(reason)),
             },
             Err(other) => Err(other),
@@ -82,6 +97,7 @@ impl Nft {
     fn run(&self, arguments: &[&str], script: &str) -> Result<String, NftError> {
         let mut child = Command::new(&self.program)
             .args(arguments)
+            .env("LC_ALL", "C")
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
@@ -113,6 +129,16 @@ impl Nft {
 
 /// Asked for only to be checked, never made.
 const PROBE: &str = "add table inet testudo_probe\n";
+
+/// What nft says of its script, without the place and the script itself.
+fn complaint(text: &str) -> String {
+    let line = text.split("; ").next().unwrap_or_default();
+    let (_, what) = line.split_once("Error: ").unwrap_or(("", line));
+    let what = what
+        .strip_prefix("Could not process rule: ")
+        .unwrap_or(what);
+    what.to_owned()
+}
 
 /// Whether it ended well. One that does not end is killed.
 fn wait(child: &mut Child) -> Result<bool, NftError> {
@@ -168,6 +194,15 @@ mod tests {
         let nft = Nft::new("/nonexistent/nft");
         assert!(matches!(nft.apply(""), Err(NftError::NoProgram)));
         assert!(nft.remove_table("t").is_ok() && nft.packets("t", &["a"]).is_empty());
+    }
+
+    #[test]
+    fn complaints_are_short() {
+        let long = "/dev/stdin:1:1-29: Error: Could not process rule: Operation not supported; \
+                    add table inet testudo_probe; ^^^^^";
+        assert_eq!(complaint(long), "Operation not supported");
+        assert_eq!(complaint("netlink: Error: cache"), "cache");
+        assert_eq!(complaint("something else"), "something else");
     }
 
     #[test]

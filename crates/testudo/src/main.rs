@@ -9,6 +9,7 @@ mod capture;
 mod certs;
 mod controller;
 mod demo;
+mod doctor;
 mod exit;
 mod global;
 mod lab;
@@ -71,6 +72,8 @@ enum Command {
     Get(objects::GetCommand),
     /// Watch what a node's link carries: ESP, IKE, clear.
     Capture(capture::CaptureCommand),
+    /// Check this host: the kernel's IPsec, its known holes, and who else uses it.
+    Doctor(doctor::DoctorCommand),
     /// Run the agent of one node (a daemon).
     Agent(agent::AgentCommand),
     /// Run the controller: CA, certificates, phases (a daemon).
@@ -94,6 +97,7 @@ fn main() -> std::process::ExitCode {
         Command::Delete(command) => objects::delete(&command, global),
         Command::Get(command) => objects::get(&command, global),
         Command::Capture(command) => capture::run(&command, global),
+        Command::Doctor(command) => doctor::run(&command, global),
         Command::Agent(command) => agent::run(command, global),
         Command::Controller(command) => controller::run(command, global),
     };

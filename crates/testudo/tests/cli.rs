@@ -274,3 +274,30 @@ fn a_silent_agent_is_named_and_is_exit_code_1() {
     assert_eq!(code(&output), 1);
     assert!(errors(&output).contains("n7"));
 }
+
+#[test]
+fn the_doctor_says_what_is_wrong_and_fails_with_it() {
+    let place = Place::new();
+    let output = place.run(&["doctor", "-o", "json"]);
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let findings = report["findings"].as_array().unwrap();
+    let severity = |finding: &Value| finding["severity"].as_str().unwrap().to_owned();
+    let failed = findings
+        .iter()
+        .any(|finding| severity(finding) == "failure");
+    assert_eq!(report["ok"], !failed);
+    assert_eq!(code(&output), i32::from(failed));
+    for check in [
+        "kernel-release",
+        "kernel-ipsec",
+        "other-policies",
+        "nftables",
+    ] {
+        let found: Vec<_> = findings.iter().filter(|f| f["check"] == check).collect();
+        assert_eq!(found.len(), 1, "{check}: {findings:?}");
+    }
+    // For people: a line a check, and the same answer.
+    let shown = place.run(&["doctor"]);
+    assert_eq!(code(&shown), code(&output));
+    assert_eq!(text(&shown).lines().count(), 1 + findings.len());
+}
