@@ -1,11 +1,13 @@
-//! Measures the IKE engine beside other implementations, on this machine and in the same run.
+//! Measures us beside other implementations, on this machine and in the same run.
 //!
-//! `testudo-bench ike` is what `cargo xtask bench ike` runs. `testudo-bench end ROLE ...` is one
+//! `testudo-bench ike` is what `cargo xtask bench ike` runs, `testudo-bench kernel` what `cargo
+//! xtask bench kernel` runs in a guest. `testudo-bench end ROLE ...` is one
 //! end of a measurement, in a process of its own so that its memory and CPU time are its own.
 
 mod daemons;
 mod ends;
 mod ike;
+mod kernel;
 mod report;
 mod usage;
 
@@ -14,6 +16,8 @@ use std::process::ExitCode;
 const HELP: &str = "\
 testudo-bench ike [-o json] [--rounds N] [--without-baseline]
     CPU, memory and rate of key exchanges, charon and libreswan beside them where they are unpacked
+testudo-bench kernel [-o json] [--rounds N] [--peers N]
+    SAs and policies of many peers in this machine's kernel, `ip -batch` beside them
 ";
 
 fn main() -> ExitCode {
@@ -22,6 +26,10 @@ fn main() -> ExitCode {
     let done = match words.as_slice() {
         ["ike", rest @ ..] => match ike::Options::read(rest) {
             Some(options) => ike::run(&options),
+            None => return usage_error(),
+        },
+        ["kernel", rest @ ..] => match kernel::Options::read(rest) {
+            Some(options) => kernel::run(&options),
             None => return usage_error(),
         },
         ["end", rest @ ..] => match ends::Task::read(rest) {

@@ -65,7 +65,18 @@ const TABLE: [(&str, &[&str]); 21] = [
     ),
     ("sim", &["crypto", "esp", "ike", "model"]),
     ("fuzz", &["crypto", "esp", "ike", "model", "pki", "wire"]),
-    ("bench", &["crypto", "ike", "interop", "model", "pki"]),
+    (
+        "bench",
+        &[
+            "crypto",
+            "datapath",
+            "datapath-kernel",
+            "ike",
+            "interop",
+            "model",
+            "pki",
+        ],
+    ),
     ("xtask", &["interop"]),
 ];
 

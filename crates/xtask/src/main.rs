@@ -11,6 +11,8 @@ mod test;
 
 use std::process::ExitCode;
 
+use anyhow::Context;
+
 const HELP: &str = "\
 cargo xtask COMMAND
 
@@ -29,6 +31,9 @@ cargo xtask COMMAND
   bench ike [-o json]
                     what a key exchange costs in CPU time and memory, and how many stand in a
                     second, with charon beside it where it is unpacked
+  bench kernel [-o json] [--peers N]
+                    what SAs and policies of 1,000 peers cost in a guest's kernel, with
+                    ip -batch beside it
   guest [--kernel uml|6.1|newest] [--cpus N] [--memory MIB] [--timeout SECONDS]
         [--shared FOLDER] [--fetch] -- COMMAND ARGS...
                     a command under a real Linux kernel with ESP, on this machine's files
@@ -91,23 +96,34 @@ fn sim(arguments: &[&str]) -> anyhow::Result<u8> {
     release("testudo-sim", &[], arguments)
 }
 
-/// Builds the benches in release mode and passes them their arguments.
+/// Builds the benches in release mode and passes them their arguments. What measures a kernel's
+/// IPsec runs in a guest, which has one.
 fn bench(arguments: &[&str]) -> anyhow::Result<u8> {
+    const PACKAGE: &str = "testudo-bench";
+    if arguments.first() == Some(&"kernel") {
+        let program = build(PACKAGE, &[])?;
+        let program = program
+            .to_str()
+            .context("the target directory is not text")?;
+        return guest::run(&[&["--", program], arguments].concat());
+    }
     // Beside it the library that answers for the kernel where another daemon is measured.
-    release(
-        "testudo-bench",
-        &["--package", "testudo-interop", "--bins", "--examples"],
-        arguments,
-    )
+    let also = ["--package", "testudo-interop", "--bins", "--examples"];
+    release(PACKAGE, &also, arguments)
 }
 
 fn release(package: &str, also: &[&str], arguments: &[&str]) -> anyhow::Result<u8> {
-    let build = ["cargo", "build", "--release", "--package", package];
-    run::step("build", &[&build, also].concat())?;
-    let program = run::target_directory()?.join("release").join(package);
+    let program = build(package, also)?;
     let status = std::process::Command::new(&program)
         .args(arguments)
         .status()
         .map_err(|e| anyhow::anyhow!("{}: {e}", program.display()))?;
     Ok(u8::try_from(status.code().unwrap_or(1)).unwrap_or(1))
+}
+
+/// Builds a program in release mode; where it is.
+fn build(package: &str, also: &[&str]) -> anyhow::Result<std::path::PathBuf> {
+    let build = ["cargo", "build", "--release", "--package", package];
+    run::step("build", &[&build, also].concat())?;
+    Ok(run::target_directory()?.join("release").join(package))
 }
