@@ -6,6 +6,7 @@ use std::time::Duration;
 use testudo_crypto::KeMethod::{MlKem768, MlKem1024, P256};
 use testudo_wire::ike::{ExchangeType, KeyExchange, Notify, NotifyType, Payload};
 
+use super::acts::*;
 use super::net::*;
 use crate::addke::Rounds;
 use crate::message::{self, Payloads};
@@ -25,47 +26,11 @@ fn pair(seed: u64, rounds: usize, both: bool) -> Net {
     net
 }
 
-/// All is quiet, both ends agree, nothing is left over, nothing was lost.
-fn settled(mut net: Net, children: usize) {
-    net.run_ms(300);
-    net.esp = false;
-    net.run(Duration::from_secs(200));
-    net.assert_connected(0, 1, children);
-    net.assert_tidy(0, children);
-    net.assert_tidy(1, children);
-    net.assert_no_esp_lost();
-    for n in 0..2 {
-        let engine = &net.nodes[n].engine;
-        assert_eq!(engine.sas.len(), 1, "{}", net.story());
-        let sa = engine.sas.values().next().unwrap();
-        assert!(sa.established().unwrap().followers.is_empty());
-        assert!(net.nodes[n].failures.is_empty(), "{}", net.story());
-    }
-}
-
 fn count(net: &Net, exchange: u8) -> usize {
     net.wire
         .iter()
         .filter(|(_, _, b)| b[18] == exchange)
         .count()
-}
-
-fn child_of(net: &Net, n: usize) -> testudo_model::ChildId {
-    net.ikes(n, 1 - n)[0].children[0].child
-}
-
-fn do_rekey_child(net: &mut Net, n: usize) {
-    // In a crossing it may be on its way out already.
-    let child = child_of(net, n);
-    let _ = net.act(n, |e, now| e.rekey_child(child, now));
-}
-
-fn do_rekey_ike(net: &mut Net, n: usize) {
-    let _ = net.act(n, |e, now| e.rekey_ike(&peer_id(1 - n), now));
-}
-
-fn do_reauth(net: &mut Net, n: usize) {
-    let _ = net.act(n, |e, now| e.reauthenticate(&peer_id(1 - n), now));
 }
 
 /// Both ends get a second child; node `n` says so first.

@@ -1,5 +1,6 @@
 //! Engines against each other on virtual time.
 
+mod acts;
 mod addresses;
 mod chains;
 mod changed;

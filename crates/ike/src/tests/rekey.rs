@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use super::acts::*;
 use super::net::*;
 use crate::*;
 
@@ -12,42 +13,6 @@ fn pair(seed: u64, both: bool) -> Net {
     net.assert_connected(0, 1, 1);
     net.esp = true;
     net
-}
-
-/// All is quiet, both ends agree, nothing is left over, nothing was lost.
-fn settled(mut net: Net, children: usize) {
-    net.run_ms(300);
-    net.esp = false;
-    net.run(Duration::from_secs(100));
-    net.assert_connected(0, 1, children);
-    net.assert_tidy(0, children);
-    net.assert_tidy(1, children);
-    net.assert_no_esp_lost();
-    for n in 0..2 {
-        let engine = &net.nodes[n].engine;
-        assert_eq!(engine.sas.len(), 1, "{}", net.story());
-        assert_eq!(engine.half_open_total, 0);
-        assert!(net.nodes[n].failures.is_empty(), "{}", net.story());
-    }
-}
-
-fn child_of(net: &Net, n: usize) -> testudo_model::ChildId {
-    net.ikes(n, 1 - n)[0].children[0].child
-}
-
-fn do_rekey_child(net: &mut Net, n: usize) {
-    // In a crossing it may be on its way out already.
-    let child = child_of(net, n);
-    let _ = net.act(n, |e, now| e.rekey_child(child, now));
-}
-
-fn do_rekey_ike(net: &mut Net, n: usize) {
-    let _ = net.act(n, |e, now| e.rekey_ike(&peer_id(1 - n), now));
-}
-
-fn do_reauth(net: &mut Net, n: usize) {
-    net.act(n, |e, now| e.reauthenticate(&peer_id(1 - n), now))
-        .unwrap();
 }
 
 #[test]
