@@ -32,6 +32,8 @@ pub(crate) struct Core {
     pub(crate) told_no_nft: bool,
     pub(crate) policy: Option<TrafficPolicy>,
     pub(crate) bindings: Bindings,
+    /// Peers that have a request ID.
+    pub(crate) bound: BTreeSet<PeerId>,
     /// Policies of ours that stand in the kernel.
     pub(crate) standing: BTreeMap<XfrmPolicyKey, XfrmPolicy>,
     /// Policies of ours that others have replaced.
@@ -107,6 +109,7 @@ impl Core {
             events: Arc::default(),
             policy: None,
             bindings,
+            bound: BTreeSet::new(),
             standing: BTreeMap::new(),
             reclaim: BTreeSet::new(),
             pairs: BTreeMap::new(),
@@ -127,6 +130,7 @@ impl Core {
                 operation: "install an SA".into(),
                 reason: e.to_string(),
             })?;
+        self.bound.insert(peer.clone());
         let overlay = match self.policy.as_ref().map(|policy| &policy.flows) {
             Some(ProtectedFlows::Overlay { port }) => Some(*port),
             _ => None,
@@ -208,9 +212,11 @@ impl Core {
         }
     }
 
-    /// Removes what belongs to peers that are not wanted any more and have no SAs.
+    /// Removes what an earlier run left of peers that are not wanted any more, and forgets those
+    /// that have no SAs.
     fn drop_strangers(&mut self, policy: &TrafficPolicy) -> Result<(), DatapathError> {
-        let wanted = |peer: &PeerId| policy.peers.iter().any(|p| p.peer == *peer);
+        let peers: BTreeSet<&PeerId> = policy.peers.iter().map(|p| &p.peer).collect();
+        let wanted = |peer: &PeerId| peers.contains(peer);
         for reqid in self.leftovers.reqids() {
             let owner = self.bindings.peer(reqid);
             if !owner.is_some_and(wanted) {
@@ -220,6 +226,17 @@ impl Core {
                 self.bindings.release(reqid);
             }
         }
+        let adopted = peers.iter().filter(|p| self.bindings.reqid(p).is_some());
+        self.bound.extend(adopted.map(|peer| PeerId::clone(peer)));
+        let with_sas: BTreeSet<&PeerId> = self.pairs.values().map(|pair| &pair.peer).collect();
+        let bindings = &mut self.bindings;
+        self.bound.retain(|peer| {
+            let stays = peers.contains(peer) || with_sas.contains(peer);
+            if !stays {
+                bindings.forget(peer);
+            }
+            stays
+        });
         Ok(())
     }
 
@@ -240,6 +257,7 @@ impl Core {
         self.pairs.clear();
         self.owners.clear();
         self.bindings = Bindings::default();
+        self.bound.clear();
         self.leftovers = Leftovers::default();
         self.timers = Timers::default();
         Ok(())

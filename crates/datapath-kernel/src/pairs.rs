@@ -159,6 +159,7 @@ impl Core {
         }
         if !wanted && !has_more {
             self.bindings.forget(&pair.peer);
+            self.bound.remove(&pair.peer);
         }
         Ok(())
     }

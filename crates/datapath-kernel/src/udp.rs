@@ -17,7 +17,8 @@ const UDP_ENCAP_ESPINUDP: i32 = 2;
 const NON_ESP_MARKER: [u8; 4] = [0; 4];
 /// Room for bursts of IKE.
 const BUFFER: usize = 1 << 20;
-const LONGEST: usize = 65_535;
+/// The longest datagram, bytes.
+pub(crate) const LONGEST: usize = 65_535;
 
 /// One socket a family.
 pub(crate) struct UdpSockets {
@@ -89,10 +90,15 @@ impl UdpSockets {
     }
 
     /// The next IKE message that waits, if any. ESP goes to the kernel, keepalives to nobody.
-    pub(crate) fn receive(&self, socket: BorrowedFd<'_>, port: u16) -> Option<Datagram> {
-        let mut buffer = vec![0; LONGEST];
+    /// `buffer` is of [`LONGEST`].
+    pub(crate) fn receive(
+        &self,
+        socket: BorrowedFd<'_>,
+        port: u16,
+        buffer: &mut [u8],
+    ) -> Option<Datagram> {
         loop {
-            let (len, local, remote) = receive(socket, &mut buffer).ok()?;
+            let (len, local, remote) = receive(socket, buffer).ok()?;
             let Some(message) = buffer[..len].strip_prefix(&NON_ESP_MARKER) else {
                 continue;
             };

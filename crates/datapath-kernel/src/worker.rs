@@ -12,7 +12,7 @@ use testudo_netlink::{XfrmHeard, XfrmMonitor};
 
 use crate::core::Core;
 use crate::event::Events;
-use crate::udp::UdpSockets;
+use crate::udp::{LONGEST, UdpSockets};
 
 /// Datagrams that are read from a UDP socket before the kernel is heard again.
 const BURST: usize = 64;
@@ -86,6 +86,7 @@ impl Drop for Worker {
 
 impl Shared {
     fn run(&self, mut monitor: XfrmMonitor) -> Result<(), String> {
+        let mut buffer = vec![0; LONGEST];
         while !self.stop.load(Ordering::Acquire) {
             let next = lock(&self.core).timers.next();
             let ready = self.wait(monitor.as_fd(), next)?;
@@ -94,7 +95,7 @@ impl Shared {
             }
             for (socket, local_port) in self.udp.all() {
                 for _ in 0..BURST {
-                    let Some(datagram) = self.udp.receive(socket, local_port) else {
+                    let Some(datagram) = self.udp.receive(socket, local_port, &mut buffer) else {
                         break;
                     };
                     self.events.push(Event::Ike {

@@ -239,6 +239,48 @@ fn a_policy_that_is_undone_again_and_again_is_put_back_at_a_pace() {
     });
 }
 
+/// L72: a node whose tunnels stand asks the kernel for nothing.
+#[test]
+fn an_idle_node_asks_the_kernel_for_nothing() {
+    let mut world = world();
+    world.seal(ClearTraffic::Drop);
+    let child = Child::new(1);
+    world.connect(&child);
+    let back = Sink::start(&world.a, world.a.v4);
+    let (mut source, sink) = source_and_sink(&world);
+    source.send(10);
+    Source::new(&world.b, world.b.v4, world.a.v4).send(10);
+    assert_eq!((sink.wait(10), back.wait(10)), (10, 10));
+    for node in [&mut world.a, &mut world.b] {
+        node.event(|e| matches!(e, Event::FirstInbound { .. }));
+        let before = node.dp(|dp| dp.requests());
+        std::thread::sleep(Duration::from_secs(2));
+        assert_eq!(node.dp(|dp| dp.requests()), before);
+    }
+}
+
+/// L95: pairs come and go, forty times, peers too: nothing is left behind.
+#[test]
+fn what_comes_and_goes_leaves_nothing() {
+    let mut world = world();
+    world.seal(ClearTraffic::Drop);
+    let mut xfrm = world.a.xfrm();
+    let closed = policies(&mut xfrm).len();
+    for id in 1..=40 {
+        let child = Child::new(id);
+        world.connect(&child);
+        world.remove(&child);
+        assert_eq!(ours(&mut xfrm), []);
+        if id % 10 == 0 {
+            let mut policy = overlay(&world.a, &world.b, "b", ClearTraffic::Drop);
+            policy.peers.clear();
+            world.a.dp(|dp| dp.set_traffic(&policy)).unwrap();
+            world.seal(ClearTraffic::Drop);
+            assert_eq!(policies(&mut xfrm).len(), closed);
+        }
+    }
+}
+
 /// L71: the notifications overflow: one look at the whole, nothing is missed, nothing spins.
 #[test]
 fn an_overrun_is_one_resync_and_no_loss_goes_unseen() {
