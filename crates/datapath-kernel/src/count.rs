@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 
 use testudo_datapath::Counters;
 use testudo_model::{ClearTraffic, SaId};
+use testudo_netlink::Nft;
 
 use crate::core::Core;
-use crate::nft;
 use crate::pairs::{counters, drops};
 
 /// The kernel's counters of XFRM in this namespace, by their names here. Empty where the kernel
@@ -73,24 +73,25 @@ impl Core {
             };
             add(to, &reason, number);
         }
-        let drops_clear = self.policy.as_ref().is_some_and(|policy| {
-            policy.clear_inbound == ClearTraffic::Drop
-                || policy.clear_outbound == ClearTraffic::Drop
-        });
-        if drops_clear && !self.told_no_nft {
-            for (reason, number) in nft::drops(&self.nft) {
-                add(&mut all.drops, reason, number);
-            }
-        }
         for (notice, number) in &self.notices {
             add(&mut all.notices, notice, *number);
         }
         add(&mut all.drops, "event_lost", self.events.lost());
         all
     }
+
+    /// The firewall whose counters count, if there is one. To ask it starts a program: not under
+    /// the lock.
+    pub(crate) fn counting_firewall(&self) -> Option<Nft> {
+        let drops_clear = self.policy.as_ref().is_some_and(|policy| {
+            policy.clear_inbound == ClearTraffic::Drop
+                || policy.clear_outbound == ClearTraffic::Drop
+        });
+        (drops_clear && !self.told_no_nft).then(|| self.nft.clone())
+    }
 }
 
-fn add(to: &mut BTreeMap<String, u64>, reason: &str, number: u64) {
+pub(crate) fn add(to: &mut BTreeMap<String, u64>, reason: &str, number: u64) {
     if number != 0 {
         *to.entry(reason.to_owned()).or_default() += number;
     }

@@ -248,7 +248,14 @@ impl Datapath for KernelDatapath {
     }
 
     fn counters(&self) -> Counters {
-        lock(&self.core).counters(&self.before)
+        let (mut all, firewall) = {
+            let mut core = lock(&self.core);
+            (core.counters(&self.before), core.counting_firewall())
+        };
+        for (reason, number) in firewall.iter().flat_map(nft::drops) {
+            count::add(&mut all.drops, reason, number);
+        }
+        all
     }
 
     fn pair_counters(&self, child: ChildId) -> (SaCounters, SaCounters) {

@@ -7,6 +7,7 @@ use std::time::Instant;
 use testudo_datapath::{DatapathError, SaCounters};
 use testudo_model::{
     ChildId, Encapsulation, InboundSaSpec, OutboundSaSpec, PeerId, SaDirection, SaId, SaMode, Spi,
+    TrafficSelector,
 };
 use testudo_netlink::{XfrmDirection, XfrmListedSa, XfrmSaId};
 
@@ -39,6 +40,9 @@ impl Core {
         if let Err(error) = self.sync_peer(&spec.peer) {
             if let Some(pair) = self.pairs.get_mut(&spec.child) {
                 pair.inbound = None;
+                if pair.outbound.is_none() {
+                    self.pairs.remove(&spec.child);
+                }
             }
             self.delete_sa(&sa.id)?;
             return Err(error);
@@ -77,20 +81,7 @@ impl Core {
         let Some(in_use) = pair.in_use() else {
             return Err(misuse(OPERATION, child, "has none"));
         };
-        let reached = in_use
-            .remote
-            .iter()
-            .any(|selector| selector.covers_address(in_use.ends.1));
-        if in_use.mode == SaMode::Transport && !reached {
-            return Err(DatapathError::Refused {
-                operation: OPERATION.into(),
-                reason: format!(
-                    "the kernel sends in transport mode to {} alone, and the peer's packets are \
-                     for other addresses",
-                    in_use.ends.1
-                ),
-            });
-        }
+        within_reach(OPERATION, in_use.mode, &in_use.remote, in_use.ends.1)?;
         let (peer, spi) = (pair.peer.clone(), in_use.spi);
         self.bindings.use_outbound(&peer, in_use);
         if let Err(error) = self.sync_peer(&peer) {
@@ -195,7 +186,8 @@ impl Core {
                 let changed = self.xfrm.update_sa(&listed.sa);
                 changed.map_err(|e| refused(OPERATION, &e))?;
             }
-        } else if let Some(id) = outbound {
+        } else if let (Some(id), Some(out)) = (outbound, &pair.outbound) {
+            within_reach(OPERATION, pair.mode, &out.remote, to.remote())?;
             // The inbound SA is found by our own address and its SPI; it stays.
             self.make_anew(child, &id, &to)?;
         }
@@ -317,6 +309,27 @@ impl Core {
             }
         }
     }
+}
+
+/// In transport mode the kernel finds an SA by the address that packets are for: one to another
+/// address, a NAT's, would never be found.
+fn within_reach(
+    operation: &str,
+    mode: SaMode,
+    remote: &[TrafficSelector],
+    end: IpAddr,
+) -> Result<(), DatapathError> {
+    let reached = remote.iter().any(|selector| selector.covers_address(end));
+    if mode == SaMode::Tunnel || reached {
+        return Ok(());
+    }
+    Err(DatapathError::Refused {
+        operation: operation.into(),
+        reason: format!(
+            "in transport mode the kernel seals packets for {end} alone, and the peer's are for \
+             other addresses"
+        ),
+    })
 }
 
 /// What the kernel counted of an SA.

@@ -378,6 +378,13 @@ fn a_peer_behind_another_port_is_told_of_and_followed() {
     source.send(10);
     assert_eq!(sink.wait(120), 120);
     assert!(!world.b.events().contains(&moved));
+    // In transport mode another address takes another child.
+    let elsewhere = testudo_model::Encapsulation::Udp {
+        local: std::net::SocketAddr::new(world.b.v4, 4500),
+        remote: "10.9.0.77:4500".parse().unwrap(),
+    };
+    let refused = world.b.dp(|dp| dp.rebind(id, elsewhere)).unwrap_err();
+    assert!(refused.to_string().contains("10.9.0.77"), "{refused}");
     let back = XfrmSaId {
         destination: world.a.v4,
         spi: child.spis().0,

@@ -148,6 +148,48 @@ fn a_conflict_is_named_and_nothing_is_overwritten() {
     assert_eq!(foreign(&world.a), theirs);
 }
 
+/// L61, L82: the kernel refuses an SA: its packets wait, closed; nothing half-done is left, and a
+/// next try works.
+#[test]
+fn a_refused_sa_opens_nothing_and_leaves_nothing() {
+    let mut world = world();
+    world.seal(ClearTraffic::Drop);
+    let child = Child::new(1);
+    let (to_a, to_b) = child.spis();
+    let key = format!("0x{}", "ab".repeat(36));
+    for (source, destination, spi) in [
+        ("10.9.0.2", "10.9.0.1", to_a),
+        ("10.9.0.1", "10.9.0.2", to_b),
+    ] {
+        world.a.command(&format!(
+            "ip xfrm state add src {source} dst {destination} proto esp spi {spi} reqid 5 \
+             mode transport aead rfc4106(gcm(aes)) {key} 128"
+        ));
+    }
+    let theirs = foreign(&world.a);
+    let (inbound, outbound) = child.specs(&world.a, &world.b, true);
+    let error = world.a.dp(|dp| dp.install_inbound(inbound)).unwrap_err();
+    assert!(
+        error.to_string().contains("install an inbound SA"),
+        "{error}"
+    );
+    assert!(error.to_string().contains("exists"), "{error}");
+    let error = world.a.dp(|dp| dp.install_outbound(outbound)).unwrap_err();
+    assert!(error.to_string().contains("exists"), "{error}");
+    let id = child.child();
+    assert!(world.a.dp(|dp| dp.use_outbound(id)).is_err());
+    let capture = Capture::start(&world.a);
+    Source::new(&world.a, world.a.v4, world.b.v4).send(20);
+    assert_eq!(capture.finish().numbers(), (0, 0, 0));
+    world.a.dp(|dp| dp.remove(id)).unwrap();
+    assert_eq!(foreign(&world.a), theirs);
+    let next = Child::new(2);
+    world.connect(&next);
+    let sink = Sink::start(&world.b, world.b.v4);
+    Source::new(&world.a, world.a.v4, world.b.v4).send(20);
+    assert_eq!(sink.wait(20), 20);
+}
+
 /// An agent that is killed and started again: its SAs carry packets all the time, are replaced,
 /// and nothing of the earlier run is left.
 #[test]
