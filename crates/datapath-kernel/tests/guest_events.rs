@@ -1,4 +1,5 @@
 //! What the kernel tells, and what is done about it.
+#![allow(clippy::unwrap_used)]
 
 mod common;
 

@@ -1,4 +1,5 @@
 //! What stands in the kernel: read back as asked, others' left alone, found again after a restart.
+#![allow(clippy::unwrap_used)]
 
 mod common;
 

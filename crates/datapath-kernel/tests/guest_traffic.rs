@@ -1,4 +1,5 @@
 //! Packets between two nodes with the kernel datapath: sealed, never clear, never lost.
+#![allow(clippy::unwrap_used)]
 
 mod common;
 

@@ -58,16 +58,14 @@ impl Capture {
                     size_of::<libc::sockaddr_ll>() as u32,
                 );
                 assert_eq!(bound, 0, "bind: {}", std::io::Error::last_os_error());
-                for (option, value) in [(libc::SO_RCVBUFFORCE, 64 << 20)] {
-                    let value: libc::c_int = value;
-                    libc::setsockopt(
-                        fd,
-                        libc::SOL_SOCKET,
-                        option,
-                        (&raw const value).cast(),
-                        size_of::<libc::c_int>() as u32,
-                    );
-                }
+                let size: libc::c_int = 64 << 20;
+                libc::setsockopt(
+                    fd,
+                    libc::SOL_SOCKET,
+                    libc::SO_RCVBUFFORCE,
+                    (&raw const size).cast(),
+                    size_of::<libc::c_int>() as u32,
+                );
                 socket
             }
         });
