@@ -27,6 +27,15 @@ pub(crate) fn target_directory() -> anyhow::Result<PathBuf> {
     Ok(PathBuf::from(directory))
 }
 
+/// This program, also when cargo has meanwhile built it anew and it runs from a deleted file.
+pub(crate) fn own_program() -> anyhow::Result<PathBuf> {
+    let path = std::env::current_exe().context("the running program's path")?;
+    let shown = path.to_string_lossy();
+    Ok(shown
+        .strip_suffix(" (deleted)")
+        .map_or_else(|| path.clone(), PathBuf::from))
+}
+
 /// Runs a command in the workspace's root, its output passed through.
 pub(crate) fn step(name: &str, command: &[&str]) -> anyhow::Result<()> {
     let start = Instant::now();

@@ -162,7 +162,7 @@ fn guests(tally: &mut Tally) -> anyhow::Result<()> {
     })?;
     let targets = guest::targets::all()?;
     let programs = guest::targets::build(&targets)?;
-    let xtask = std::env::current_exe().context("the running program's path")?;
+    let xtask = run::own_program()?;
     for (target, program) in targets.iter().zip(&programs) {
         for kernel in &target.kernels {
             let name = format!("{} under {kernel}", target.name);
@@ -178,7 +178,13 @@ fn guests(tally: &mut Tally) -> anyhow::Result<()> {
                     .arg(program)
                     .args(["--quiet", "--show-output", "--test-threads=1"])
                     .current_dir(&target.folder);
-                count(tally, &name, command)
+                let before = tally.passed + tally.failed;
+                count(tally, &name, command)?;
+                if tally.passed + tally.failed == before {
+                    println!("error: {name}: a target without tests");
+                    tally.failed += 1;
+                }
+                Ok(())
             })?;
         }
     }

@@ -140,7 +140,10 @@ fn user_mode_linux(
         command.args(["--user", "--map-root-user"]);
     }
     command
-        .args(["--pid", "--fork", "--kill-child=KILL", "--"])
+        .args(["--pid", "--fork", "--kill-child=KILL", "--", "sh", "-c"])
+        // It keeps a file of the machine open for each that the guest has looked at.
+        .arg("ulimit -n $(ulimit -H -n) && exec \"$@\"")
+        .arg("sh")
         .arg(&unpacked.image)
         .arg(format!("mem={}M", request.memory))
         .arg(format!("initrd={}", control.path.join(INITRAMFS).display()))
