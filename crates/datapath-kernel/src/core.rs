@@ -131,14 +131,10 @@ impl Core {
                 reason: e.to_string(),
             })?;
         self.bound.insert(peer.clone());
-        let overlay = match self.policy.as_ref().map(|policy| &policy.flows) {
-            Some(ProtectedFlows::Overlay { port }) => Some(*port),
-            _ => None,
-        };
         Ok(Extras {
             facts: self.facts,
             reqid,
-            overlay,
+            overlay: self.policy.as_ref().and_then(overlay),
             output_mark: self.options.output_mark,
             hard_time: self.options.hard_time,
         })
@@ -150,7 +146,7 @@ impl Core {
         let leftovers = &self.leftovers;
         self.bindings
             .adopt(policy, &have, |template| leftovers.has_outbound(template));
-        self.policy = Some(policy.clone());
+        let before = self.policy.replace(policy.clone());
         let want = desired(policy, &self.bindings, self.facts.ipv6);
         self.standing = have
             .iter()
@@ -163,7 +159,15 @@ impl Core {
         {
             tracing::warn!("{notice}");
         }
-        self.drop_strangers(policy)
+        self.drop_strangers(policy)?;
+        let moved = before.is_some_and(|before| overlay(&before) != overlay(policy));
+        if moved {
+            // SAs that stand open packets to the old port alone: they want successors now.
+            for child in self.pairs.keys() {
+                self.events.push(Event::SoftLimit { child: *child });
+            }
+        }
+        Ok(())
     }
 
     /// Makes the policies of one peer what they should be now.
@@ -325,6 +329,14 @@ impl Core {
 
     pub(crate) fn count(&mut self, notice: &'static str) {
         *self.notices.entry(notice).or_default() += 1;
+    }
+}
+
+/// The overlay's port, where an overlay is protected.
+fn overlay(policy: &TrafficPolicy) -> Option<u16> {
+    match policy.flows {
+        ProtectedFlows::Overlay { port } => Some(port),
+        ProtectedFlows::Routed { .. } => None,
     }
 }
 

@@ -173,21 +173,25 @@ fn algorithm(cipher: Cipher, keymat: &[u8]) -> XfrmAlgorithm {
 /// What may come out of an inbound SA, where one selector says it; where the negotiated ones are
 /// more than one, policies say it alone.
 fn inbound_selector(spec: &InboundSaSpec, overlay: Option<u16>) -> Option<XfrmSelector> {
-    let ([local], [remote]) = (spec.local.as_slice(), spec.remote.as_slice()) else {
-        return None;
+    let transport = spec.mode == SaMode::Transport;
+    let (mut source, destination, protocol, destination_port) = match overlay {
+        // In transport mode the packet's addresses are those on the wire.
+        Some(port) if transport => {
+            let (local, remote) = (spec.encapsulation.local(), spec.encapsulation.remote());
+            let port = PortMatch::exactly(port);
+            (IpNet::from(remote), IpNet::from(local), UDP, port)
+        }
+        _ => {
+            let ([local], [remote]) = (spec.local.as_slice(), spec.remote.as_slice()) else {
+                return None;
+            };
+            let protocol = local.protocol.max(remote.protocol);
+            (net(remote)?, net(local)?, protocol, PortMatch::ANY)
+        }
     };
-    let (mut source, destination) = (net(remote)?, net(local)?);
-    let mut protocol = local.protocol.max(remote.protocol);
-    let mut destination_port = PortMatch::ANY;
-    if spec.mode == SaMode::Transport {
-        if matches!(spec.encapsulation, Encapsulation::Udp { .. }) {
-            // What a NAT made of the source address stays on the packet.
-            source = IpNet::new(source.addr(), 0).ok()?.trunc();
-        }
-        if let Some(port) = overlay {
-            protocol = UDP;
-            destination_port = PortMatch::exactly(port);
-        }
+    if transport && matches!(spec.encapsulation, Encapsulation::Udp { .. }) {
+        // What a NAT made of the source address stays on the packet.
+        source = IpNet::new(source.addr(), 0).ok()?.trunc();
     }
     Some(XfrmSelector {
         source,

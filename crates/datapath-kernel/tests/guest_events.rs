@@ -240,6 +240,25 @@ fn a_policy_that_is_undone_again_and_again_is_put_back_at_a_pace() {
     });
 }
 
+/// SAs open packets to the overlay's port alone; when it changes they want successors.
+#[test]
+fn another_port_of_the_overlay_wants_new_sas() {
+    let mut world = world();
+    world.seal(ClearTraffic::Drop);
+    let child = Child::new(1);
+    world.connect(&child);
+    assert_eq!(world.a.events(), []);
+    let mut policy = overlay(&world.a, &world.b, "b", ClearTraffic::Drop);
+    policy.flows = testudo_model::ProtectedFlows::Overlay { port: 4789 };
+    world.a.dp(|dp| dp.set_traffic(&policy)).unwrap();
+    let wanted = Event::SoftLimit {
+        child: child.child(),
+    };
+    assert_eq!(world.a.events(), [wanted]);
+    world.a.dp(|dp| dp.set_traffic(&policy)).unwrap();
+    assert_eq!(world.a.events(), []);
+}
+
 /// L72: a node whose tunnels stand asks the kernel for nothing.
 #[test]
 fn an_idle_node_asks_the_kernel_for_nothing() {
