@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use testudo_datapath::{Datapath, DatapathError};
+use testudo_datapath_kernel::{self as path, KernelDatapath, Options as PathOptions};
 use testudo_model::TrafficPolicy;
 use tokio::sync::Notify;
 
@@ -10,18 +11,18 @@ use crate::Options;
 use crate::choice::Side;
 
 /// This network namespace, with the kernel's own ESP.
-pub(crate) struct KernelSide;
-
-impl KernelSide {
-    pub(crate) fn new(_: &Options) -> KernelSide {
-        KernelSide
-    }
+pub(crate) struct KernelSide {
+    options: PathOptions,
 }
 
-fn missing() -> DatapathError {
-    DatapathError::Missing {
-        what: "this build has no kernel datapath yet".to_owned(),
-        remedy: "ask for the userspace datapath".to_owned(),
+impl KernelSide {
+    pub(crate) fn new(options: &Options) -> KernelSide {
+        KernelSide {
+            options: PathOptions {
+                udp_port: options.ports.nat,
+                ..PathOptions::default()
+            },
+        }
     }
 }
 
@@ -30,27 +31,30 @@ impl Side for KernelSide {
         "kernel"
     }
 
+    /// There is none: policies catch packets wherever they leave.
     fn interface(&self) -> &str {
         "xfrm"
     }
 
     fn probe(&mut self) -> Result<(), DatapathError> {
-        Err(missing())
+        path::probe().map(|_| ())
     }
 
-    fn close(&mut self, _: &TrafficPolicy) -> Result<(), DatapathError> {
-        Err(missing())
+    fn close(&mut self, policy: &TrafficPolicy) -> Result<(), DatapathError> {
+        path::close(&self.options, policy)
     }
 
-    fn open(&mut self, _: Arc<Notify>) -> Result<Box<dyn Datapath>, DatapathError> {
-        Err(missing())
+    fn open(&mut self, bell: Arc<Notify>) -> Result<Box<dyn Datapath>, DatapathError> {
+        let mut datapath = KernelDatapath::open(self.options.clone())?;
+        datapath.set_waker(Arc::new(move || bell.notify_one()));
+        Ok(Box::new(datapath))
     }
 
     fn clear(&mut self) -> Result<(), DatapathError> {
-        Ok(())
+        path::clear(&self.options)
     }
 
     fn make_way(&mut self) -> Result<(), DatapathError> {
-        Ok(())
+        path::make_way(&self.options)
     }
 }

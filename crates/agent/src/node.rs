@@ -351,6 +351,9 @@ impl Node {
                 spec.esp.lifetime.0,
                 reconcile::limits(spec),
             );
+            if let Some(datapath) = &mut self.core.datapath {
+                datapath.set_hard_lifetime(hard_lifetime(spec.esp.lifetime.0));
+            }
         }
     }
 
@@ -523,7 +526,11 @@ impl Node {
         }
         if self.core.datapath.is_none() {
             match self.host.open(Arc::clone(&self.bell)) {
-                Ok(datapath) => {
+                Ok(mut datapath) => {
+                    if let Some(policy) = &self.objects.policy {
+                        let life = policy.spec.esp.lifetime.0;
+                        datapath.set_hard_lifetime(hard_lifetime(life));
+                    }
                     datapath.kind().clone_into(&mut self.news.spec.datapath);
                     self.core.datapath = Some(datapath);
                     // The rules are told again: they may have a device to point to now.
@@ -730,6 +737,11 @@ impl Node {
             self.problems.insert(part, text);
         }
     }
+}
+
+/// When an SA ends by itself: well after its agent would have replaced it.
+fn hard_lifetime(life: Duration) -> Duration {
+    life + life / 2 + Duration::from_secs(60)
 }
 
 /// The next try: twice the wait of the last one, within bounds.

@@ -3,10 +3,12 @@
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::os::fd::AsFd;
 use std::task::{Context as TaskContext, Poll};
 
 use anyhow::{Context, Result};
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
+use testudo_netlink::{Family, bypass_policies};
 use tokio::io::ReadBuf;
 use tokio::net::UdpSocket;
 
@@ -129,8 +131,18 @@ fn bind(local: SocketAddr) -> io::Result<UdpSocket> {
         socket.set_freebind_v4(true)?;
     }
     socket.set_nonblocking(true)?;
+    bypass(&socket, local);
     socket.bind(&local.into())?;
     UdpSocket::from_std(socket.into())
+}
+
+/// No IPsec policy of the host's is to catch IKE. Where the kernel has none, or the capability is
+/// missing, there is nothing to pass by.
+fn bypass(socket: &Socket, local: SocketAddr) {
+    let family = Family::of(&local.ip());
+    if let Err(error) = bypass_policies(socket.as_fd(), family) {
+        tracing::debug!(%local, "IKE is under the host's IPsec policies: {error}");
+    }
 }
 
 #[cfg(test)]

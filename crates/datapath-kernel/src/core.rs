@@ -246,8 +246,13 @@ impl Core {
 
     /// Removes all of ours: policies, SAs, the firewall's table.
     pub(crate) fn clear(&mut self) -> Result<(), DatapathError> {
-        self.policy = None;
         nft::remove(&self.nft)?;
+        self.clear_xfrm()
+    }
+
+    /// The same, less the firewall's table.
+    pub(crate) fn clear_xfrm(&mut self) -> Result<(), DatapathError> {
+        self.policy = None;
         let have = self.xfrm.policies().map_err(|e| missing(&e))?;
         self.carry_out(changes(&have, &[]))?;
         self.standing.clear();

@@ -103,11 +103,26 @@ pub fn close(options: &Options, policy: &TrafficPolicy) -> Result<(), DatapathEr
 /// # Errors
 /// The capability is missing, or the kernel refused.
 pub fn clear(options: &Options) -> Result<(), DatapathError> {
+    unopened(options, Core::clear)
+}
+
+/// The same, less the firewall's table: it is another datapath's by now.
+///
+/// # Errors
+/// The capability is missing, or the kernel refused.
+pub fn make_way(options: &Options) -> Result<(), DatapathError> {
+    unopened(options, Core::clear_xfrm)
+}
+
+fn unopened(
+    options: &Options,
+    clear: fn(&mut Core) -> Result<(), DatapathError>,
+) -> Result<(), DatapathError> {
     let xfrm = match Xfrm::open() {
         Err(error) if probe::lacks_xfrm(&error) => return Ok(()),
         other => other.map_err(|e| probe::missing(&e))?,
     };
-    Core::new(xfrm, Facts::default(), options.clone())?.clear()
+    clear(&mut Core::new(xfrm, Facts::default(), options.clone())?)
 }
 
 /// The kernel datapath of one node, in the network namespace of the thread that makes it. All
@@ -260,6 +275,10 @@ impl Datapath for KernelDatapath {
 
     fn pair_counters(&self, child: ChildId) -> (SaCounters, SaCounters) {
         lock(&self.core).pair_counters(child)
+    }
+
+    fn set_hard_lifetime(&mut self, hard: Duration) {
+        self.with(|core| core.options.hard_time = Some(hard));
     }
 
     fn clear(&mut self) -> Result<(), DatapathError> {

@@ -13,6 +13,7 @@ mod twin;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use testudo_model::{
     ChildId, Cipher, Encapsulation, InboundSaSpec, OutboundSaSpec, PeerId, SaDirection, SaId,
@@ -100,6 +101,10 @@ pub trait Datapath: Send {
     ) -> u32 {
         inner_mtu(mode, cipher, encapsulation, path_mtu)
     }
+
+    /// From now on an SA that is installed ends by itself after so long: those of an agent that does
+    /// not come back must not stand for ever. Without meaning where SAs end with the process.
+    fn set_hard_lifetime(&mut self, _hard: Duration) {}
 
     /// Removes all that this datapath put into the host: rules, routes, tables, devices.
     fn clear(&mut self) -> Result<(), DatapathError>;

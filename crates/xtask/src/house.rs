@@ -41,6 +41,7 @@ const TABLE: [(&str, &[&str]); 21] = [
             "datapath",
             "datapath-kernel",
             "datapath-user",
+            "netlink",
             "store",
         ],
     ),

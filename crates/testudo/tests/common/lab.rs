@@ -23,6 +23,9 @@ pub(crate) struct Options {
     pub(crate) nodes: u16,
     pub(crate) pods: u16,
     pub(crate) export_keys: bool,
+    pub(crate) datapath: &'static str,
+    /// As in `n2=user`; of one node.
+    pub(crate) datapath_of: Option<&'static str>,
 }
 
 impl Options {
@@ -33,6 +36,8 @@ impl Options {
         nodes: 3,
         pods: 1,
         export_keys: false,
+        datapath: "auto",
+        datapath_of: None,
     };
 }
 
@@ -69,6 +74,10 @@ impl Lab {
         let mut arguments = vec!["lab", "up", "--name", &name, "--overlay", options.overlay];
         arguments.extend(["--family", options.family, "--nodes", &nodes]);
         arguments.extend(["--pods", &pods]);
+        arguments.extend(["--datapath", options.datapath]);
+        if let Some(node) = options.datapath_of {
+            arguments.extend(["--datapath-of", node]);
+        }
         if options.export_keys {
             arguments.push("--danger-export-keys");
         }

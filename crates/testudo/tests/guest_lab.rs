@@ -1,0 +1,349 @@
+//! Clusters whose packets the kernel's own ESP carries, from nothing to Strict and back, with every
+//! change of keys and every kind of accident, under numbered traffic. They need a kernel with ESP:
+//! `cargo xtask guest`.
+
+mod common;
+
+use std::time::Duration;
+
+use rustix::process::Signal;
+use testudo_agent::api::{Actions, TunnelView};
+
+use common::{Lab, Load, Options, Turn, Watch, begin, seconds, testudo, wait_until};
+
+/// Datagrams a second, in all, while something is changed.
+const RATE: u32 = 2000;
+/// How long whatever happens may keep packets from arriving.
+const BACK: Duration = Duration::from_secs(2);
+/// Request IDs of our SAs and templates begin so, as `ip xfrm` prints them.
+const OURS: std::ops::RangeInclusive<u32> = 0x7e57_0000..=0x7e57_ffff;
+
+const KERNEL: Options = Options {
+    nodes: 2,
+    datapath: "kernel",
+    ..Options::VXLAN
+};
+
+#[track_caller]
+fn turn(test: &str) -> Turn {
+    assert!(
+        std::env::var_os("TESTUDO_GUEST").is_some(),
+        "this test needs a kernel with ESP: cargo xtask guest -- THIS-PROGRAM {test}"
+    );
+    begin(test).expect("guests run as root")
+}
+
+#[test]
+fn vxlan_is_strict_and_off_again() {
+    there_and_back("vxlan");
+}
+
+#[test]
+fn geneve_is_strict_and_off_again() {
+    there_and_back("geneve");
+}
+
+#[test]
+fn routed_pods_are_strict_and_off_again() {
+    there_and_back("routed");
+}
+
+/// L83, L117: on and off lose nothing; in between nothing is in clear, every flow is as it should
+/// be, and what others have in the same kernel stays.
+#[track_caller]
+fn there_and_back(overlay: &'static str) {
+    let _turn = turn(overlay);
+    for family in ["v4", "v6", "dual"] {
+        let lab = Lab::up(Options {
+            overlay,
+            family,
+            ..KERNEL
+        });
+        add_strangers(&lab);
+        let load = Load::ring(&lab, RATE / 2);
+        let took = lab.testudo(&["init"]).ok().took;
+        println!("{overlay} {family}: init took {:.2} s", took.as_secs_f32());
+        load.run_for(seconds(1));
+        let status = lab.status();
+        assert_eq!(status["phase"], "Strict", "{status:#}");
+        for node in status["nodes"].as_array().expect("nodes") {
+            assert_eq!(node["datapath"], "kernel", "{node:#}");
+        }
+        let watch = Watch::clear(&lab);
+        let report = lab.verify().ok().json();
+        assert_eq!(report["wire"]["clear_protected_packets"], 0, "{report:#}");
+        watch.stop_with_none();
+        lab.testudo(&["stop"]).ok();
+        load.run_for(seconds(1));
+        let sent = load.stop_without_loss();
+        println!("{overlay} {family}: {sent} datagrams, none lost");
+        for node in ["n1", "n2"] {
+            wait_until("a kernel without ours", seconds(5), || {
+                let left = ours(&lab, node);
+                left.is_empty().then_some(()).ok_or(left.join("; "))
+            });
+            assert_strangers(&lab, node);
+        }
+        lab.down();
+    }
+}
+
+/// Another program's SA and policies, for addresses that nobody has.
+fn add_strangers(lab: &Lab) {
+    for node in ["n1", "n2"] {
+        for line in [
+            "xfrm state add src 192.0.2.1 dst 192.0.2.2 proto esp spi 0x1234 reqid 7 mode tunnel \
+             aead rfc4106(gcm(aes)) 0x000102030405060708090a0b0c0d0e0f10111213 128",
+            "xfrm policy add src 192.0.2.1/32 dst 192.0.2.2/32 dir out priority 100 \
+             tmpl src 192.0.2.1 dst 192.0.2.2 proto esp reqid 7 mode tunnel",
+            "xfrm policy add src 192.0.2.9/32 dst 192.0.2.8/32 dir in action block priority 58740",
+        ] {
+            ip(lab, node, line);
+        }
+    }
+}
+
+#[track_caller]
+fn assert_strangers(lab: &Lab, node: &str) {
+    let states = ip(lab, node, "xfrm state");
+    assert!(states.contains("spi 0x00001234"), "{node}: {states}");
+    let policies = ip(lab, node, "xfrm policy");
+    for theirs in ["priority 100 ", "src 192.0.2.9/32 dst 192.0.2.8/32"] {
+        assert!(policies.contains(theirs), "{node}: {policies}");
+    }
+}
+
+/// What `ip` says inside a node.
+#[track_caller]
+fn ip(lab: &Lab, node: &str, line: &str) -> String {
+    let mut arguments = vec!["lab", "exec", "--name", lab.name(), node, "--", "ip"];
+    arguments.extend(line.split_ascii_whitespace());
+    testudo(&arguments).ok().out
+}
+
+/// SAs and policies in a node's kernel that bear a request ID of ours, a line each.
+#[track_caller]
+fn ours(lab: &Lab, node: &str) -> Vec<String> {
+    of_ours(&(ip(lab, node, "xfrm state") + &ip(lab, node, "xfrm policy")))
+}
+
+fn of_ours(listed: &str) -> Vec<String> {
+    let bears = |line: &&str| {
+        let mut words = line.split_ascii_whitespace();
+        words.find(|word| *word == "reqid");
+        let id = words.next().and_then(|id| id.parse::<u32>().ok());
+        id.is_some_and(|id| OURS.contains(&id))
+    };
+    let found = listed.lines().filter(bears);
+    found.map(|line| line.trim().to_owned()).collect()
+}
+
+/// SAs of ours in a node's kernel.
+#[track_caller]
+fn sas(lab: &Lab, node: &str) -> usize {
+    of_ours(&ip(lab, node, "xfrm state")).len()
+}
+
+/// L118, L120, and the make-before-break of every change: fifty rekeys of children, five of the IKE
+/// SA, a rotation of the certificates.
+#[test]
+fn changes_of_keys_lose_nothing() {
+    let _turn = turn("changes_of_keys_lose_nothing");
+    let lab = Lab::strict(KERNEL);
+    let clear = Watch::clear(&lab);
+    let load = Load::ring(&lab, RATE);
+    for round in 1..=50 {
+        let node = ["n1", "n2"][round % 2];
+        let before = sum(&lab, |t| t.child_rekeys);
+        lab.act(node, Actions::RekeyChild);
+        wait_until("a rekeyed child", seconds(20), || {
+            let now = sum(&lab, |t| t.child_rekeys);
+            (now >= before + 2).then_some(()).ok_or(format!("{now}"))
+        });
+    }
+    for round in 1..=5 {
+        let node = ["n1", "n2"][round % 2];
+        let before = sum(&lab, |t| t.ike_rekeys);
+        lab.act(node, Actions::RekeyIke);
+        wait_until("a rekeyed IKE SA", seconds(20), || {
+            let now = sum(&lab, |t| t.ike_rekeys);
+            (now >= before + 2).then_some(()).ok_or(format!("{now}"))
+        });
+    }
+    let before = sum(&lab, |t| t.authentications);
+    lab.testudo(&["certs", "rotate"]).ok();
+    assert!(sum(&lab, |t| t.authentications) > before);
+    lab.wait_tunnels(seconds(10));
+    let sent = load.stop_without_loss();
+    clear.stop_with_none();
+    println!("{sent} datagrams, none lost");
+    wait_until("one pair of SAs", seconds(45), || one_pair(&lab));
+    lab.down();
+}
+
+#[track_caller]
+fn sum(lab: &Lab, of: impl Fn(&TunnelView) -> u64) -> u64 {
+    let nodes = lab.inner().layout().nodes.iter();
+    nodes
+        .flat_map(|node| {
+            lab.tunnels(&node.name)
+                .unwrap_or_else(|e| panic!("tunnels of {}: {e}", node.name))
+        })
+        .map(|tunnel| of(&tunnel))
+        .sum()
+}
+
+/// Each node has one SA in each direction, and no old ones.
+fn one_pair(lab: &Lab) -> Result<(), String> {
+    for node in ["n1", "n2"] {
+        let standing = sas(lab, node);
+        if standing != 2 {
+            return Err(format!("{node} has {standing} SAs"));
+        }
+    }
+    Ok(())
+}
+
+/// The kernel goes on; nothing is lost, and nothing old is left a minute later.
+#[test]
+fn a_killed_agent_is_not_noticed_by_traffic() {
+    let _turn = turn("a_killed_agent_is_not_noticed_by_traffic");
+    for (overlay, family) in [("vxlan", "v4"), ("routed", "v6"), ("geneve", "v4")] {
+        let lab = Lab::strict(Options {
+            overlay,
+            family,
+            ..KERNEL
+        });
+        let clear = Watch::clear(&lab);
+        let load = Load::ring(&lab, RATE);
+        for node in ["n1", "n2", "n1"] {
+            let old = lab.agent(node);
+            let authenticated = lab.tunnels("n1").expect("an answer")[0].clone();
+            assert!(old.signal(Signal::KILL));
+            wait_until("a new agent with new SAs", seconds(20), || {
+                let tunnels = lab.tunnels("n1")?;
+                let tunnel = tunnels.first().ok_or("no tunnel")?;
+                let fresh = tunnel.up && tunnel.children[0] != authenticated.children[0];
+                let spi = |t: &TunnelView| t.children.first().map(|c| c.spi_in.clone());
+                (fresh && spi(tunnel) != spi(&authenticated))
+                    .then_some(())
+                    .ok_or_else(|| format!("{:?}", spi(tunnel)))
+            });
+            load.run_for(seconds(1));
+            assert_ne!(lab.agent(node), old);
+        }
+        let sent = load.stop_without_loss();
+        clear.stop_with_none();
+        println!("{overlay} {family}: {sent} datagrams, none lost");
+        wait_until("one pair of SAs", seconds(60), || one_pair(&lab));
+        assert_eq!(lab.phase(), "Strict");
+        lab.verify().ok();
+        lab.down();
+    }
+}
+
+/// Everybody at once: the SAs of before carry everything until everybody has new ones.
+#[test]
+fn all_agents_killed_at_once_are_not_noticed_by_traffic() {
+    let _turn = turn("all_agents_killed_at_once_are_not_noticed_by_traffic");
+    let lab = Lab::strict(Options { nodes: 3, ..KERNEL });
+    let clear = Watch::clear(&lab);
+    let load = Load::ring(&lab, RATE / 2);
+    for node in ["n1", "n2", "n3"] {
+        assert!(lab.agent(node).signal(Signal::KILL));
+    }
+    load.run_for(seconds(3));
+    // One processor starts three agents at once.
+    lab.wait_tunnels(seconds(60));
+    load.run_for(seconds(3));
+    let sent = load.stop_without_loss();
+    clear.stop_with_none();
+    println!("{sent} datagrams, none lost");
+    lab.down();
+}
+
+/// Another program flushes all SAs: packets wait for new ones, none leaves in clear.
+#[test]
+fn flushed_sas_are_made_anew_at_once() {
+    let _turn = turn("flushed_sas_are_made_anew_at_once");
+    let lab = Lab::strict(KERNEL);
+    let clear = Watch::clear(&lab);
+    let load = Load::ring(&lab, RATE);
+    for node in ["n1", "n2"] {
+        load.run_for(seconds(1));
+        let from = load.now();
+        ip(&lab, node, "xfrm state flush");
+        load.wait_all_arrive(seconds(10));
+        println!("{node}: back after {:?}", load.now() - from);
+        load.run_for(seconds(1));
+    }
+    clear.stop_with_none();
+    for outcome in load.stop() {
+        println!(
+            "{}: {} of {} lost",
+            outcome.flow,
+            outcome.lost(),
+            outcome.sent
+        );
+    }
+    lab.down();
+}
+
+/// Another program flushes all policies: they are put back, and in the moment between the peer
+/// takes nothing in clear.
+#[test]
+fn flushed_policies_are_put_back() {
+    let _turn = turn("flushed_policies_are_put_back");
+    let lab = Lab::strict(KERNEL);
+    let before = ours(&lab, "n1").len();
+    ip(&lab, "n1", "xfrm policy flush");
+    wait_until("the policies", BACK, || {
+        let now = ours(&lab, "n1").len();
+        (now == before)
+            .then_some(())
+            .ok_or(format!("{now} of {before}"))
+    });
+    lab.verify().ok();
+    lab.down();
+}
+
+/// A reboot: SAs and policies of one node are gone, its link comes up when its agent runs. It is
+/// back two seconds after the agent's start, and the others send nothing in clear meanwhile.
+#[test]
+fn a_rebooted_node_is_back_within_two_seconds() {
+    let _turn = turn("a_rebooted_node_is_back_within_two_seconds");
+    let lab = Lab::strict(KERNEL);
+    let clear = Watch::clear(&lab);
+    let load = Load::ring(&lab, RATE);
+    load.run_for(seconds(1));
+    ip(&lab, "n1", "link set eth0 down");
+    let old = lab.agent("n1");
+    assert!(old.signal(Signal::KILL));
+    for what in ["xfrm state flush", "xfrm policy flush"] {
+        ip(&lab, "n1", what);
+    }
+    wait_until("the next agent", seconds(5), || {
+        let new = lab.inner().agent_process("n1").filter(|new| *new != old);
+        new.map(|_| ()).ok_or_else(|| "none".to_owned())
+    });
+    let started = load.now();
+    wait_until("a closed node", seconds(5), || {
+        let standing = ours(&lab, "n1").len();
+        (standing > 0).then_some(()).ok_or("open".to_owned())
+    });
+    link_up(&lab);
+    load.wait_all_arrive(seconds(20));
+    println!("back {:?} after the agent's start", load.now() - started);
+    clear.stop_with_none();
+    for outcome in load.stop() {
+        let back = outcome.first_after(started).expect("it arrives again");
+        println!("{}: the first after {back:?}", outcome.flow);
+    }
+    lab.down();
+}
+
+/// A link that was down has lost its IPv6 addresses and routes through it; IPv4's come back.
+#[track_caller]
+fn link_up(lab: &Lab) {
+    ip(lab, "n1", "link set eth0 up");
+}
