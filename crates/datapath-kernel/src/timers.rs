@@ -9,7 +9,7 @@ use testudo_netlink::XfrmSaId;
 /// The kernel tells of an SA's second packet; the first is looked for this often, more and more
 /// seldom, and for a bounded time.
 const FIRST_CHECK: Duration = Duration::from_millis(50);
-const SLOWEST_CHECK: Duration = Duration::from_millis(500);
+const SLOWEST_CHECK: Duration = Duration::from_secs(5);
 const LAST_CHECK: Duration = Duration::from_secs(60);
 /// SAs looked at in one turn; what is over waits for the next one, [`FIRST_CHECK`] later. When
 /// the SAs of a large cluster come at once, the cost of looking stays bounded.
@@ -168,7 +168,7 @@ mod tests {
             assert_eq!(timers.due(at), [Due::FirstInbound(ChildId(1))]);
             looks += 1;
         }
-        assert!((100..130).contains(&looks), "{looks}");
+        assert!((15..20).contains(&looks), "{looks}");
         assert!(!timers.forget(ChildId(1)));
     }
 
