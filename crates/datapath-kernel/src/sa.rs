@@ -234,6 +234,62 @@ mod tests {
         assert_eq!(prefix("10.0.0.0", "10.0.0.254"), None);
     }
 
+    fn spec(mode: SaMode, encapsulation: Encapsulation, side: &str) -> InboundSaSpec {
+        let prefix = |net: &str| vec![TrafficSelector::prefix(net.parse().unwrap())];
+        InboundSaSpec {
+            child: testudo_model::ChildId(1),
+            peer: "b".to_owned().try_into().unwrap(),
+            spi: testudo_model::Spi(0x1234_5678),
+            cipher: Cipher::AES_256_GCM,
+            keymat: testudo_crypto::SecretBytes::new(vec![7; 36]),
+            esn: true,
+            replay_window: 100_000,
+            mode,
+            encapsulation,
+            local: prefix("10.244.1.0/24"),
+            remote: prefix(side),
+        }
+    }
+
+    #[test]
+    fn of_an_inbound_sa_comes_what_was_negotiated_and_of_an_overlays_its_packets_alone() {
+        let ends = Encapsulation::None {
+            local: "10.0.0.1".parse().unwrap(),
+            remote: "10.0.0.2".parse().unwrap(),
+        };
+        let udp = Encapsulation::Udp {
+            local: "10.0.0.1:4500".parse().unwrap(),
+            remote: "10.0.0.2:1111".parse().unwrap(),
+        };
+        let shown = |mode, encapsulation, overlay| {
+            let spec = spec(mode, encapsulation, "10.244.2.0/24");
+            inbound_selector(&spec, overlay).unwrap().to_string()
+        };
+        let tunnel = shown(SaMode::Tunnel, ends, Some(6081));
+        assert_eq!(tunnel, "src 10.244.2.0/24 dst 10.244.1.0/24");
+        let overlay = shown(SaMode::Transport, ends, Some(6081));
+        assert_eq!(
+            overlay,
+            "src 10.0.0.2/32 dst 10.0.0.1/32 proto 17 dport 6081"
+        );
+        let behind_nat = shown(SaMode::Transport, udp, Some(6081));
+        assert_eq!(
+            behind_nat,
+            "src 0.0.0.0/0 dst 10.0.0.1/32 proto 17 dport 6081"
+        );
+        let extras = Extras {
+            facts: Facts::default(),
+            reqid: 1,
+            overlay: None,
+            output_mark: None,
+            hard_time: None,
+        };
+        let made = inbound(&spec(SaMode::Tunnel, udp, "10.244.2.0/24"), &extras);
+        assert_eq!(made.replay.window, LARGEST_WINDOW);
+        let ports = made.encapsulation.unwrap();
+        assert_eq!((ports.source_port, ports.destination_port), (1111, 4500));
+    }
+
     #[test]
     fn each_cipher_has_the_kernels_name_and_its_keys() {
         for cipher in Cipher::all() {
