@@ -6,8 +6,8 @@ use std::time::Instant;
 
 use testudo_datapath::{DatapathError, Event};
 use testudo_model::{
-    ChildId, Encapsulation, PeerId, ProtectedFlows, SaDirection, SaId, SaMode, Spi, TrafficPolicy,
-    TrafficSelector,
+    ChildId, ClearTraffic, Encapsulation, PeerId, ProtectedFlows, SaDirection, SaId, SaMode, Spi,
+    TrafficPolicy, TrafficSelector,
 };
 use testudo_netlink::{Nft, Xfrm, XfrmPolicy, XfrmPolicyKey, XfrmSaId};
 
@@ -15,7 +15,9 @@ use crate::Options;
 use crate::event::Events;
 use crate::leftover::Leftovers;
 use crate::nft;
-use crate::plan::{Bindings, Change, InUse, Plan, changes, desired, desired_for, is_ours};
+use crate::plan::{
+    Bindings, Change, Conflict, InUse, Plan, changes, desired, desired_for, is_ours,
+};
 use crate::probe::{Facts, missing};
 use crate::sa::{Extras, is_outbound};
 use crate::tag::is_our_reqid;
@@ -153,11 +155,14 @@ impl Core {
             .filter(|policy| is_ours(policy))
             .map(|policy| (policy.key(), policy.clone()))
             .collect();
-        self.carry_out(changes(&have, &want))?;
-        if let Some(notice) = nft::apply(&self.nft, policy)?
-            && !std::mem::replace(&mut self.told_no_nft, true)
-        {
-            tracing::warn!("{notice}");
+        let done = self.carry_out(changes(&have, &want));
+        // Where policies could not be set, the firewall closes all the same; it does not open.
+        let closes = [policy.clear_inbound, policy.clear_outbound] == [ClearTraffic::Drop; 2];
+        if done.is_ok() || closes {
+            let firewall = self.set_firewall(policy);
+            done.and(firewall)?;
+        } else {
+            return done;
         }
         self.drop_strangers(policy)?;
         let moved = before.is_some_and(|before| overlay(&before) != overlay(policy));
@@ -166,6 +171,15 @@ impl Core {
             for child in self.pairs.keys() {
                 self.events.push(Event::SoftLimit { child: *child });
             }
+        }
+        Ok(())
+    }
+
+    fn set_firewall(&mut self, policy: &TrafficPolicy) -> Result<(), DatapathError> {
+        if let Some(notice) = nft::apply(&self.nft, policy)?
+            && !std::mem::replace(&mut self.told_no_nft, true)
+        {
+            tracing::warn!("{notice}");
         }
         Ok(())
     }
@@ -186,15 +200,14 @@ impl Core {
     /// Takes the steps of a plan, up to the first that fails; then says what stood in the way.
     pub(crate) fn carry_out(&mut self, plan: Plan) -> Result<(), DatapathError> {
         for change in plan.changes {
-            let done = match &change {
-                Change::Add(policy) => self.xfrm.add_policy(policy),
-                Change::Replace(policy) => self.xfrm.update_policy(policy),
+            match &change {
+                Change::Add(policy) => self.add_policy(policy)?,
+                Change::Replace(policy) => self.xfrm.update_policy(policy).map_err(|e| set(&e))?,
                 Change::Remove(key) => match self.xfrm.delete_policy(key) {
-                    Err(e) if e.is_not_found() => Ok(()),
-                    other => other,
+                    Err(e) if !e.is_not_found() => return Err(set(&e)),
+                    _ => {}
                 },
-            };
-            done.map_err(|e| refused("set policies", &e))?;
+            }
             match change {
                 Change::Add(policy) | Change::Replace(policy) => {
                     self.standing.insert(policy.key(), policy);
@@ -204,15 +217,27 @@ impl Core {
                 }
             }
         }
-        match plan.conflicts.first() {
-            None => Ok(()),
-            Some(conflict) => Err(DatapathError::Refused {
-                operation: "set policies".into(),
-                reason: match plan.conflicts.len() {
-                    1 => conflict.to_string(),
-                    more => format!("{conflict}, and {} more", more - 1),
-                },
-            }),
+        match plan.conflicts.as_slice() {
+            [] => Ok(()),
+            [conflict] => Err(in_the_way(conflict.to_string())),
+            [conflict, more @ ..] => {
+                Err(in_the_way(format!("{conflict}, and {} more", more.len())))
+            }
+        }
+    }
+
+    /// Adds a policy. One that stands there unknown to us is named; if it is ours after all, it
+    /// is replaced.
+    fn add_policy(&mut self, policy: &XfrmPolicy) -> Result<(), DatapathError> {
+        match self.xfrm.add_policy(policy) {
+            Err(e) if e.is_exists() => match self.xfrm.policy(&policy.key()) {
+                Ok(Some(foreign)) if !is_ours(&foreign) => {
+                    Err(in_the_way(Conflict { foreign }.to_string()))
+                }
+                Ok(Some(_)) => self.xfrm.update_policy(policy).map_err(|e| set(&e)),
+                _ => Err(set(&e)),
+            },
+            other => other.map_err(|e| set(&e)),
         }
     }
 
@@ -342,6 +367,19 @@ fn overlay(policy: &TrafficPolicy) -> Option<u16> {
     match policy.flows {
         ProtectedFlows::Overlay { port } => Some(port),
         ProtectedFlows::Routed { .. } => None,
+    }
+}
+
+const SET: &str = "set policies";
+
+fn set(error: &testudo_netlink::Error) -> DatapathError {
+    refused(SET, error)
+}
+
+fn in_the_way(reason: String) -> DatapathError {
+    DatapathError::Refused {
+        operation: SET.into(),
+        reason,
     }
 }
 
