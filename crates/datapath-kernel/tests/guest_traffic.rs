@@ -85,7 +85,7 @@ fn fifty_switches_under_load_lose_nothing_and_show_nothing() {
         let source = stream.stop();
         assert!(source.refused.is_empty(), "{:?}", source.refused);
         assert_eq!(sink.wait(source.sent()), source.sent());
-        assert!(source.sent() > 2000, "only {} packets", source.sent());
+        assert!(source.sent() > 1000, "only {} packets", source.sent());
         sink.finish();
     }
     for capture in captures {

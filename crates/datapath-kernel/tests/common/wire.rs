@@ -293,7 +293,7 @@ impl Source {
     }
 }
 
-/// A source that sends at a steady rate in a thread of its own.
+/// A source that sends at a steady rate, as far as the machine keeps up, in a thread of its own.
 pub struct Stream {
     stop: Arc<AtomicBool>,
     thread: JoinHandle<Source>,
@@ -304,12 +304,16 @@ impl Stream {
         let stop = Arc::new(AtomicBool::new(false));
         let end = Arc::clone(&stop);
         let thread = std::thread::spawn(move || {
-            let start = Instant::now();
-            let first = source.sent();
+            let mut last = Instant::now();
+            let mut due = 0.0;
             while !end.load(Ordering::SeqCst) {
-                let due = (start.elapsed().as_secs_f64() * f64::from(per_second)) as u64;
-                let behind = (first + due).saturating_sub(source.sent());
-                source.send(behind);
+                let now = Instant::now();
+                due += (now - last).as_secs_f64() * f64::from(per_second);
+                last = now;
+                // A machine that is too slow for the rate is given no arrears to work off.
+                due = f64::min(due, 100.0);
+                source.send(due as u64);
+                due = due.fract();
                 std::thread::sleep(Duration::from_micros(500));
             }
             source
