@@ -382,7 +382,7 @@ fn report(
     );
     Report {
         bench: "kernel",
-        machine: format!("{}, Linux {}", usage::machine(), kernel()),
+        machine: usage::machine(),
         rows,
         notes: vec![
             format!(
@@ -393,9 +393,4 @@ fn report(
             "prefixes: the last tenth pays for reading back the policies of all others".into(),
         ],
     }
-}
-
-fn kernel() -> String {
-    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease");
-    release.unwrap_or_default().trim().to_owned()
 }
