@@ -231,9 +231,15 @@ impl Node {
         next
     }
 
-    /// Says good-bye: peers get DELETEs. The host's rules stay as they are: what is to be sealed
-    /// is dropped until an agent runs again.
+    /// Ends. The host's rules stay as they are: what is to be sealed is dropped until an agent runs
+    /// again. SAs that go with this process are deleted at the peers; those that a kernel keeps go on
+    /// carrying packets, so that a new build takes over without a loss.
     pub(crate) fn stop(&mut self, now: Now) {
+        let kind = self.core.datapath.as_ref().map(|datapath| datapath.kind());
+        if self.core.failed.is_none() && kind == Some("kernel") {
+            self.core.datapath = None;
+            return;
+        }
         let peers: Vec<PeerId> = self.peers.keys().cloned().collect();
         for peer in &peers {
             self.core.engine.remove_peer(peer, now);

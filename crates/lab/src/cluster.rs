@@ -39,6 +39,8 @@ pub struct NodeView {
     pub datapath: String,
     /// What is wrong with the node, in its own words.
     pub degraded: Option<String>,
+    /// What its paths carry at least, bytes; none while nothing is sealed.
+    pub effective_mtu: Option<u32>,
     /// Tunnels that stand.
     pub tunnels_up: u32,
     /// Tunnels that should stand.
@@ -76,6 +78,7 @@ impl Lab {
             }
             for node in nodes.items {
                 let view = NodeView {
+                    effective_mtu: node.status.effective_mtu,
                     tunnels_up: node.status.tunnels_up,
                     tunnels_expected: node.status.tunnels_expected,
                     degraded: degraded(&node.status.conditions),

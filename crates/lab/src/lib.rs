@@ -15,6 +15,7 @@ pub mod packet;
 mod place;
 mod process;
 pub mod secret;
+mod sizes;
 pub mod spec;
 mod status;
 mod supervisor;

@@ -13,6 +13,7 @@ use testudo_model::policy::OverlayType;
 use crate::cluster::Cluster;
 use crate::lab::Lab;
 use crate::lifecycle::{Progress, random_hex};
+use crate::sizes::{Sizes, sizes};
 use crate::tap::{Links, Seen, Tap};
 
 /// How long an answer may take, each try.
@@ -43,6 +44,8 @@ pub struct Report {
     pub wire: Wire,
     /// What the agents say.
     pub tunnels: Tunnels,
+    /// What became of large packets.
+    pub sizes: Sizes,
 }
 
 /// One flow and its answer.
@@ -154,6 +157,7 @@ fn one_round(lab: &Lab, cluster: &Cluster, progress: Progress<'_>) -> Result<Rep
             progress(&format!("{} of {} flows", flows.len(), plan.len()));
         }
     }
+    let sizes = sizes(&ends, cluster, lab.layout().pod_mtu)?;
     let seen = tap.stop()?;
     if seen.missed > 0 {
         progress(&format!(
@@ -165,8 +169,10 @@ fn one_round(lab: &Lab, cluster: &Cluster, progress: Progress<'_>) -> Result<Rep
     let ok = flows.iter().all(|flow| flow.ok)
         && (cluster.phase != Phase::Strict || seen.clear_protected_packets == 0)
         && tunnels.up == tunnels.expected
+        && sizes.ok()
         && seen.missed == 0;
     Ok(Report {
+        sizes,
         ok,
         phase: cluster.phase,
         flows,
@@ -184,14 +190,14 @@ fn tunnels(cluster: &Cluster) -> Tunnels {
 }
 
 /// A pod or a node, with its sockets.
-struct Endpoint {
+pub(crate) struct Endpoint {
     name: String,
-    node: String,
-    is_pod: bool,
+    pub(crate) node: String,
+    pub(crate) is_pod: bool,
     /// The word for its namespace.
     target: String,
     /// How others reach it.
-    addresses: Vec<IpAddr>,
+    pub(crate) addresses: Vec<IpAddr>,
     /// The addresses of its node on the underlay.
     outer: Vec<IpAddr>,
     v4: UdpSocket,
@@ -199,7 +205,7 @@ struct Endpoint {
 }
 
 impl Endpoint {
-    fn socket(&self, family: IpAddr) -> &UdpSocket {
+    pub(crate) fn socket(&self, family: IpAddr) -> &UdpSocket {
         if family.is_ipv4() { &self.v4 } else { &self.v6 }
     }
 }
@@ -363,7 +369,7 @@ fn esp(seen: &Seen, from: &[IpAddr], to: &[IpAddr]) -> u64 {
 }
 
 /// A datagram there and one back. False: one of them did not arrive.
-fn datagrams(
+pub(crate) fn datagrams(
     from: &Endpoint,
     to: &Endpoint,
     address: IpAddr,
@@ -395,7 +401,7 @@ fn datagrams(
 
 /// Who sent the datagram with this content; none if it does not come in time.
 fn wait_for(socket: &UdpSocket, wanted: &[u8], deadline: Instant) -> Result<Option<SocketAddr>> {
-    let mut buffer = [0; 2048];
+    let mut buffer = [0; 4096];
     loop {
         let left = deadline.saturating_duration_since(Instant::now());
         if left.is_zero() {
@@ -507,10 +513,17 @@ mod tests {
                 clear_protected_packets: 0,
             },
             tunnels: Tunnels { up: 6, expected: 6 },
+            sizes: Sizes {
+                pod_mtu: 1400,
+                effective_mtu: Some(1416),
+                full_size: true,
+                fragmented: true,
+                advice: None,
+            },
         };
         assert_eq!(
             serde_json::to_string(&report).unwrap(),
-            r#"{"ok":true,"phase":"Strict","flows":[{"from":"pod/n1/p1","to":"pod/n2/p1","kind":"pod-pod-remote","expected":"encrypted","observed":"encrypted","ok":true}],"wire":{"esp_packets":7,"clear_protected_packets":0},"tunnels":{"up":6,"expected":6}}"#
+            r#"{"ok":true,"phase":"Strict","flows":[{"from":"pod/n1/p1","to":"pod/n2/p1","kind":"pod-pod-remote","expected":"encrypted","observed":"encrypted","ok":true}],"wire":{"esp_packets":7,"clear_protected_packets":0},"tunnels":{"up":6,"expected":6},"sizes":{"pod_mtu":1400,"effective_mtu":1416,"full_size":true,"fragmented":true,"advice":null}}"#
         );
     }
 }

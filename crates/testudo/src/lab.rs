@@ -315,6 +315,9 @@ fn verify(lab: &Lab, global: &Global) -> Outcome {
             report.tunnels.expected,
             if report.ok { "ok" } else { "NOT OK" }
         ))?;
+        if let Some(advice) = &report.sizes.advice {
+            output::line(advice)?;
+        }
     }
     verdict(report.ok)
 }
