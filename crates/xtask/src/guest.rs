@@ -5,6 +5,7 @@
 //! or emulated (QEMU). It sees the whole of this machine's file system and changes nothing of it
 //! ([`boot`]). docs/guest.md says what each kernel has and lacks.
 
+pub(crate) mod batch;
 mod boot;
 mod initramfs;
 mod kernel;

@@ -3,6 +3,8 @@
 //! Labs are real time on a shared machine. A lab that fails is run a second time, alone; the
 //! summary names it as unstable, so that nobody takes a lucky second run for a sound first one.
 
+mod guests;
+
 use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
 use std::time::Instant;
@@ -31,13 +33,35 @@ struct Tally {
     unstable: Vec<String>,
 }
 
+impl Tally {
+    /// Takes in a line that a test binary printed; whether it is its summary.
+    fn take(&mut self, line: &str) -> bool {
+        if let Some(reason) = line.trim().strip_prefix("SKIPPED ") {
+            self.skipped.push(reason.to_owned());
+        }
+        let Some((passed, failed)) = summary(line) else {
+            return false;
+        };
+        self.passed += passed;
+        self.failed += failed;
+        true
+    }
+
+    fn add(&mut self, mut other: Self) {
+        self.passed += other.passed;
+        self.failed += other.failed;
+        self.skipped.append(&mut other.skipped);
+        self.unstable.append(&mut other.unstable);
+    }
+}
+
 /// Runs it all; the exit code.
 pub(crate) fn run(scope: Scope) -> anyhow::Result<u8> {
     let start = Instant::now();
     let mut tally = Tally::default();
     if scope == Scope::Guests {
         packages::ensure()?;
-        guests(&mut tally)?;
+        guests::run(&mut tally)?;
         return Ok(finish(tally, start));
     }
     packages::ensure_all()?;
@@ -83,7 +107,7 @@ pub(crate) fn run(scope: Scope) -> anyhow::Result<u8> {
     )?;
     if scope == Scope::All {
         labs(&mut tally, &alone)?;
-        guests(&mut tally)?;
+        guests::run(&mut tally)?;
     }
     Ok(finish(tally, start))
 }
@@ -148,50 +172,6 @@ fn labs(tally: &mut Tally, arguments: &[&str]) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The tests that need a kernel with ESP, each target in a guest of its own.
-fn guests(tally: &mut Tally) -> anyhow::Result<()> {
-    let start = Instant::now();
-    let alone = ["--test-threads=1"];
-    twice(tally, "guests", |tally| {
-        tests(
-            tally,
-            "guests",
-            &["--workspace", "--test", "guests"],
-            &alone,
-        )
-    })?;
-    let targets = guest::targets::all()?;
-    let programs = guest::targets::build(&targets)?;
-    let xtask = run::own_program()?;
-    for (target, program) in targets.iter().zip(&programs) {
-        for kernel in &target.kernels {
-            let name = format!("{} under {kernel}", target.name);
-            twice(tally, &name, |tally| {
-                let mut command = Command::new(&xtask);
-                command.args(["guest", "--timeout", "900"]);
-                if kernel != "uml" {
-                    command.args(["--kernel", kernel]);
-                }
-                // Without a name it is user-mode-linux, and where that cannot be had another.
-                command
-                    .arg("--")
-                    .arg(program)
-                    .args(["--quiet", "--show-output", "--test-threads=1"])
-                    .current_dir(&target.folder);
-                let before = tally.passed + tally.failed;
-                count(tally, &name, command)?;
-                if tally.passed + tally.failed == before {
-                    println!("error: {name}: a target without tests");
-                    tally.failed += 1;
-                }
-                Ok(())
-            })?;
-        }
-    }
-    eprintln!("    kernels: {:.0} s", start.elapsed().as_secs_f32());
-    Ok(())
-}
-
 /// Runs what runs in real time, and again when it fails: then it is unstable, or broken.
 fn twice(
     tally: &mut Tally,
@@ -208,9 +188,7 @@ fn twice(
             tally.unstable.push(name.to_owned());
         }
     }
-    tally.passed += first.passed;
-    tally.failed += first.failed;
-    tally.skipped.append(&mut first.skipped);
+    tally.add(first);
     Ok(())
 }
 
@@ -246,14 +224,7 @@ fn count(tally: &mut Tally, name: &str, mut command: Command) -> anyhow::Result<
     let mut binaries = 0;
     for line in BufReader::new(output).lines() {
         let line = line.context("reading what the tests print")?;
-        if let Some((passed, failed)) = summary(&line) {
-            tally.passed += passed;
-            tally.failed += failed;
-            binaries += 1;
-        }
-        if let Some(reason) = line.trim().strip_prefix("SKIPPED ") {
-            tally.skipped.push(reason.to_owned());
-        }
+        binaries += u32::from(tally.take(&line));
         println!("{line}");
     }
     let status = child.wait().context("waiting for the tests")?;

@@ -3,6 +3,8 @@
 //! With the kernel that is the default here; nothing in this depends on which.
 #![allow(clippy::unwrap_used)]
 
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Command, Output};
 
@@ -137,6 +139,43 @@ fn a_machine_without_a_kernel_to_be_had_says_so() {
         "{errors}"
     );
     assert!(!Path::new(&folder.path().join("testudo/guest/nosuchrelease")).exists());
+}
+
+/// Both kernels of this machine's are no kernels, so it stays at the attempt.
+#[test]
+fn where_user_mode_linux_does_not_start_it_is_qemu() {
+    let cache = tempfile::tempdir().unwrap();
+    for (name, image) in [
+        ("uml", "#!/bin/sh\necho no such luck; exit 1\n"),
+        ("newest", "none"),
+    ] {
+        let folder = cache.path().join("testudo/guest").join(name);
+        let modules = folder.join("lib/modules/0");
+        std::fs::create_dir_all(&modules).unwrap();
+        let builtin = ["overlay", "virtio_pci", "virtio_rng", "9pnet_virtio", "9p"];
+        let builtin: String = builtin.map(|name| format!("kernel/{name}.ko\n")).concat();
+        std::fs::write(modules.join("modules.builtin"), builtin).unwrap();
+        std::fs::write(modules.join("modules.order"), "").unwrap();
+        let mut depmod = Command::new("depmod");
+        let depmod = depmod.arg("-b").arg(&folder).arg("0").status();
+        assert!(depmod.unwrap().success());
+        std::fs::write(folder.join("busybox"), "").unwrap();
+        let program = folder.join("linux");
+        std::fs::write(&program, image).unwrap();
+        std::fs::set_permissions(&program, Permissions::from_mode(0o755)).unwrap();
+    }
+    let output = Command::new(env!("CARGO_BIN_EXE_xtask"))
+        .args(["guest", "--", "true"])
+        .env("XDG_CACHE_HOME", cache.path())
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    let errors = text(&output.stderr);
+    let (first, second) = errors.split_once("so QEMU: ").unwrap();
+    assert!(first.contains("no user-mode-linux here"), "{errors}");
+    let (first, second) = second.split_once("error: ").unwrap();
+    assert!(first.contains("no such luck"), "{errors}");
+    assert!(second.contains("the guest did not start"), "{errors}");
 }
 
 fn wait_for(what: &str, mut condition: impl FnMut() -> bool) {

@@ -386,7 +386,7 @@ fn remove_orphans() {
 }
 
 /// A word that the shell takes as it is.
-fn quote(word: &[u8], script: &mut Vec<u8>) {
+pub(super) fn quote(word: &[u8], script: &mut Vec<u8>) {
     script.push(b'\'');
     for byte in word {
         match byte {
