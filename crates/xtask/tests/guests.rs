@@ -150,14 +150,14 @@ fn where_user_mode_linux_does_not_start_it_is_qemu() {
         ("newest", "none"),
     ] {
         let folder = cache.path().join("testudo/guest").join(name);
-        let modules = folder.join("lib/modules/0");
+        let modules = folder.join("lib/modules/1.0.0");
         std::fs::create_dir_all(&modules).unwrap();
         let builtin = ["overlay", "virtio_pci", "virtio_rng", "9pnet_virtio", "9p"];
         let builtin: String = builtin.map(|name| format!("kernel/{name}.ko\n")).concat();
         std::fs::write(modules.join("modules.builtin"), builtin).unwrap();
         std::fs::write(modules.join("modules.order"), "").unwrap();
         let mut depmod = Command::new("depmod");
-        let depmod = depmod.arg("-b").arg(&folder).arg("0").status();
+        let depmod = depmod.arg("-b").arg(&folder).arg("1.0.0").status();
         assert!(depmod.unwrap().success());
         std::fs::write(folder.join("busybox"), "").unwrap();
         let program = folder.join("linux");
