@@ -157,8 +157,8 @@ fn where_user_mode_linux_does_not_start_it_is_qemu() {
         std::fs::write(modules.join("modules.builtin"), builtin).unwrap();
         std::fs::write(modules.join("modules.order"), "").unwrap();
         let mut depmod = Command::new("depmod");
-        let depmod = depmod.arg("-b").arg(&folder).arg("1.0.0").status();
-        assert!(depmod.unwrap().success());
+        let depmod = depmod.arg("-b").arg(&folder).arg("1.0.0").output();
+        assert!(depmod.unwrap().status.success());
         std::fs::write(folder.join("busybox"), "").unwrap();
         let program = folder.join("linux");
         std::fs::write(&program, image).unwrap();
