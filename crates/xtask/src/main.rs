@@ -18,9 +18,10 @@ cargo xtask COMMAND
 
   demo [--keep]     build in release mode and show the main job on this machine:
                     three nodes, clear text turning into ESP, rotations without a loss
-  test [--fast | --guests]
+  test [--fast | --guests [KERNEL]]
                     everything that CI runs: format, lints, layout, licences, all tests;
-                    --fast leaves out labs and guests, --guests runs those in guests alone
+                    --fast leaves out labs and guests, --guests runs those in guests alone,
+                    of one kernel or all
   sim [--seeds N] [--seed S] [--orders M]
                     IKE engines on virtual time: 10,000 seeds of loss, delay, restarts,
                     then every order in which crossing exchanges can arrive; --seed tells
@@ -50,7 +51,8 @@ fn main() -> ExitCode {
         ["demo", rest @ ..] => demo(rest),
         ["test"] => test::run(test::Scope::All),
         ["test", "--fast"] => test::run(test::Scope::WithoutLabs),
-        ["test", "--guests"] => test::run(test::Scope::Guests),
+        ["test", "--guests"] => test::run(test::Scope::Guests(None)),
+        ["test", "--guests", kernel] => test::run(test::Scope::Guests(Some(*kernel))),
         ["packages"] => packages::ensure_all().map(|()| 0),
         ["sim", rest @ ..] => sim(rest),
         ["fuzz", rest @ ..] => fuzz::run(rest),

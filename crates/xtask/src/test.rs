@@ -15,13 +15,13 @@ use crate::{deny, guest, house, packages, run};
 
 /// How much to run.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Scope {
+pub(crate) enum Scope<'a> {
     /// All of it.
     All,
     /// Without the labs and the guests: seconds instead of minutes.
     WithoutLabs,
-    /// The guests alone.
-    Guests,
+    /// The guests alone, and of these the one with this kernel.
+    Guests(Option<&'a str>),
 }
 
 /// What test binaries said.
@@ -56,12 +56,12 @@ impl Tally {
 }
 
 /// Runs it all; the exit code.
-pub(crate) fn run(scope: Scope) -> anyhow::Result<u8> {
+pub(crate) fn run(scope: Scope<'_>) -> anyhow::Result<u8> {
     let start = Instant::now();
     let mut tally = Tally::default();
-    if scope == Scope::Guests {
+    if let Scope::Guests(kernel) = scope {
         packages::ensure()?;
-        guests::run(&mut tally)?;
+        guests::run(&mut tally, kernel)?;
         return Ok(finish(tally, start));
     }
     packages::ensure_all()?;
@@ -107,7 +107,7 @@ pub(crate) fn run(scope: Scope) -> anyhow::Result<u8> {
     )?;
     if scope == Scope::All {
         labs(&mut tally, &alone)?;
-        guests::run(&mut tally)?;
+        guests::run(&mut tally, None)?;
     }
     Ok(finish(tally, start))
 }

@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 
-use super::boot::quote;
+use super::boot::{own_folder, quote};
 
 /// The script, in the shared folder.
 const SCRIPT: &str = "programs.sh";
@@ -39,6 +39,32 @@ pub(crate) const ALONE: [&str; 9] = [
     "mkdir -p /run/netns && mount -t tmpfs netns /run/netns && \"$@\"; exit $?",
     "sh",
 ];
+
+/// An empty folder to share with a guest. It goes with its holder.
+pub(crate) struct Shared(PathBuf);
+
+impl Shared {
+    /// The one of this process.
+    pub(crate) fn new() -> anyhow::Result<Self> {
+        let path = own_folder();
+        match std::fs::remove_dir_all(&path) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error.into()),
+            _ => std::fs::create_dir_all(&path).with_context(|| path.display().to_string())?,
+        }
+        Ok(Self(path))
+    }
+
+    /// Where it is.
+    pub(crate) fn path(&self) -> &Path {
+        &self.0
+    }
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
 
 /// How often to look.
 const PAUSE: Duration = Duration::from_millis(50);

@@ -26,7 +26,7 @@ const PATIENCE_QEMU: Duration = Duration::from_secs(240);
 /// How long a guest may take to power off when the command has ended.
 const FAREWELL: Duration = Duration::from_secs(20);
 
-/// What the names of control folders begin with; the process's id follows.
+/// What the names of folders for guests begin with; the process's id follows.
 const FOLDER: &str = "testudo-guest-";
 
 /// The RAM disk, in the control folder.
@@ -265,7 +265,7 @@ struct Control {
 impl Control {
     fn new() -> anyhow::Result<Self> {
         remove_orphans();
-        let path = std::env::temp_dir().join(format!("{FOLDER}{}", std::process::id()));
+        let path = own_folder();
         // The kernel's command line knows no quotes.
         if path.as_os_str().as_bytes().contains(&b' ') {
             bail!("{}: a guest needs a TMPDIR without spaces", path.display());
@@ -363,7 +363,13 @@ impl Drop for Control {
     }
 }
 
-/// Removes the control folders of processes that were killed.
+/// Where this process keeps what it shares with guests. Should the process be killed, the next
+/// guest removes it.
+pub(super) fn own_folder() -> PathBuf {
+    std::env::temp_dir().join(format!("{FOLDER}{}", std::process::id()))
+}
+
+/// Removes such folders of processes that were killed.
 fn remove_orphans() {
     let entries = std::fs::read_dir(std::env::temp_dir());
     for path in entries

@@ -1,10 +1,10 @@
 //! The tests that need a kernel with ESP: one guest for each kernel, with all targets in turn.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 
 use super::{Tally, tests, twice};
 use crate::guest::batch::{self, Event, Manner, Outcome, Program};
@@ -21,19 +21,22 @@ const MANNER: Manner = Manner {
 /// A guest's start, which has limits of its own; this is beyond them.
 const START: Duration = Duration::from_secs(600);
 
-/// Runs all of them.
-pub(super) fn run(tally: &mut Tally) -> anyhow::Result<()> {
+/// Runs those of one kernel, or all of them and the tests of guests themselves.
+pub(super) fn run(tally: &mut Tally, only: Option<&str>) -> anyhow::Result<()> {
     let start = Instant::now();
-    let alone = ["--test-threads=1"];
-    twice(tally, "guests", |tally| {
-        tests(
-            tally,
-            "guests",
-            &["--workspace", "--test", "guests"],
-            &alone,
-        )
-    })?;
-    let targets = targets::all()?;
+    if only.is_none() {
+        of_guests(tally)?;
+    }
+    let mut targets = targets::all()?;
+    if let Some(only) = only {
+        for target in &mut targets {
+            target.kernels.retain(|kernel| kernel == only);
+        }
+        targets.retain(|target| !target.kernels.is_empty());
+    }
+    if targets.is_empty() {
+        bail!("no tests run under {}", only.unwrap_or("any kernel"));
+    }
     let programs = targets::build(&targets)?;
     for kernel in kernels(&targets) {
         let of_kernel = targets.iter().zip(&programs);
@@ -45,6 +48,19 @@ pub(super) fn run(tally: &mut Tally) -> anyhow::Result<()> {
     }
     eprintln!("    kernels: {:.0} s", start.elapsed().as_secs_f32());
     Ok(())
+}
+
+/// The tests of `cargo xtask guest`.
+fn of_guests(tally: &mut Tally) -> anyhow::Result<()> {
+    let alone = ["--test-threads=1"];
+    twice(tally, "guests", |tally| {
+        tests(
+            tally,
+            "guests",
+            &["--workspace", "--test", "guests"],
+            &alone,
+        )
+    })
 }
 
 /// A target under one kernel.
@@ -134,7 +150,7 @@ fn in_turn<T>(
 
 /// Runs tests in one guest, until one fails.
 fn one_guest(kernel: &str, tests: &[Test]) -> anyhow::Result<Vec<Tally>> {
-    let shared = Shared::new()?;
+    let shared = batch::Shared::new()?;
     let programs: Vec<Program> = tests.iter().map(|test| test.program.clone()).collect();
     let many = u32::try_from(tests.len()).unwrap_or(u32::MAX);
     let timeout = START + (MANNER.program + MANNER.grace).saturating_mul(many);
@@ -142,7 +158,7 @@ fn one_guest(kernel: &str, tests: &[Test]) -> anyhow::Result<Vec<Tally>> {
     guest
         .args(["guest", "--timeout", &timeout.as_secs().to_string()])
         .arg("--shared")
-        .arg(&shared.0)
+        .arg(shared.path())
         .env("RUST_BACKTRACE", "1");
     // Without a name it is user-mode-linux, and where that cannot be had another.
     if kernel != "uml" {
@@ -177,7 +193,7 @@ fn one_guest(kernel: &str, tests: &[Test]) -> anyhow::Result<Vec<Tally>> {
             }
         }
     };
-    let begun = batch::run(guest, &shared.0, &programs, &MANNER, &mut tell)?;
+    let begun = batch::run(guest, shared.path(), &programs, &MANNER, &mut tell)?;
     debug_assert_eq!(begun, results.len());
     Ok(results)
 }
@@ -194,24 +210,6 @@ fn judge(outcome: &Outcome, result: &Tally, counted: bool) -> Option<String> {
         Outcome::Exited(0) => None,
         Outcome::Exited(_) if result.failed > 0 => None,
         Outcome::Exited(code) => Some(format!("it exited with {code}")),
-    }
-}
-
-/// The folder that a guest shares. It goes with its holder.
-struct Shared(PathBuf);
-
-impl Shared {
-    fn new() -> anyhow::Result<Self> {
-        let name = format!("guests-{}", std::process::id());
-        let path = run::target_directory()?.join(name);
-        std::fs::create_dir_all(&path).with_context(|| path.display().to_string())?;
-        Ok(Self(path))
-    }
-}
-
-impl Drop for Shared {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.0);
     }
 }
 
