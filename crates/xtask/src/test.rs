@@ -36,7 +36,12 @@ struct Tally {
 impl Tally {
     /// Takes in a line that a test binary printed; whether it is its summary.
     fn take(&mut self, line: &str) -> bool {
-        if let Some(reason) = line.trim().strip_prefix("SKIPPED ") {
+        // Not captured, a test's first line stands behind its name.
+        let named = line
+            .strip_prefix("test ")
+            .and_then(|rest| rest.split_once(" ... "));
+        let said = named.map_or(line, |(_, said)| said);
+        if let Some(reason) = said.trim().strip_prefix("SKIPPED ") {
             self.skipped.push(reason.to_owned());
         }
         let Some((passed, failed)) = summary(line) else {
@@ -261,5 +266,18 @@ mod tests {
         let line = "test result: FAILED. 12 passed; 3 failed; 0 ignored; 0 measured; 0 filtered out; finished in 0.00s";
         assert_eq!(summary(line), Some((12, 3)));
         assert_eq!(summary("test a ... ok"), None);
+    }
+
+    #[test]
+    fn what_is_skipped_is_seen_captured_or_not() {
+        let mut tally = Tally::default();
+        for line in [
+            "SKIPPED a: why",
+            "test b ... SKIPPED b: why",
+            "test c ... ok",
+        ] {
+            assert!(!tally.take(line));
+        }
+        assert_eq!(tally.skipped, ["a: why", "b: why"]);
     }
 }
