@@ -281,6 +281,7 @@ impl Engine {
             Action::IntermediateAnswer => self.intermediate_answer(now, id, from, bytes, &header),
             Action::AuthRequest => self.auth_request(now, id, from, bytes, &header),
             Action::AuthAnswer => self.auth_answer(now, id, from, bytes, &header),
+            Action::EarlyDelete => self.early_delete(now, id, from, bytes, &header),
             Action::RefusingAnswer => self.refusing_answer(now, id, bytes, &header),
             Action::Request => self.request(now, id, from, bytes, &header),
             Action::Answer => self.answer(now, id, from, bytes, &header),

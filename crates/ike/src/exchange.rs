@@ -75,8 +75,14 @@ impl Engine {
             if !plain.asks_again() {
                 return Err("fragment_repeated");
             }
+            // Without the answer nobody enters an SA that we have left for another: its children
+            // may be gone while those of the other stand.
+            if header.exchange == ExchangeType::IKE_AUTH && self.has_left(id) {
+                return Err("left_for_another");
+            }
             // To where it came from: a NAT may have forgotten the old mapping.
-            if let Some(answer) = est.answered.answer_to(header.message_id).cloned() {
+            let answer = self.est(id)?.answered.answer_to(header.message_id);
+            if let Some(answer) = answer.cloned() {
                 self.counters.answers_repeated += 1;
                 self.send(from, &answer);
             }

@@ -25,7 +25,8 @@ use crate::timers::Deadline;
 const ROUNDS: usize = 12;
 
 /// Work for any thread: [`Job::run`] it and give the outcome to [`Engine::handle_done`]. A job
-/// may be dropped: the message that it was for is then as good as lost.
+/// may be dropped: the message that it was for is then as good as lost, and its copies for as long
+/// as [`Retransmission::longest`](crate::Retransmission::longest).
 pub struct Job {
     id: u64,
     digest: Digest,
@@ -152,8 +153,9 @@ impl Engine {
         if let Some(source) = run.source {
             self.count_half_open(source);
         }
-        // A job that never comes back must not hold its place for ever.
-        let until = now.monotonic + self.config.half_open_timeout;
+        // A job that never comes back holds its place no longer than the peer waits at most
+        // before it sends again: so one that is lost costs a while, not the IKE SA.
+        let until = now.monotonic + self.config.retransmission.longest;
         self.timers.set(Deadline::Job(id), until);
         self.offload.places.insert(place.clone(), id);
         self.offload.jobs.push_back(Job { id, digest, op });

@@ -251,6 +251,19 @@ impl Engine {
             .is_some_and(|est| est.phase == Phase::Shut)
     }
 
+    /// Whether we close an SA while another with the same peer stands.
+    pub(crate) fn has_left(&self, id: IkeId) -> bool {
+        let Some(sa) = self.sas.get(&id) else {
+            return false;
+        };
+        let phase = sa.established().map(|est| est.phase);
+        matches!(phase, Some(Phase::Leaving(_) | Phase::Shut))
+            && sa
+                .peer
+                .as_ref()
+                .is_some_and(|peer| self.best_ike(peer).is_some())
+    }
+
     /// The peer deleted the SA: gone for the agent; repeats its answer for a while.
     pub(crate) fn gone(&mut self, id: IkeId, reason: DownReason, now: Now) {
         self.bury(id, reason, now);

@@ -19,6 +19,8 @@ pub(crate) enum Action {
     AuthRequest,
     /// The answer to our IKE_AUTH.
     AuthAnswer,
+    /// The peer's DELETE of an IKE SA that we have not entered yet.
+    EarlyDelete,
     /// The answer to our word that the peer's authentication failed.
     RefusingAnswer,
     /// A request on an established SA, or the repetition of an older one.
@@ -46,6 +48,10 @@ pub(crate) fn action(
             Ok(Action::IntermediateAnswer)
         }
         (State::AuthSent(_), true) if exchange == ExchangeType::IKE_AUTH => Ok(Action::AuthAnswer),
+        // The responder may give it up while its IKE_AUTH answer is lost, or on its way.
+        (State::AuthSent(_), false) if exchange == ExchangeType::INFORMATIONAL => {
+            Ok(Action::EarlyDelete)
+        }
         (State::HalfOpen(_), false) if exchange == ExchangeType::IKE_INTERMEDIATE => {
             Ok(Action::IntermediateRequest)
         }

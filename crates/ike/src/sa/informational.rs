@@ -3,7 +3,7 @@
 use testudo_model::{ChildId, Now};
 use testudo_wire::ike::{Delete, ExchangeType, Header, Message, NotifyType, Payload, ProtocolId};
 
-use crate::engine::{Dropped, Engine};
+use crate::engine::{Dropped, Engine, Path};
 use crate::error::Fault;
 use crate::event::{DownReason, IkeId};
 use crate::exchange::Reply;
@@ -136,6 +136,41 @@ impl Engine {
             &[delete],
             Pending::DeleteIke,
         );
+    }
+
+    /// A request of the responder's before we have its IKE_AUTH answer. All but its DELETE of the
+    /// IKE SA wait until we can take them, and are sent again. With the DELETE the attempt has
+    /// failed: to enter what the peer has left would be to send where nobody receives. Whoever
+    /// holds the keys has not proven yet who it is, but can end the attempt by silence too.
+    pub(crate) fn early_delete(
+        &mut self,
+        now: Now,
+        id: IkeId,
+        from: Path,
+        bytes: &[u8],
+        header: &Header,
+    ) -> Result<(), Dropped> {
+        const EARLY: Dropped = "unexpected_exchange";
+        let parsed = Message::parse(bytes).map_err(|e| e.reason())?;
+        let sa = self.sas.get_mut(&id).ok_or("unknown_spi")?;
+        let answer = sa.answer_header(header.exchange, header.message_id);
+        let State::AuthSent(sent) = &mut sa.state else {
+            return Err(EARLY);
+        };
+        let plain = message::unprotect(&sent.keys, bytes, &parsed)?;
+        // A DELETE is never so long that it goes in parts.
+        if plain.fragment.is_some() {
+            return Err(EARLY);
+        }
+        let payloads = plain.payloads().map_err(|f| f.reason())?;
+        if !payloads.deletes.contains(&Delete::Ike) {
+            return Err(EARLY);
+        }
+        let bytes = message::protect(&mut sent.keys, &answer, &[]).map_err(|f| f.reason())?;
+        self.send(from, &bytes);
+        let text = format!("{} has given the IKE SA up before we had it", from.remote);
+        self.attempt_failed(id, (FailedCheck::NoAnswer, text), now);
+        Ok(())
     }
 
     /// The responder's answer to our AUTHENTICATION_FAILED.

@@ -14,6 +14,7 @@ mod fragments;
 mod handshake;
 mod hostile;
 mod hybrid;
+mod left;
 mod left_out;
 mod life;
 mod nat;

@@ -311,6 +311,41 @@ fn a_lost_job_of_a_stranger_is_forgotten_in_time() {
     idle(&net, 1);
 }
 
+// The peer's next transmission begins anew before it takes us for dead, whether the job was for
+// its request or for the answer to it.
+#[test]
+fn a_lost_job_costs_no_ike_sa() {
+    for seed in 0..4 {
+        for lost in 0..2 {
+            let mut net = Net::with(seed, 2, offloading(false));
+            net.connect(0, 1, false);
+            net.run_ms(500);
+            net.hold_jobs = true;
+            let child = net.ikes(0, 1)[0].children[0].child;
+            net.act(0, |e, now| e.rekey_child(child, now)).unwrap();
+            net.run_ms(20);
+            if lost == 1 {
+                net.finish(0);
+                net.run_ms(20);
+            }
+            assert_eq!(net.jobs.len(), 1, "{}", net.story());
+            net.jobs.clear();
+            net.hold_jobs = false;
+            net.esp = true;
+            net.run(Duration::from_secs(30));
+            assert_eq!(drops(&net, 1 - lost, "job_timeout"), 1);
+            net.assert_connected(0, 1, 1);
+            assert_eq!(net.ikes(0, 1)[0].children[0].rekeys, 1, "{}", net.story());
+            net.assert_no_esp_lost();
+            let down = |line: &String| line.contains("ike ") && line.contains("down");
+            for n in 0..2 {
+                assert!(!net.nodes[n].log.iter().any(down), "{}", net.story());
+                idle(&net, n);
+            }
+        }
+    }
+}
+
 // What waits is counted among the half-open SAs, and bounded as they are.
 #[test]
 fn requests_that_wait_are_bounded() {

@@ -70,6 +70,7 @@ fn expected(state: &str, exchange: u8, response: bool) -> Option<Action> {
         ("intermediate_sent", 43, true) => Some(Action::IntermediateAnswer),
         ("half_open", 35, false) => Some(Action::AuthRequest),
         ("auth_sent", 35, true) => Some(Action::AuthAnswer),
+        ("auth_sent", 37, false) => Some(Action::EarlyDelete),
         ("refusing", 37, true) => Some(Action::RefusingAnswer),
         ("init_sent" | "intermediate_sent" | "half_open" | "auth_sent" | "refusing", _, _) => None,
         (_, 35..=37 | 44, false) => Some(Action::Request),
