@@ -106,9 +106,10 @@ impl Layout {
                 Overlay::Routed => None,
             },
             // 1500 - 46 (ESP and UDP) - the overlay's 50 over IPv4 or 70 over IPv6; a tunnel
-            // mode packet of a routed pod adds at most 86 bytes.
+            // mode packet of a routed pod adds at most 86 bytes. Dual: tunnels over either family
+            // stand, and the agents name what the smaller carries.
             pod_mtu: match (spec.overlay, spec.family) {
-                (Overlay::Vxlan | Overlay::Geneve, Family::V6) => 1380,
+                (Overlay::Vxlan | Overlay::Geneve, Family::V6 | Family::Dual) => 1380,
                 _ => 1400,
             },
             cluster_cidrs,
