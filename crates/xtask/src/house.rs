@@ -47,7 +47,10 @@ const TABLE: [(&str, &[&str]); 21] = [
     ),
     ("controller", &["model", "crypto", "pki", "plan", "store"]),
     ("lab", &["model", "netlink", "store"]),
-    ("interop", &["crypto", "esp", "ike", "model", "pki", "wire"]),
+    (
+        "interop",
+        &["crypto", "datapath", "esp", "ike", "model", "pki", "wire"],
+    ),
     (
         "testudo",
         &[

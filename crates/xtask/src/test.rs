@@ -65,7 +65,7 @@ pub(crate) fn run(scope: Scope<'_>) -> anyhow::Result<u8> {
     let start = Instant::now();
     let mut tally = Tally::default();
     if let Scope::Guests(kernel) = scope {
-        packages::ensure()?;
+        packages::ensure_all()?;
         guests::run(&mut tally, kernel)?;
         return Ok(finish(tally, start));
     }

@@ -1,5 +1,4 @@
-//! strongSwan's charon in a world of its own. ESP passes through its kernel-libipsec: real
-//! packets, in UDP and tunnel mode only, on any kernel that has TUN.
+//! strongSwan's charon in a world of its own.
 
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -10,7 +9,7 @@ use testudo_model::SaMode;
 
 use crate::certificates::Issued;
 use crate::ours::Us;
-use crate::wanted::{PATIENCE, PEER, SECRET, US, Wanted, run_alone};
+use crate::wanted::{PATIENCE, PEER, SECRET, TheirEsp, US, Wanted, run_alone};
 
 /// charon in its world.
 pub struct Charon {
@@ -27,9 +26,7 @@ pub struct Told {
     pub esp: String,
     pub secret: &'static str,
     pub dpd: &'static str,
-    /// Its ESP is the kernel's, which may have none: it is made to believe that the kernel does
-    /// what it asks for. No packet passes.
-    pub pretend: bool,
+    pub through: TheirEsp,
     /// Its certificate, and the CAs that it trusts.
     pub certificates: Option<(Issued, String)>,
     /// More lines of the connection, of what we must be, and of the child.
@@ -59,7 +56,7 @@ impl Told {
             esp: format!("aes256gcm16-{group}-noesn"),
             secret: SECRET,
             dpd: "0s",
-            pretend: false,
+            through: TheirEsp::Libipsec,
             certificates: None,
             connection: String::new(),
             remote: String::new(),
@@ -81,7 +78,7 @@ impl Told {
     fn swanctl_conf(&self, wanted: &Wanted) -> String {
         // Its own ESP is in UDP always, as behind a NAT.
         let encap = match wanted.cable {
-            Cable::Direct if !self.pretend => "yes",
+            Cable::Direct if self.through == TheirEsp::Libipsec => "yes",
             _ => "no",
         };
         let mode = match wanted.mode {
@@ -124,7 +121,10 @@ impl Told {
         // Where nobody dies, we are waited for on a busy machine.
         let tries = if self.dpd == "0s" { 20 } else { 5 };
         let settings = &self.settings;
-        let esp = if self.pretend { "" } else { "kernel-libipsec" };
+        let esp = match self.through {
+            TheirEsp::Libipsec => "kernel-libipsec",
+            TheirEsp::Pretended | TheirEsp::Kernel => "",
+        };
         format!(
             "charon-systemd {{
   load = random nonce openssl x509 revocation constraints pubkey pkcs1 pkcs8 pem curve25519 aes \
@@ -166,12 +166,12 @@ impl Charon {
         for (name, content) in &told.files {
             place.write(name, content).unwrap();
         }
-        let preload = match told.pretend {
-            true => format!(
+        let preload = match told.through {
+            TheirEsp::Pretended => format!(
                 "export LD_PRELOAD={}",
                 pretend_xfrm(place).unwrap().display()
             ),
-            false => String::new(),
+            TheirEsp::Libipsec | TheirEsp::Kernel => String::new(),
         };
         let daemon = Self::exec(&world, told.peer, &preload);
         let charon = Self {

@@ -1,4 +1,4 @@
-//! Our end: the engine over real sockets, ESP opened and sealed here.
+//! Our end: the engine over real sockets. ESP is opened and sealed here, or by a datapath.
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use testudo_crypto::{SecretBytes, SystemRandom};
-use testudo_esp::{InboundParameters, InboundSa, OutboundParameters, OutboundSa};
+use testudo_datapath::{Datapath, Event as PathEvent};
 use testudo_ike::{
     CertificateVerifier, ChildConfig, ChildDown, Engine, EngineConfig, Event, FailedCheck, Failure,
     Identity, IkeDown, IkeId, LocalIdentity, PathChanged, PeerAddress, PeerAuth, PeerConfig,
@@ -15,10 +15,11 @@ use testudo_ike::{
 };
 use testudo_model::policy::EncapsulationMode;
 use testudo_model::{
-    ChildId, Encapsulation, Monotonic, Now, PeerId, SaMode, TrafficSelector, UnixTime,
+    ChildId, Encapsulation, Monotonic, Now, PeerId, PortRange, SaMode, TrafficSelector, UnixTime,
 };
 use testudo_wire::udp::{Encapsulated, NON_ESP_MARKER, classify};
 
+use crate::carrier::{Pair, Raw};
 use crate::packet;
 use crate::wanted::{PATIENCE, PEER, US, Wanted, ip};
 
@@ -30,9 +31,9 @@ pub struct Made {
     pub esn: bool,
     pub encapsulation: Encapsulation,
     pub down: Option<ChildDown>,
-    inbound: InboundSa,
-    outbound: OutboundSa,
-    /// Packets opened and sealed.
+    /// Where it is opened and sealed here.
+    pair: Option<Pair>,
+    /// Packets opened and sealed here.
     pub opened: u32,
     pub sealed: u32,
 }
@@ -51,7 +52,11 @@ pub struct Up {
 /// Our end.
 pub struct Us {
     pub engine: Engine,
-    sockets: [UdpSocket; 2],
+    /// On port 500, and on 4500 where that is not the datapath's.
+    sockets: Vec<UdpSocket>,
+    raw: Option<Raw>,
+    /// Carries the packets in our stead.
+    pub datapath: Option<Box<dyn Datapath>>,
     start: Instant,
     pub peer: PeerId,
     pub ups: Vec<Up>,
@@ -75,6 +80,15 @@ impl Us {
 
     /// With changes to the engine's settings.
     pub fn with(wanted: &Wanted, change: impl FnOnce(&mut EngineConfig)) -> Self {
+        Self::over(wanted, None, change)
+    }
+
+    /// With a datapath that carries the packets.
+    pub fn over(
+        wanted: &Wanted,
+        datapath: Option<Box<dyn Datapath>>,
+        change: impl FnOnce(&mut EngineConfig),
+    ) -> Self {
         let mut config = EngineConfig {
             suites: Suites {
                 ke_methods: vec![wanted.ke],
@@ -96,14 +110,21 @@ impl Us {
             certificate: None,
         });
         let local = ip(wanted.own(0));
-        let sockets = [500, 4500].map(|port| {
-            let socket = bind(local, port);
+        let (ports, raw): (&[u16], _) = match datapath {
+            Some(_) => (&[500], None),
+            None => (&[500, 4500], Raw::open(local.is_ipv4())),
+        };
+        let bound = ports.iter().map(|port| {
+            let socket = bind(local, *port);
             socket.set_nonblocking(true).unwrap();
             socket
         });
+        let sockets = bound.collect();
         Self {
             engine,
             sockets,
+            raw,
+            datapath,
             start: Instant::now(),
             peer: PeerId::new("peer").unwrap(),
             ups: Vec::new(),
@@ -141,7 +162,10 @@ impl Us {
     pub fn go(&mut self) {
         let wanted = self.wanted.clone();
         let [ours, theirs] = [wanted.own(0), wanted.outer()[1]].map(ip);
-        let [inner_ours, inner_theirs] = wanted.inner().map(|a| vec![TrafficSelector::host(ip(a))]);
+        let [inner_ours, inner_theirs] = wanted.inner().map(|a| {
+            let host = TrafficSelector::host(ip(a));
+            vec![host.with(wanted.protocol, PortRange::ANY)]
+        });
         let config = PeerConfig {
             id: self.peer.clone(),
             remote_identity: Identity::Fqdn(PEER.into()),
@@ -180,7 +204,17 @@ impl Us {
             self.event(event);
         }
         while let Some(out) = self.engine.poll_transmit() {
-            let socket = &self.sockets[usize::from(out.local.port() == 4500)];
+            self.fragments[0] += usize::from(is_fragment(&out.bytes));
+            let natted = out.local.port() == 4500;
+            if let (true, Some(datapath)) = (natted, &mut self.datapath) {
+                let sent = match out.marker {
+                    true => datapath.send_ike(out.local, out.remote, &out.bytes),
+                    false => datapath.send_keepalive(out.local, out.remote),
+                };
+                sent.unwrap();
+                continue;
+            }
+            let socket = &self.sockets[usize::from(natted)];
             let mut bytes = Vec::new();
             if out.marker {
                 bytes.extend(NON_ESP_MARKER);
@@ -188,7 +222,6 @@ impl Us {
             bytes.extend(&out.bytes);
             // A peer that is gone answers with ICMP, which is an error at the next call.
             let _ = socket.send_to(&bytes, out.remote);
-            self.fragments[0] += usize::from(is_fragment(&out.bytes));
         }
     }
 
@@ -210,9 +243,10 @@ impl Us {
             }
             Event::ChildUp(up) => {
                 let (i, o) = (up.inbound, up.outbound);
-                if up.use_outbound == UseOutbound::Now {
-                    self.sending = Some(up.child);
-                }
+                let pair = match &self.datapath {
+                    Some(_) => None,
+                    None => Some(Pair::new(&i, &o)),
+                };
                 self.made.push(Made {
                     child: up.child,
                     replaces: up.replaces,
@@ -220,27 +254,19 @@ impl Us {
                     esn: i.esn,
                     encapsulation: o.encapsulation,
                     down: None,
-                    inbound: InboundSa::new(&InboundParameters {
-                        spi: i.spi.0,
-                        cipher: i.cipher,
-                        keymat: i.keymat.as_bytes(),
-                        esn: i.esn,
-                        replay_window: i.replay_window,
-                    })
-                    .unwrap(),
-                    outbound: OutboundSa::new(&OutboundParameters {
-                        spi: o.spi.0,
-                        cipher: o.cipher,
-                        keymat: o.keymat.as_bytes(),
-                        esn: o.esn,
-                        limits: testudo_esp::SoftLimits::NONE,
-                    })
-                    .unwrap(),
+                    pair,
                     opened: 0,
                     sealed: 0,
                 });
+                if let Some(datapath) = &mut self.datapath {
+                    datapath.install_inbound(i).unwrap();
+                    datapath.install_outbound(o).unwrap();
+                }
+                if up.use_outbound == UseOutbound::Now {
+                    self.send_on(up.child);
+                }
             }
-            Event::OutboundReady { child, .. } => self.sending = Some(child),
+            Event::OutboundReady { child, .. } => self.send_on(child),
             Event::ChildDown(down) => {
                 let made = self
                     .made
@@ -250,12 +276,21 @@ impl Us {
                 if self.sending == Some(down.child) {
                     self.sending = None;
                 }
+                let child = down.child;
                 made.down = Some(down);
+                if let Some(datapath) = &mut self.datapath {
+                    datapath.remove(child).unwrap();
+                }
             }
             Event::PathChanged(change) => {
                 for made in &mut self.made {
                     if change.children.contains(&made.child) {
                         made.encapsulation = change.encapsulation;
+                    }
+                }
+                for child in &change.children {
+                    if let Some(datapath) = &mut self.datapath {
+                        datapath.rebind(*child, change.encapsulation).unwrap();
                     }
                 }
                 self.moves.push(change);
@@ -264,11 +299,51 @@ impl Us {
         }
     }
 
+    fn send_on(&mut self, child: ChildId) {
+        self.sending = Some(child);
+        if let Some(datapath) = &mut self.datapath {
+            datapath.use_outbound(child).unwrap();
+        }
+    }
+
+    /// What the datapath tells. Whether it told something.
+    fn datapath_events(&mut self) -> bool {
+        let mut some = false;
+        while let Some(event) = self.datapath.as_mut().and_then(|d| d.poll_event()) {
+            some = true;
+            let now = self.now();
+            match event {
+                PathEvent::Ike {
+                    local,
+                    remote,
+                    message,
+                } => {
+                    self.fragments[1] += usize::from(is_fragment(&message));
+                    self.engine.handle_datagram(now, local, remote, &message);
+                }
+                PathEvent::FirstInbound { child } => self.engine.note_inbound(child, now),
+                PathEvent::PeerMoved { child, remote } => self.engine.note_moved(child, remote),
+                // Of an SA that has just gone: its last packets.
+                PathEvent::UnknownSpi { .. } => {}
+                PathEvent::SoftLimit { .. }
+                | PathEvent::SaLost { .. }
+                | PathEvent::Failed { .. } => panic!("{event:?}: {}", self.story()),
+            }
+            self.drain();
+        }
+        some
+    }
+
     /// One round of the loop.
     pub fn step(&mut self) {
         let mut buffer = [0; 4096];
-        let mut quiet = true;
-        for index in 0..2 {
+        let mut quiet = !self.datapath_events();
+        while let Some(packet) = self.raw.as_ref().and_then(Raw::receive) {
+            quiet = false;
+            self.esp(packet);
+            self.drain();
+        }
+        for index in 0..self.sockets.len() {
             let local = self.sockets[index].local_addr().unwrap();
             while let Ok((len, remote)) = self.sockets[index].recv_from(&mut buffer) {
                 quiet = false;
@@ -308,11 +383,13 @@ impl Us {
         let Some(spi) = testudo_esp::spi_of(&packet) else {
             return;
         };
-        let alive = |m: &&mut Made| m.inbound.spi() == spi && m.down.is_none();
-        let Some(made) = self.made.iter_mut().rev().find(alive) else {
+        let fits =
+            |m: &Made| m.down.is_none() && m.pair.as_ref().is_some_and(|p| p.inbound.spi() == spi);
+        let Some(made) = self.made.iter_mut().rev().find(|m| fits(m)) else {
             return;
         };
-        let opened = made
+        let pair = made.pair.as_ref().expect("it fits");
+        let opened = pair
             .inbound
             .open(&mut packet)
             .expect("the peer's ESP opens");
@@ -320,7 +397,10 @@ impl Us {
         let child = made.child;
         let [us, peer] = self.wanted.inner().map(ip);
         let inner = &packet[opened.payload];
-        self.answers.extend(packet::answer(inner, peer, us));
+        self.answers.extend(match made.mode {
+            SaMode::Tunnel => packet::answer(inner, peer, us),
+            SaMode::Transport => packet::answer_body(inner, opened.next_header),
+        });
         if opened.first {
             let now = self.now();
             self.engine.note_inbound(child, now);
@@ -465,18 +545,17 @@ impl Us {
     pub fn send(&mut self, inner: &[u8]) {
         let sending = self.sending.expect("a child to send on");
         let made = self.made.iter_mut().find(|m| m.child == sending).unwrap();
-        let mut buffer = vec![0; made.outbound.head_room()];
-        buffer.extend(inner);
-        buffer.extend([0; testudo_esp::MAX_TAIL_ROOM]);
-        let next = if inner[0] >> 4 == 4 { 4 } else { 41 };
-        let sealed = made.outbound.seal(&mut buffer, inner.len(), next).unwrap();
+        let pair = made.pair.as_mut().expect("no datapath carries it");
+        let sealed = pair.seal(made.mode, inner);
         made.sealed += 1;
-        let Encapsulation::Udp { remote, .. } = made.encapsulation else {
-            panic!("ESP without UDP is not sent here")
+        let sent = match made.encapsulation {
+            Encapsulation::Udp { remote, .. } => self.sockets[1].send_to(&sealed, remote),
+            Encapsulation::None { remote, .. } => {
+                let raw = self.raw.as_ref().expect("root may send ESP without UDP");
+                raw.send(remote, &sealed)
+            }
         };
-        self.sockets[1]
-            .send_to(&buffer[..sealed.len], remote)
-            .unwrap();
+        sent.unwrap();
     }
 
     /// All that happened, for a failed test.

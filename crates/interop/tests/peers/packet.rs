@@ -33,11 +33,27 @@ pub fn echo(from: IpAddr, to: IpAddr, sequence: u16) -> Vec<u8> {
 /// The number of the echo request that a packet answers.
 pub fn answer(packet: &[u8], from: IpAddr, to: IpAddr) -> Option<u16> {
     let header = IpHeader::parse(packet).ok()?;
-    let (at, kind) = if from.is_ipv4() { (20, 0) } else { (40, 129) };
-    let body = packet.get(at..)?;
-    let ours = header.source == from
-        && header.destination == to
-        && body.first() == Some(&kind)
+    let (at, number) = behind_header(from.is_ipv4());
+    let ours = header.source == from && header.destination == to;
+    ours.then(|| answer_body(packet.get(at..)?, number))?
+}
+
+/// Where the body of a packet begins, and the number of its protocol.
+pub fn behind_header(v4: bool) -> (usize, u8) {
+    match v4 {
+        true => (20, protocol::ICMP),
+        false => (40, protocol::ICMPV6),
+    }
+}
+
+/// The same for a packet's body, as transport mode carries it.
+pub fn answer_body(body: &[u8], number: u8) -> Option<u16> {
+    let kind = match number {
+        protocol::ICMP => 0,
+        protocol::ICMPV6 => 129,
+        _ => return None,
+    };
+    let ours = body.first() == Some(&kind)
         && body.get(4..6) == Some(&[0x7e, 0x57])
         && body.get(8..)?.starts_with(&[0xa5; 56]);
     let number = body.get(6..8)?;

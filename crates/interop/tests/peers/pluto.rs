@@ -1,6 +1,6 @@
-//! libreswan's pluto in a world of its own. Where the kernel has no ESP pluto's requests to
-//! install SAs are answered by `examples/pretend_xfrm.rs`, so negotiations finish but no packet
-//! passes.
+//! libreswan's pluto in a world of its own. Its ESP is the kernel's. Where that has none pluto's
+//! requests to install SAs are answered by `examples/pretend_xfrm.rs`, so negotiations finish but
+//! no packet passes.
 
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -11,7 +11,7 @@ use testudo_model::SaMode;
 
 use crate::certificates::Issued;
 use crate::ours::Us;
-use crate::wanted::{PATIENCE, PEER, SECRET, US, Wanted, run_alone};
+use crate::wanted::{PATIENCE, PEER, SECRET, TheirEsp, US, Wanted, run_alone};
 
 /// pluto in its world.
 pub struct Pluto {
@@ -27,6 +27,7 @@ pub struct Told {
     pub ike: String,
     pub esp: String,
     pub secret: &'static str,
+    pub through: TheirEsp,
     /// More lines of the connection.
     pub more: String,
     /// Its certificate, and the CA that it trusts.
@@ -53,6 +54,7 @@ impl Told {
             ike: format!("aes_gcm256-sha2_256-{group}"),
             esp: "aes_gcm256".into(),
             secret: SECRET,
+            through: TheirEsp::Pretended,
             more: String::new(),
             certificates: None,
             authby: "ecdsa",
@@ -125,15 +127,20 @@ impl Pluto {
         place.write("secrets", secrets.as_bytes()).unwrap();
         let certificates = told.certificates.as_ref();
         let import = certificates.map(|(own, ca)| import(place, own, ca));
-        let library = pretend_xfrm(place).unwrap();
+        let preload = match told.through {
+            TheirEsp::Kernel => String::new(),
+            _ => format!(
+                "export LD_PRELOAD={}\n",
+                pretend_xfrm(place).unwrap().display()
+            ),
+        };
         let line = format!(
             "nss=sql:/var/lib/ipsec/nss\nmkdir -p /run/pluto /var/lib/ipsec/nss d\n\
              certutil -N -d $nss --empty-password\n{}\
-             export LD_PRELOAD={}\n\
+             {preload}\
              exec /usr/libexec/ipsec/pluto --nofork --stderrlog --rundir /run/pluto --no-dnssec \
              --config $PWD/ipsec.conf --secretsfile $PWD/secrets --ipsecdir $PWD/d",
             import.unwrap_or_default(),
-            library.display()
         );
         let daemon = world.start(told.peer, &line).unwrap();
         let pluto = Self {
@@ -241,8 +248,17 @@ pub fn on_pluto(body: impl FnOnce() + Send + 'static) {
 }
 
 pub fn established(wanted: &Wanted, told: Told) -> (Pluto, Us) {
+    established_with(wanted, told, |_| {})
+}
+
+/// The same with changes to our engine's settings.
+pub fn established_with(
+    wanted: &Wanted,
+    told: Told,
+    change: impl FnOnce(&mut testudo_ike::EngineConfig),
+) -> (Pluto, Us) {
     let pluto = Pluto::start(wanted, told);
-    let mut us = Us::new(wanted);
+    let mut us = Us::with(wanted, change);
     us.go();
     pluto.begin(&mut us, wanted);
     us.established();

@@ -7,11 +7,11 @@ use testudo_model::SaMode;
 
 use crate::charon::{Charon, Told, on_charon};
 use crate::ours::Us;
-use crate::wanted::Wanted;
+use crate::wanted::{TheirEsp, Wanted};
 
 fn told(wanted: &Wanted) -> Told {
     let mut told = Told::by(wanted);
-    told.pretend = true;
+    told.through = TheirEsp::Pretended;
     told.esp = told.esp.replace("-noesn", "-esn");
     told
 }

@@ -34,12 +34,27 @@ pub fn run_alone<F: FnOnce() + Send + 'static>(peer: Peer, body: F) {
     }
 }
 
+/// Whose ESP the daemon's packets pass through.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TheirEsp {
+    /// charon's kernel-libipsec: real packets, in UDP and tunnel mode only, on any kernel that has
+    /// TUN.
+    Libipsec,
+    /// The kernel's, which may have none: the daemon is made to believe that the kernel does what
+    /// it asks for. No packet passes.
+    Pretended,
+    /// The kernel's: under a kernel that has it.
+    Kernel,
+}
+
 /// What one test wants. Both ends are configured from it.
 #[derive(Clone)]
 pub struct Wanted {
     pub cable: Cable,
     pub v6: bool,
     pub mode: SaMode,
+    /// The child is for this protocol alone; 0: for all.
+    pub protocol: u8,
     pub ke: KeMethod,
     pub initiate: bool,
     pub forced: bool,
@@ -56,6 +71,7 @@ impl Default for Wanted {
             cable: Cable::Direct,
             v6: false,
             mode: SaMode::Tunnel,
+            protocol: 0,
             ke: KeMethod::X25519,
             initiate: true,
             forced: false,
