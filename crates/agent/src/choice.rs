@@ -61,7 +61,7 @@ pub(crate) struct ChoosingHost {
     asked: Option<DatapathChoice>,
     /// Why the kernel's is not the one, where it might have been.
     note: Option<String>,
-    /// The same where it was asked for by name.
+    /// The same where it was asked for by name, or where it was refused and not found missing.
     problem: Option<String>,
     probed: Monotonic,
     /// The other side has made way.
@@ -115,6 +115,7 @@ impl ChoosingHost {
     fn fall_back(&mut self, error: &DatapathError) {
         tracing::info!("the userspace datapath is taken, not the kernel's: {error}");
         self.note = Some(format!("kernel: {error}"));
+        self.problem = None;
         self.take(Which::User);
     }
 }
@@ -138,7 +139,10 @@ impl Host for ChoosingHost {
         };
         match probed {
             Ok(()) => self.take(Which::Kernel),
-            Err(error) if choice == DatapathChoice::Auto => self.fall_back(&error),
+            // Anything else may be over in a moment; to fall back for it would cut all SAs.
+            Err(error @ DatapathError::Missing { .. }) if choice == DatapathChoice::Auto => {
+                self.fall_back(&error);
+            }
             Err(error) => {
                 let mut text = format!("the kernel datapath cannot be had: {error}");
                 match standing {
@@ -166,15 +170,22 @@ impl Host for ChoosingHost {
     }
 
     fn close(&mut self, policy: &TrafficPolicy) -> Result<(), DatapathError> {
-        let chosen = self.chosen;
-        match self.side(chosen).close(policy) {
-            // Rules that need nothing of the kernel's IPsec close the host as well.
-            Err(error) if chosen == Which::Kernel => {
+        if self.chosen == Which::User {
+            return self.user.close(policy);
+        }
+        match self.kernel.close(policy) {
+            // One flow that is not as it should be is no reason to steer all into a blackhole.
+            closed @ (Ok(()) | Err(DatapathError::Partly { .. })) => {
+                let settled = self.settled();
+                closed.and(settled)
+            }
+            // Rules that need nothing of the kernel's IPsec close the host as well, until its
+            // policies stand.
+            Err(error) => {
                 tracing::warn!("the kernel's policies do not close the host: {error}");
                 self.settled = false;
                 self.user.close(policy)
             }
-            closed => closed,
         }
     }
 
@@ -251,6 +262,10 @@ mod tests {
         no_probe: bool,
         no_open: bool,
         no_close: bool,
+        /// The kernel has all and refuses all the same.
+        refuses: bool,
+        /// All but one flow is closed.
+        conflict: bool,
     }
 
     struct Fake(&'static str, World);
@@ -260,6 +275,10 @@ mod tests {
             let mut world = self.1.0.borrow_mut();
             world.done.push(format!("{} {what}", self.0));
             match broken && self.0 == "kernel" {
+                true if world.refuses => Err(DatapathError::Refused {
+                    operation: "try the kernel's IPsec".into(),
+                    reason: "no buffer space".into(),
+                }),
                 true => Err(DatapathError::Missing {
                     what: "no ESP in this kernel".into(),
                     remedy: "load the module esp4".into(),
@@ -282,7 +301,14 @@ mod tests {
         }
         fn close(&mut self, _: &TrafficPolicy) -> Result<(), DatapathError> {
             let broken = self.1.0.borrow().no_close;
-            self.act("close", broken)
+            self.act("close", broken)?;
+            match self.1.0.borrow().conflict && self.0 == "kernel" {
+                true => Err(DatapathError::Partly {
+                    operation: "set policies".into(),
+                    reason: "another program's policy is in the way".into(),
+                }),
+                false => Ok(()),
+            }
         }
         fn open(&mut self, _: Arc<Notify>) -> Result<Box<dyn Datapath>, DatapathError> {
             let broken = self.1.0.borrow().no_open;
@@ -353,7 +379,12 @@ mod tests {
         open(&mut next);
         assert_eq!(
             world.done(),
-            ["kernel close", "user open", "kernel make way"]
+            [
+                "kernel close",
+                "user make way",
+                "user open",
+                "kernel make way"
+            ]
         );
         let mut last = world.host(dir.path());
         last.close(&policy()).unwrap();
@@ -375,6 +406,46 @@ mod tests {
             let done = world.done();
             assert!(done.ends_with(&["user open".into(), "kernel make way".into()]));
         }
+    }
+
+    #[test]
+    fn auto_does_not_fall_back_for_what_may_be_over_in_a_moment() {
+        let dir = tempfile::tempdir().unwrap();
+        let world = World::default();
+        let mut host = world.host(dir.path());
+        host.choose(DatapathChoice::Auto, None, at(1));
+        open(&mut host);
+        // The agent starts again, and the kernel has no room for a moment.
+        {
+            let mut state = world.0.borrow_mut();
+            (state.no_probe, state.no_open, state.refuses) = (true, true, true);
+        }
+        let mut host = world.host(dir.path());
+        host.choose(DatapathChoice::Auto, None, at(1));
+        assert_eq!((host.kind(), host.note()), ("kernel", None));
+        assert!(host.problem().unwrap().contains("no buffer space"));
+        assert!(host.open(Arc::new(Notify::new())).is_err());
+        assert_eq!(host.kind(), "kernel");
+        world.0.borrow_mut().no_probe = false;
+        world.0.borrow_mut().no_open = false;
+        host.choose(DatapathChoice::Auto, None, at(11));
+        assert_eq!((host.kind(), host.problem()), ("kernel", None));
+        world.done();
+        open(&mut host);
+        assert_eq!(world.done(), ["kernel open", "user make way"]);
+
+        // A host that the userspace datapath carries goes on, and is asked again.
+        let dir = tempfile::tempdir().unwrap();
+        world.0.borrow_mut().no_probe = true;
+        let mut host = world.host(dir.path());
+        host.choose(DatapathChoice::Userspace, None, at(1));
+        open(&mut host);
+        host.choose(DatapathChoice::Auto, Some("user"), at(2));
+        assert_eq!(host.kind(), "user");
+        assert!(host.problem().is_some());
+        world.0.borrow_mut().no_probe = false;
+        host.choose(DatapathChoice::Auto, Some("user"), at(12));
+        assert_eq!((host.kind(), host.problem()), ("kernel", None));
     }
 
     #[test]
@@ -408,6 +479,25 @@ mod tests {
     }
 
     #[test]
+    fn one_flow_in_conflict_does_not_bring_the_other_rules() {
+        let dir = tempfile::tempdir().unwrap();
+        let world = World::default();
+        let mut host = world.host(dir.path());
+        host.choose(DatapathChoice::Auto, None, at(1));
+        open(&mut host);
+        let mut host = world.host(dir.path());
+        world.0.borrow_mut().no_close = true;
+        world.0.borrow_mut().conflict = true;
+        host.close(&policy()).unwrap();
+        world.done();
+        // The policies go in, all but one: it is said, and the other rules go all the same.
+        world.0.borrow_mut().no_close = false;
+        let error = host.close(&policy()).unwrap_err();
+        assert!(error.to_string().contains("in the way"));
+        assert_eq!(world.done(), ["kernel close", "user make way"]);
+    }
+
+    #[test]
     fn a_host_whose_kernel_has_lost_its_ipsec_is_closed_by_the_other_rules() {
         let dir = tempfile::tempdir().unwrap();
         let world = World::default();
@@ -419,6 +509,14 @@ mod tests {
         let mut host = world.host(dir.path());
         host.close(&policy()).unwrap();
         assert_eq!(world.done(), ["kernel close", "user close"]);
+        // They go as soon as the kernel's stand, before anything is opened.
+        world.0.borrow_mut().no_close = false;
+        host.close(&policy()).unwrap();
+        host.close(&policy()).unwrap();
+        assert_eq!(
+            world.done(),
+            ["kernel close", "user make way", "kernel close"]
+        );
         host.clear().unwrap();
         assert_eq!(world.done(), ["kernel clear", "user clear"]);
     }

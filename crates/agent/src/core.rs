@@ -188,6 +188,22 @@ impl Core {
         self.addresses.retain(|_, other| other != peer);
     }
 
+    /// What peers were judged by has changed. Those that are connected were judged anew; what is left of
+    /// `doubted` ones that are not goes.
+    pub(crate) fn distrust(&mut self, doubted: impl Fn(&PeerId) -> bool) {
+        let tunnels = &self.tunnels;
+        let gone = self
+            .linger
+            .distrust(|peer| doubted(peer) && !tunnels.connected(peer));
+        for child in gone {
+            tracing::info!(
+                child = child.0,
+                "an absent peer's SA goes: its certificate cannot be judged anew"
+            );
+            self.drop_child(child);
+        }
+    }
+
     /// The engine's contract: after each mutation all events, then all datagrams.
     pub(crate) fn settle(&mut self, now: Now) {
         loop {
@@ -253,7 +269,7 @@ impl Core {
             Event::ChildUp(up) => self.child_up(*up, now),
             Event::OutboundReady { child, peer, .. } => self.use_outbound(child, &peer, now),
             Event::ChildDown(down) => self.child_down(&down),
-            Event::PathChanged(path) => self.path_changed(&path),
+            Event::PathChanged(path) => self.path_changed(&path, now),
             Event::Failed(failure) => self.negotiation_failed(&failure, now),
         }
     }
@@ -349,7 +365,9 @@ impl Core {
         if self.tunnels.child(down.child).is_none() {
             return;
         }
-        for child in self.linger.keeps(down, now.monotonic).unwrap_or_default() {
+        let valid = self.tunnels.valid_until(&down.peer);
+        let gone = self.linger.keeps(down, valid, now);
+        for child in gone.unwrap_or_default() {
             self.drop_child(child);
         }
     }
@@ -362,16 +380,35 @@ impl Core {
         self.with_datapath(|d| d.remove(child));
     }
 
-    fn path_changed(&mut self, path: &PathChanged) {
+    fn path_changed(&mut self, path: &PathChanged, now: Now) {
         tracing::info!(peer = %path.peer, remote = %path.remote, "the peer has moved");
+        self.tunnels.moved(path);
         let v4 = path.encapsulation.local().is_ipv4();
-        for child in &path.children {
+        for &child in &path.children {
             let same = |c: &Child| c.encapsulation.local().is_ipv4() == v4;
-            if self.tunnels.child(*child).is_some_and(same) {
-                self.with_datapath(|d| d.rebind(*child, path.encapsulation));
+            let Some(datapath) = &mut self.datapath else {
+                return;
+            };
+            if !self.tunnels.child(child).is_some_and(same) {
+                continue;
+            }
+            match datapath.rebind(child, path.encapsulation) {
+                Ok(()) => self.tunnels.rebound(child, path.encapsulation),
+                Err(error) => self.not_rebound(child, &path.peer, &error, now),
             }
         }
-        self.tunnels.moved(path);
+    }
+
+    /// The child's packets go on to where the peer is not any more. A successor has the new ends
+    /// from its beginning.
+    fn not_rebound(&mut self, child: ChildId, peer: &PeerId, error: &DatapathError, now: Now) {
+        tracing::warn!(%peer, "an SA does not follow the peer, and is made anew: {error}");
+        self.count("children_not_rebound");
+        let text = format!("an SA does not follow the peer, and is made anew: {error}");
+        self.tunnels.failed(peer, text, now.wall);
+        if let Err(error) = self.engine.rekey_child(child, now) {
+            tracing::debug!(%peer, "no rekey is begun: {error}");
+        }
     }
 
     /// Every failure is counted by the engine. A peer's own failure is said; a stranger's too,

@@ -20,7 +20,8 @@ pub(crate) trait Host {
     /// Why `Auto` did not take the better one.
     fn note(&self) -> Option<&str>;
 
-    /// Why what was asked for by name cannot be had.
+    /// Why the kernel's cannot be had: it was asked for by name, or `Auto` met a refusal that says
+    /// nothing about what the kernel can do.
     fn problem(&self) -> Option<&str>;
 
     /// The open datapath has the policy in force: what another one left in the host goes.

@@ -6,12 +6,15 @@
 //! ends because its agent is gone ([`DownReason::Dead`]) or has come back
 //! ([`DownReason::InitialContact`]), its children stay for a while, and while no packet has come in
 //! on a new child, packets leave on the old one for a moment longer.
+//!
+//! Nobody can ask an absent agent for its certificate again. So its children never outlive the
+//! certificate that they were made with, and go at once when what it was judged by changes.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use testudo_ike::{ChildDown, DownReason};
-use testudo_model::{ChildId, Monotonic, PeerId};
+use testudo_model::{ChildId, Monotonic, Now, PeerId, UnixTime};
 
 /// How long an old child receives after its peer's agent has come back.
 const BACK: Duration = Duration::from_secs(10);
@@ -50,14 +53,20 @@ impl Linger {
     }
 
     /// Whether a child that the engine has given up stays in the datapath. What must go for it
-    /// comes with the answer.
-    pub(crate) fn keeps(&mut self, down: &ChildDown, now: Monotonic) -> Option<Vec<ChildId>> {
+    /// comes with the answer. `not_after` is the end of the peer's certificate.
+    pub(crate) fn keeps(
+        &mut self,
+        down: &ChildDown,
+        not_after: Option<UnixTime>,
+        now: Now,
+    ) -> Option<Vec<ChildId>> {
         let stays = match down.reason {
             DownReason::InitialContact => BACK,
             DownReason::Dead => AWAY,
             _ => return None,
         };
-        if !self.kernels.contains(&down.peer) {
+        let valid = not_after.map(|end| u64::try_from(end.0.saturating_sub(now.wall.0)).unwrap_or(0));
+        if !self.kernels.contains(&down.peer) || valid == Some(0) {
             return None;
         }
         let slot = (down.name.clone(), down.resource);
@@ -73,10 +82,11 @@ impl Linger {
             self.old.remove(id);
         }
         let peer = down.peer.clone();
-        let until = now + stays;
+        let until =
+            now.monotonic + valid.map_or(stays, |left| stays.min(Duration::from_secs(left)));
         self.old.insert(down.child, Old { peer, slot, until });
         if down.reason == DownReason::InitialContact {
-            self.came_back(&down.peer, now);
+            self.came_back(&down.peer, now.monotonic);
         }
         Some(fellows)
     }
@@ -123,6 +133,12 @@ impl Linger {
         gone.map(|(id, _)| id).collect()
     }
 
+    /// All old children of peers of which nobody can say any more who they are.
+    pub(crate) fn distrust(&mut self, doubted: impl Fn(&PeerId) -> bool) -> Vec<ChildId> {
+        let gone = self.old.extract_if(.., |_, old| doubted(&old.peer));
+        gone.map(|(id, _)| id).collect()
+    }
+
     /// An old child's SAs are gone from the datapath.
     pub(crate) fn lost(&mut self, child: ChildId) {
         self.old.remove(&child);
@@ -157,6 +173,14 @@ mod tests {
         Monotonic(Duration::from_secs(seconds))
     }
 
+    /// The wall's clock began 1000 s before the machine's.
+    fn now(seconds: u64) -> Now {
+        Now {
+            monotonic: at(seconds),
+            wall: UnixTime(1000 + i64::try_from(seconds).unwrap()),
+        }
+    }
+
     fn linger() -> Linger {
         let mut linger = Linger::default();
         linger.set_kernels([peer()].into());
@@ -166,7 +190,7 @@ mod tests {
     #[test]
     fn only_what_an_absent_agent_left_with_a_kernel_stays() {
         let mut user = Linger::default();
-        assert_eq!(user.keeps(&down(1, DownReason::Dead), at(1)), None);
+        assert_eq!(user.keeps(&down(1, DownReason::Dead), None, now(1)), None);
         let mut kernel = linger();
         for reason in [
             DownReason::Replaced,
@@ -177,11 +201,15 @@ mod tests {
             DownReason::Untrusted,
             DownReason::Error,
         ] {
-            assert_eq!(kernel.keeps(&down(1, reason), at(1)), None, "{reason:?}");
+            assert_eq!(
+                kernel.keeps(&down(1, reason), None, now(1)),
+                None,
+                "{reason:?}"
+            );
         }
         assert_eq!(kernel.deadline(), None);
         let away = down(1, DownReason::Dead);
-        assert_eq!(kernel.keeps(&away, at(1)), Some(Vec::new()));
+        assert_eq!(kernel.keeps(&away, None, now(1)), Some(Vec::new()));
         assert_eq!(kernel.deadline(), Some(at(601)));
         kernel.came_back(&peer(), at(100));
         assert_eq!(kernel.over(at(109)), []);
@@ -190,13 +218,31 @@ mod tests {
     }
 
     #[test]
+    fn none_outlives_its_certificate_or_the_trust_in_it() {
+        let mut linger = linger();
+        let dead = |child| down(child, DownReason::Dead);
+        let until = Some(UnixTime(1031));
+        assert_eq!(linger.keeps(&dead(1), until, now(31)), None);
+        assert_eq!(linger.keeps(&dead(1), until, now(40)), None);
+        assert_eq!(linger.keeps(&dead(1), until, now(1)), Some(Vec::new()));
+        assert_eq!(linger.deadline(), Some(at(31)));
+        assert_eq!(linger.over(at(31)), [ChildId(1)]);
+        let later = Some(UnixTime(9000));
+        assert_eq!(linger.keeps(&dead(2), later, now(1)), Some(Vec::new()));
+        assert_eq!(linger.deadline(), Some(at(601)));
+        assert_eq!(linger.distrust(|other| *other != peer()), []);
+        assert_eq!(linger.distrust(|other| *other == peer()), [ChildId(2)]);
+        assert_eq!(linger.deadline(), None);
+    }
+
+    #[test]
     fn a_peer_that_comes_back_again_and_again_holds_two() {
         let mut linger = linger();
         for child in 1..=2 {
-            let kept = linger.keeps(&down(child, DownReason::InitialContact), at(1));
+            let kept = linger.keeps(&down(child, DownReason::InitialContact), None, now(1));
             assert_eq!(kept, Some(Vec::new()));
         }
-        let third = linger.keeps(&down(3, DownReason::InitialContact), at(2));
+        let third = linger.keeps(&down(3, DownReason::InitialContact), None, now(2));
         assert_eq!(third, Some(vec![ChildId(1)]));
         assert_eq!(linger.forget(&peer()), [ChildId(2), ChildId(3)]);
         assert_eq!(linger.deadline(), None);

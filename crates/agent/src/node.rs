@@ -321,8 +321,10 @@ impl Node {
         if trust != self.trust {
             self.core.engine.set_verifier(trust.verifier());
             self.core.engine.recheck_peers(now);
-            self.trust = trust;
             self.core.settle(now);
+            self.core
+                .distrust(|peer| trust.judges_anew(peer, &self.trust));
+            self.trust = trust;
         }
     }
 
@@ -571,11 +573,14 @@ impl Node {
         let datapath = &mut self.core.datapath;
         let applied = self.enforcement.change(Some(traffic), || match datapath {
             Some(datapath) => {
-                datapath
-                    .set_traffic(traffic)
-                    .context("setting the traffic policy")?;
-                host.settled()
-                    .context("clearing what another datapath left")
+                let set = datapath.set_traffic(traffic);
+                // One flow that is not as it should be is no reason to leave all to the rules of a
+                // datapath that is not there.
+                if let Ok(()) | Err(testudo_datapath::DatapathError::Partly { .. }) = set {
+                    host.settled()
+                        .context("clearing what another datapath left")?;
+                }
+                set.context("setting the traffic policy")
             }
             None => host.close(traffic).context("closing the host"),
         });

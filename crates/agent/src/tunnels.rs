@@ -173,18 +173,25 @@ impl Tunnels {
         }
     }
 
+    /// An IKE SA has other ends.
     pub(crate) fn moved(&mut self, path: &PathChanged) {
         if let Some(ike) = self.ikes.get_mut(&path.ike) {
             ike.local = path.local;
             ike.remote = path.remote;
         }
-        for child in &path.children {
-            if let Some(child) = self.children.get_mut(child)
-                && child.encapsulation.local().is_ipv4() == path.encapsulation.local().is_ipv4()
-            {
-                child.encapsulation = path.encapsulation;
-            }
+    }
+
+    /// A child's SAs have other ends.
+    pub(crate) fn rebound(&mut self, child: ChildId, to: Encapsulation) {
+        if let Some(child) = self.children.get_mut(&child) {
+            child.encapsulation = to;
         }
+    }
+
+    /// Until when the certificate is valid that the peer last showed.
+    pub(crate) fn valid_until(&self, peer: &PeerId) -> Option<UnixTime> {
+        let certificate = self.peers.get(peer)?.certificate.as_ref()?;
+        Some(certificate.not_after)
     }
 
     pub(crate) fn failed(&mut self, peer: &PeerId, text: String, at: UnixTime) {

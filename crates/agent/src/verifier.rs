@@ -18,6 +18,11 @@ pub(crate) struct Trust {
 }
 
 impl Trust {
+    /// Whether a peer may be judged otherwise than by `before`.
+    pub(crate) fn judges_anew(&self, peer: &PeerId, before: &Trust) -> bool {
+        self.bundle != before.bundle || self.nodes.get(peer) != before.nodes.get(peer)
+    }
+
     /// For the engine.
     pub(crate) fn verifier(&self) -> Arc<dyn CertificateVerifier + Send + Sync> {
         let authorities = self

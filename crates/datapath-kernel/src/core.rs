@@ -20,7 +20,7 @@ use crate::plan::{
 };
 use crate::probe::{Facts, missing};
 use crate::sa::{Extras, is_outbound};
-use crate::tag::is_our_reqid;
+use crate::tag::is_our_sa;
 use crate::timers::Timers;
 
 /// All of it.
@@ -96,7 +96,7 @@ impl Core {
         let mut bindings = Bindings::default();
         let found = xfrm.sas(|listed| {
             let sa = &listed.sa;
-            is_our_reqid(sa.reqid).then(|| (sa.id, sa.reqid, is_outbound(sa)))
+            is_our_sa(sa.reqid).then(|| (sa.id, sa.reqid, is_outbound(sa)))
         });
         for (id, reqid, outbound) in found.map_err(|e| missing(&e))? {
             bindings.reserve(reqid);
@@ -160,7 +160,7 @@ impl Core {
         let closes = [policy.clear_inbound, policy.clear_outbound] == [ClearTraffic::Drop; 2];
         if done.is_ok() || closes {
             let firewall = self.set_firewall(policy);
-            done.and(firewall)?;
+            done.and(firewall.map_err(|error| partly("set the firewall", error.to_string())))?;
         } else {
             return done;
         }
@@ -197,7 +197,8 @@ impl Core {
         self.carry_out(changes(&have, &want))
     }
 
-    /// Takes the steps of a plan, up to the first that fails; then says what stood in the way.
+    /// Takes the steps of a plan, up to the first that fails; then says what stood in the way, as
+    /// [`DatapathError::Partly`].
     pub(crate) fn carry_out(&mut self, plan: Plan) -> Result<(), DatapathError> {
         for change in plan.changes {
             match &change {
@@ -219,9 +220,9 @@ impl Core {
         }
         match plan.conflicts.as_slice() {
             [] => Ok(()),
-            [conflict] => Err(in_the_way(conflict.to_string())),
+            [conflict] => Err(partly(SET, conflict.to_string())),
             [conflict, more @ ..] => {
-                Err(in_the_way(format!("{conflict}, and {} more", more.len())))
+                Err(partly(SET, format!("{conflict}, and {} more", more.len())))
             }
         }
     }
@@ -231,9 +232,10 @@ impl Core {
     fn add_policy(&mut self, policy: &XfrmPolicy) -> Result<(), DatapathError> {
         match self.xfrm.add_policy(policy) {
             Err(e) if e.is_exists() => match self.xfrm.policy(&policy.key()) {
-                Ok(Some(foreign)) if !is_ours(&foreign) => {
-                    Err(in_the_way(Conflict { foreign }.to_string()))
-                }
+                Ok(Some(foreign)) if !is_ours(&foreign) => Err(DatapathError::Refused {
+                    operation: SET.into(),
+                    reason: Conflict { foreign }.to_string(),
+                }),
                 Ok(Some(_)) => self.xfrm.update_policy(policy).map_err(|e| set(&e)),
                 _ => Err(set(&e)),
             },
@@ -283,7 +285,7 @@ impl Core {
         self.standing.clear();
         let ours = self.xfrm.sas(|listed| {
             let reqid = listed.sa.reqid;
-            is_our_reqid(reqid).then_some(listed.sa.id)
+            is_our_sa(reqid).then_some(listed.sa.id)
         });
         for id in ours.map_err(|e| missing(&e))? {
             self.delete_sa(&id)?;
@@ -376,9 +378,9 @@ fn set(error: &testudo_netlink::Error) -> DatapathError {
     refused(SET, error)
 }
 
-fn in_the_way(reason: String) -> DatapathError {
-    DatapathError::Refused {
-        operation: SET.into(),
+fn partly(operation: &str, reason: String) -> DatapathError {
+    DatapathError::Partly {
+        operation: operation.into(),
         reason,
     }
 }

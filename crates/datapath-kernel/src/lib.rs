@@ -91,7 +91,8 @@ pub fn probe() -> Result<Facts, DatapathError> {
 /// is tried. SAs of an earlier run go on carrying the packets of the peers that are still wanted.
 ///
 /// # Errors
-/// The kernel lacks something, or it refused.
+/// The kernel lacks something, or it refused. With [`DatapathError::Partly`] the policies stand, less
+/// those that the text names.
 pub fn close(options: &Options, policy: &TrafficPolicy) -> Result<(), DatapathError> {
     let (xfrm, facts) = probe::probe()?;
     Core::new(xfrm, facts, options.clone())?.set_traffic(policy)

@@ -1,6 +1,7 @@
 //! What this kernel can do, found out by trying.
 
 use std::net::{IpAddr, Ipv4Addr};
+use std::time::Duration;
 
 use testudo_datapath::DatapathError;
 use testudo_netlink::{
@@ -8,10 +9,10 @@ use testudo_netlink::{
     XfrmSaId,
 };
 
-use crate::tag::REQID_BLOCK;
+use crate::tag::REQID_PROBE;
 
-/// The SPI of the SA that is tried; nothing is ever sent with it.
-const SPI: u32 = 0x7e57_0bed;
+/// How long the SA that is tried stands should nobody be left to remove it.
+const STAY: Duration = Duration::from_secs(10);
 
 /// What was found.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -41,30 +42,31 @@ pub(crate) fn probe() -> Result<(Xfrm, Facts), DatapathError> {
 /// Installs, reads back and removes an SA; whether the kernel keeps its direction.
 fn attempt(xfrm: &mut Xfrm, directions: bool) -> Result<bool, Error> {
     let sa = sample(directions);
+    xfrm.add_sa(&sa)?;
+    let read = xfrm.sa(&sa.id);
     match xfrm.delete_sa(&sa.id) {
+        // Somebody has flushed it, or its time was over.
         Err(e) if !e.is_not_found() => return Err(e),
         _ => {}
     }
-    xfrm.add_sa(&sa)?;
-    let read = xfrm.sa(&sa.id);
-    xfrm.delete_sa(&sa.id)?;
     Ok(read?.is_some_and(|read| read.sa.direction.is_some()))
 }
 
 fn sample(directions: bool) -> XfrmSa {
     let loopback = IpAddr::from(Ipv4Addr::LOCALHOST);
-    let mut key = [0; 36];
-    // Nothing is sealed with it, and it is gone at once. It is random all the same.
-    // SAFETY: the buffer is live and of the length that is given.
-    unsafe { libc::getrandom(key.as_mut_ptr().cast(), key.len(), 0) };
+    // Nothing is sealed with the key, and it is gone at once. It is random all the same.
+    let key: [u8; 36] = random();
+    // So is the SPI: an agent and a doctor may try at the same moment. Those below 256 are reserved
+    // (RFC 4303 2.1).
+    let spi = u32::from_ne_bytes(random()) | 0x100;
     XfrmSa {
         id: XfrmSaId {
             destination: loopback,
-            spi: SPI,
+            spi,
             mark: (0, 0),
         },
         source: loopback,
-        reqid: REQID_BLOCK,
+        reqid: REQID_PROBE,
         mode: XfrmMode::Transport,
         selector: None,
         algorithm: XfrmAlgorithm::Aead {
@@ -79,12 +81,22 @@ fn sample(directions: bool) -> XfrmSa {
             ..XfrmReplay::default()
         },
         direction: directions.then_some(XfrmDirection::Out),
-        limits: XfrmLimits::default(),
+        limits: XfrmLimits {
+            hard_time: Some(STAY),
+            ..XfrmLimits::default()
+        },
         output_mark: None,
         if_id: 0,
         cpu: None,
         mapping_interval: None,
     }
+}
+
+fn random<const LENGTH: usize>() -> [u8; LENGTH] {
+    let mut bytes = [0; LENGTH];
+    // SAFETY: the buffer is live and of the length that is given.
+    unsafe { libc::getrandom(bytes.as_mut_ptr().cast(), bytes.len(), 0) };
+    bytes
 }
 
 /// What the kernel lacks, by how it refuses.
@@ -126,5 +138,20 @@ pub(crate) fn lacks_xfrm(error: &Error) -> bool {
     match error {
         Error::Socket { source, .. } => source.raw_os_error() == Some(libc::EPROTONOSUPPORT),
         _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tag::is_our_sa;
+
+    #[test]
+    fn probes_at_the_same_moment_are_different_sas_that_nobody_takes_for_a_peers() {
+        let (one, other) = (sample(true), sample(true));
+        assert_ne!(one.id, other.id);
+        assert!(one.id.spi >= 0x100 && other.id.spi >= 0x100);
+        assert!(!is_our_sa(one.reqid));
+        assert_eq!(one.limits.hard_time, Some(STAY));
     }
 }

@@ -8,6 +8,8 @@ pub const REQID_BASE: u32 = 0x7e57_0000;
 /// The request ID in the template of a policy that blocks. The kernel never looks at such a
 /// template; it is there to mark the policy.
 pub const REQID_BLOCK: u32 = REQID_BASE;
+/// The request ID of the SA by which is found out what the kernel can do: that of no peer.
+pub(crate) const REQID_PROBE: u32 = REQID_BASE;
 
 /// Policies that let local pods speak to each other. Of policies that match, the kernel obeys the
 /// one with the lowest number; those of charon begin at 366,911, those of libreswan at 1.7
@@ -31,6 +33,12 @@ pub fn is_our_reqid(reqid: u32) -> bool {
     reqid & 0xffff_0000 == REQID_BASE
 }
 
+/// Whether an SA with this request ID is one with a peer of ours. One that is tried is not, whoever
+/// tries it.
+pub(crate) fn is_our_sa(reqid: u32) -> bool {
+    is_our_reqid(reqid) && reqid != REQID_PROBE
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -39,6 +47,7 @@ mod tests {
     fn request_ids_end_where_sixteen_bits_end() {
         assert!(is_our_reqid(REQID_BASE) && is_our_reqid(0x7e57_ffff));
         assert!(!is_our_reqid(0x7e56_ffff) && !is_our_reqid(0x7e58_0000) && !is_our_reqid(1));
+        assert!(is_our_sa(0x7e57_0001) && !is_our_sa(REQID_PROBE) && !is_our_sa(1));
     }
 
     #[test]

@@ -201,6 +201,14 @@ pub enum DatapathError {
         /// What the host said.
         reason: String,
     },
+    /// A traffic policy is in force but for what is named. Nothing is more open than it was.
+    #[error("{operation}: {reason}")]
+    Partly {
+        /// What was tried.
+        operation: String,
+        /// What is not in force, and why.
+        reason: String,
+    },
     /// The caller named a pair that is not there, or one that is there already.
     #[error("{operation}: {reason}")]
     Misuse {
