@@ -101,21 +101,21 @@ fn sim(arguments: &[&str]) -> anyhow::Result<u8> {
 /// Builds the benches in release mode and passes them their arguments. What measures a kernel's
 /// IPsec runs in a guest, which has one.
 fn bench(arguments: &[&str]) -> anyhow::Result<u8> {
-    const PACKAGE: &str = "testudo-bench";
+    const PROGRAM: &str = "testudo-bench";
     if arguments.first() == Some(&"kernel") {
-        let program = build(PACKAGE, &[])?;
+        let program = build(PROGRAM, &[])?;
         let program = program
             .to_str()
             .context("the target directory is not text")?;
         return guest::run(&[&["--", program], arguments].concat());
     }
     // Beside it the library that answers for the kernel where another daemon is measured.
-    let also = ["--package", "testudo-interop", "--bins", "--examples"];
-    release(PACKAGE, &also, arguments)
+    let also = ["--example", "pretend_xfrm"];
+    release(PROGRAM, &also, arguments)
 }
 
-fn release(package: &str, also: &[&str], arguments: &[&str]) -> anyhow::Result<u8> {
-    let program = build(package, also)?;
+fn release(program: &str, also: &[&str], arguments: &[&str]) -> anyhow::Result<u8> {
+    let program = build(program, also)?;
     let status = std::process::Command::new(&program)
         .args(arguments)
         .status()
@@ -123,9 +123,18 @@ fn release(package: &str, also: &[&str], arguments: &[&str]) -> anyhow::Result<u
     Ok(u8::try_from(status.code().unwrap_or(1)).unwrap_or(1))
 }
 
-/// Builds a program in release mode; where it is.
-fn build(package: &str, also: &[&str]) -> anyhow::Result<std::path::PathBuf> {
-    let build = ["cargo", "build", "--release", "--package", package];
+/// Builds a program in release mode; where it is. Of the whole workspace, so that what it depends on
+/// is the variant that all other builds use: a package alone picks other features, and builds the
+/// cryptographic library once more.
+fn build(program: &str, also: &[&str]) -> anyhow::Result<std::path::PathBuf> {
+    let build = [
+        "cargo",
+        "build",
+        "--release",
+        "--workspace",
+        "--bin",
+        program,
+    ];
     run::step("build", &[&build, also].concat())?;
-    Ok(run::target_directory()?.join("release").join(package))
+    Ok(run::target_directory()?.join("release").join(program))
 }
