@@ -352,7 +352,7 @@ impl Core {
         }
     }
 
-    fn block_or_try_again(&mut self, peer: &PeerId) {
+    pub(crate) fn block_or_try_again(&mut self, peer: &PeerId) {
         if let Err(error) = self.sync_peer(peer) {
             tracing::warn!(%peer, "policies are not what they should be: {error}");
             self.timers.repair(Instant::now());

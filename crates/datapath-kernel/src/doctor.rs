@@ -52,6 +52,7 @@ pub fn examine(facts: &Facts) -> Vec<Finding> {
     findings.extend(holes::known(facts));
     findings.extend([
         usable(facts),
+        keys(facts),
         firewall(facts),
         statistics(facts),
         policies(facts),
@@ -103,6 +104,20 @@ fn usable(facts: &Facts) -> Finding {
     match &facts.usable {
         Ok(()) => finding(CHECK, Severity::Ok, "an ESP SA was made and removed"),
         Err(lack) => finding(CHECK, Severity::Failure, lack.what.clone()).remedy(&*lack.remedy),
+    }
+}
+
+/// A kernel in lockdown (confidentiality) hides the keys of SAs.
+fn keys(facts: &Facts) -> Finding {
+    const CHECK: &str = "readable-keys";
+    match facts.keys_readable {
+        Some(true) => finding(CHECK, Severity::Ok, "the kernel gives keys of SAs back"),
+        Some(false) => {
+            let line = "the kernel hides keys of SAs (lockdown=confidentiality): a peer that gets \
+                        another address is sent nothing until its SA has a successor";
+            finding(CHECK, Severity::Note, line)
+        }
+        None => finding(CHECK, Severity::Note, "no SA can be made to read its key"),
     }
 }
 

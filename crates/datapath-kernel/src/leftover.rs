@@ -33,14 +33,17 @@ impl Leftovers {
         self.sas.len()
     }
 
-    /// Whether the SA that an outbound policy's template names is one of them.
+    /// Whether the SA that an outbound policy's template names is one of them. Where a peer has
+    /// two of one SPI they may have one key, and neither is used.
     pub(crate) fn has_outbound(&self, template: &XfrmTemplate) -> bool {
-        self.sas.iter().any(|(id, sa)| {
-            sa.outbound
-                && id.spi == template.spi
-                && sa.reqid == template.reqid
-                && id.destination == template.destination
-        })
+        let mut named = self
+            .sas
+            .iter()
+            .filter(|(id, sa)| sa.outbound && id.spi == template.spi && sa.reqid == template.reqid);
+        match (named.next(), named.next()) {
+            (Some((id, _)), None) => id.destination == template.destination,
+            _ => false,
+        }
     }
 
     /// Request IDs of those that are not leaving.
@@ -91,5 +94,36 @@ impl Leftovers {
     /// All names.
     pub(crate) fn ids(&self) -> impl Iterator<Item = &XfrmSaId> {
         self.sas.keys()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_two_outbound_sas_of_one_spi_neither_is_used() {
+        let id = |destination: &str| XfrmSaId {
+            destination: destination.parse().unwrap(),
+            spi: 7,
+            mark: (0, 0),
+        };
+        let named = |leftovers: &Leftovers, destination: &str| {
+            leftovers.has_outbound(&XfrmTemplate {
+                source: "10.0.0.1".parse().unwrap(),
+                destination: destination.parse().unwrap(),
+                spi: 7,
+                mode: testudo_netlink::XfrmMode::Tunnel,
+                reqid: 5,
+                optional: false,
+            })
+        };
+        let mut leftovers = Leftovers::default();
+        leftovers.add(id("10.0.0.2"), 5, true);
+        leftovers.add(id("10.0.0.4"), 6, true);
+        assert!(named(&leftovers, "10.0.0.2"));
+        assert!(!named(&leftovers, "10.0.0.4"), "another peer's");
+        leftovers.add(id("10.0.0.3"), 5, true);
+        assert!(!named(&leftovers, "10.0.0.2") && !named(&leftovers, "10.0.0.3"));
     }
 }

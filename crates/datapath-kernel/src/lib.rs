@@ -13,6 +13,7 @@
 //! When the process ends nothing is removed: SAs go on carrying packets, policies go on blocking.
 //! The next [`KernelDatapath::open`] finds them.
 
+mod anew;
 mod core;
 mod count;
 pub mod doctor;

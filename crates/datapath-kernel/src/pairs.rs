@@ -15,11 +15,6 @@ use crate::core::{Core, Outbound, Pair, refused};
 use crate::sa;
 use crate::timers::{LINGER, LINGER_INBOUND};
 
-/// How far the sequence numbers of an outbound SA are advanced when it is made anew with the same
-/// key: more than any packets that leave between the reading of the last number and the removal
-/// of the old SA. No number comes twice with one key (RFC 4106 3.1, RFC 4303 3.3.3).
-const SEQUENCE_LEAP: u64 = 1 << 20;
-
 impl Core {
     pub(crate) fn install_inbound(&mut self, spec: &InboundSaSpec) -> Result<(), DatapathError> {
         const OPERATION: &str = "install an inbound SA";
@@ -117,7 +112,7 @@ impl Core {
     }
 
     /// An SA of this name that is about to go makes room now.
-    fn make_room(&mut self, id: &XfrmSaId) -> Result<(), DatapathError> {
+    pub(crate) fn make_room(&mut self, id: &XfrmSaId) -> Result<(), DatapathError> {
         match self.timers.forget_removal(id) {
             true => self.delete_sa(id),
             false => Ok(()),
@@ -156,7 +151,7 @@ impl Core {
     }
 
     /// The peer's end has moved. Another port is a change of the SAs in place; another address
-    /// makes an outbound SA of the same SPI and key beside the old one.
+    /// makes an outbound SA of the same SPI and key in place of the old one.
     pub(crate) fn rebind(
         &mut self,
         child: ChildId,
@@ -194,55 +189,13 @@ impl Core {
         if let Some(pair) = self.pairs.get_mut(&child) {
             pair.encapsulation = to;
             pair.moved = None;
+            let peer = pair.peer.clone();
+            self.set_other_addresses(&peer);
         }
         Ok(())
     }
 
-    /// An outbound SA at the peer's new address.
-    fn make_anew(
-        &mut self,
-        child: ChildId,
-        old: &XfrmSaId,
-        to: &Encapsulation,
-    ) -> Result<(), DatapathError> {
-        const OPERATION: &str = "rebind a pair";
-        let mut sa = self.read(OPERATION, child, old)?.sa;
-        let last = sa.replay.sent.saturating_add(SEQUENCE_LEAP);
-        if !sa.replay.esn && last >= u64::from(u32::MAX) {
-            return Err(DatapathError::Refused {
-                operation: OPERATION.into(),
-                reason: "too few sequence numbers are left; the child wants a successor".into(),
-            });
-        }
-        sa.id.destination = to.remote();
-        sa.encapsulation = sa::ports(to, XfrmDirection::Out);
-        sa.replay.sent = last;
-        self.make_room(&sa.id)?;
-        self.xfrm.add_sa(&sa).map_err(|e| refused(OPERATION, &e))?;
-        self.own(sa.id, child, SaDirection::Outbound);
-        let Some(pair) = self.pairs.get_mut(&child) else {
-            return Ok(());
-        };
-        pair.encapsulation = *to;
-        if let Some(outbound) = &mut pair.outbound {
-            outbound.id = sa.id;
-        }
-        let (peer, in_use) = (pair.peer.clone(), pair.in_use());
-        self.set_other_addresses(&peer);
-        let names_it = |policy: &testudo_netlink::XfrmPolicy| {
-            policy.templates.iter().any(|t| t.spi == old.spi)
-        };
-        if self.standing.values().any(names_it)
-            && let Some(in_use) = in_use
-        {
-            self.bindings.use_outbound(&peer, in_use);
-        }
-        self.sync_peer(&peer)?;
-        self.retire(*old);
-        Ok(())
-    }
-
-    fn read(
+    pub(crate) fn read(
         &mut self,
         operation: &'static str,
         child: ChildId,
@@ -286,7 +239,7 @@ impl Core {
         })
     }
 
-    fn own(&mut self, id: XfrmSaId, child: ChildId, direction: SaDirection) {
+    pub(crate) fn own(&mut self, id: XfrmSaId, child: ChildId, direction: SaDirection) {
         self.owners.insert(id, SaId { child, direction });
     }
 

@@ -21,27 +21,32 @@ pub struct Facts {
     pub directions: bool,
     /// The host has IPv6.
     pub ipv6: bool,
+    /// The kernel gives an SA's key back. In lockdown (confidentiality) it does not, and an SA
+    /// cannot be made anew at a peer's other address.
+    pub keys_readable: bool,
 }
 
 /// Opens a socket to the kernel's XFRM and tries it with one SA, which is removed again.
 pub(crate) fn probe() -> Result<(Xfrm, Facts), DatapathError> {
     let mut xfrm = Xfrm::open().map_err(|e| missing(&e))?;
-    let directions = match attempt(&mut xfrm, true) {
-        Ok(told) => told,
+    let found = match attempt(&mut xfrm, true) {
         // Older kernels refuse a window of 0 with ESN.
-        Err(e) if e.errno() == Some(libc::EINVAL) => {
-            attempt(&mut xfrm, false).map_err(|e| missing(&e))?;
-            false
-        }
-        Err(e) => return Err(missing(&e)),
+        Err(e) if e.errno() == Some(libc::EINVAL) => attempt(&mut xfrm, false),
+        other => other,
     };
-    let ipv6 = std::path::Path::new("/proc/sys/net/ipv6").exists();
-    Ok((xfrm, Facts { directions, ipv6 }))
+    let facts = Facts {
+        ipv6: std::path::Path::new("/proc/sys/net/ipv6").exists(),
+        ..found.map_err(|e| missing(&e))?
+    };
+    Ok((xfrm, facts))
 }
 
-/// Installs, reads back and removes an SA; whether the kernel keeps its direction.
-fn attempt(xfrm: &mut Xfrm, directions: bool) -> Result<bool, Error> {
-    let sa = sample(directions);
+/// Installs, reads back and removes an SA; whether the kernel keeps its direction, and gives its
+/// key back.
+fn attempt(xfrm: &mut Xfrm, directions: bool) -> Result<Facts, Error> {
+    // Nothing is sealed with the key, and it is gone at once. It is random all the same.
+    let key: [u8; 36] = random();
+    let sa = sample(directions, &key);
     xfrm.add_sa(&sa)?;
     let read = xfrm.sa(&sa.id);
     match xfrm.delete_sa(&sa.id) {
@@ -49,15 +54,22 @@ fn attempt(xfrm: &mut Xfrm, directions: bool) -> Result<bool, Error> {
         Err(e) if !e.is_not_found() => return Err(e),
         _ => {}
     }
-    Ok(read?.is_some_and(|read| read.sa.direction.is_some()))
+    Ok(read?.map_or_else(Facts::default, |read| Facts {
+        directions: read.sa.direction.is_some(),
+        keys_readable: same_key(&read.sa.algorithm, &key),
+        ..Facts::default()
+    }))
 }
 
-fn sample(directions: bool) -> XfrmSa {
+fn same_key(read: &XfrmAlgorithm, given: &[u8]) -> bool {
+    matches!(read, XfrmAlgorithm::Aead { key, .. } if key.as_bytes() == given)
+}
+
+/// An SA that carries nothing.
+pub(crate) fn sample(directions: bool, key: &[u8]) -> XfrmSa {
     let loopback = IpAddr::from(Ipv4Addr::LOCALHOST);
-    // Nothing is sealed with the key, and it is gone at once. It is random all the same.
-    let key: [u8; 36] = random();
-    // So is the SPI: an agent and a doctor may try at the same moment. Those below 256 are reserved
-    // (RFC 4303 2.1).
+    // The SPI is random too: an agent and a doctor may try at the same moment. Those below 256 are
+    // reserved (RFC 4303 2.1).
     let spi = u32::from_ne_bytes(random()) | 0x100;
     XfrmSa {
         id: XfrmSaId {
@@ -71,7 +83,7 @@ fn sample(directions: bool) -> XfrmSa {
         selector: None,
         algorithm: XfrmAlgorithm::Aead {
             name: "rfc4106(gcm(aes))".into(),
-            key: XfrmKey::new(&key),
+            key: XfrmKey::new(key),
             icv_bits: 128,
         },
         encapsulation: None,

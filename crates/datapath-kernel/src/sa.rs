@@ -116,6 +116,20 @@ pub(crate) fn is_outbound(sa: &XfrmSa) -> bool {
     }
 }
 
+/// Whether each key of an SA that was read is there. A kernel that hides them gives zeros.
+pub(crate) fn has_keys(algorithm: &XfrmAlgorithm) -> bool {
+    let there = |key: &XfrmKey| key.as_bytes().iter().any(|byte| *byte != 0);
+    match algorithm {
+        XfrmAlgorithm::Aead { key, .. } => there(key),
+        XfrmAlgorithm::CipherAndIntegrity {
+            cipher_key,
+            integrity_key,
+            ..
+        } => there(cipher_key) && there(integrity_key),
+        XfrmAlgorithm::None => false,
+    }
+}
+
 /// UDP's ports as they are on the wire.
 pub(crate) fn ports(
     encapsulation: &Encapsulation,

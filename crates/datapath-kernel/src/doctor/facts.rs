@@ -57,6 +57,8 @@ pub struct Facts {
     pub version: String,
     /// Whether an ESP SA can be made.
     pub usable: Result<(), Lack>,
+    /// Whether the kernel gives an SA's key back; unknown where no SA can be made.
+    pub keys_readable: Option<bool>,
     /// Whether nftables of the family inet can be made.
     pub firewall: Result<(), Lack>,
     /// The kernel counts what IPsec drops.
@@ -126,10 +128,13 @@ pub fn gather() -> Facts {
         text.unwrap_or_default().trim().to_owned()
     };
     let acquire = fs::read_to_string("/proc/sys/net/core/xfrm_acq_expires");
+    let tried = crate::probe::probe().map(|(_, facts)| facts);
+    let tried = tried.map_err(Lack::from);
     Facts {
         release: kernel("osrelease"),
         version: kernel("version"),
-        usable: usable(),
+        keys_readable: tried.as_ref().ok().map(|facts| facts.keys_readable),
+        usable: tried.map(drop),
         firewall: firewall(),
         // The file of the thread's own namespace.
         statistics: Path::new("/proc/thread-self/net/xfrm_stat").exists(),
@@ -141,10 +146,6 @@ pub fn gather() -> Facts {
         flowtables: flowtables(),
         acquire_seconds: acquire.ok().and_then(|text| text.trim().parse().ok()),
     }
-}
-
-fn usable() -> Result<(), Lack> {
-    crate::probe::probe().map(drop).map_err(Lack::from)
 }
 
 fn firewall() -> Result<(), Lack> {

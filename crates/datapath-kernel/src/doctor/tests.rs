@@ -11,6 +11,7 @@ fn healthy() -> Facts {
         release: "6.18.44".into(),
         version: "#1 SMP".into(),
         usable: Ok(()),
+        keys_readable: Some(true),
         firewall: Ok(()),
         statistics: true,
         policies: Vec::new(),
@@ -80,7 +81,7 @@ fn each_check_finds_what_it_is_for() {
         process: 7,
     };
     type Change<'a> = &'a dyn Fn(&mut Facts);
-    let cases: [(&str, Severity, &str, Change<'_>); 11] = [
+    let cases: [(&str, Severity, &str, Change<'_>); 12] = [
         (
             "kernel-release",
             Warning,
@@ -94,6 +95,9 @@ fn each_check_finds_what_it_is_for() {
         }),
         ("kernel-ipsec", Failure, "it is missing", &|f| {
             f.usable = Err(lack())
+        }),
+        ("readable-keys", Note, "lockdown", &|f| {
+            f.keys_readable = Some(false)
         }),
         ("nftables", Warning, "it is missing", &|f| {
             f.firewall = Err(lack())

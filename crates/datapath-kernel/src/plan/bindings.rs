@@ -112,10 +112,19 @@ impl Bindings {
         }
     }
 
-    /// This SA carries nothing any more.
-    pub fn stop_using(&mut self, peer: &PeerId, spi: Spi) {
+    /// This SA carries nothing any more. `Some`: it was in use, and its place among the peer's.
+    pub fn stop_using(&mut self, peer: &PeerId, spi: Spi) -> Option<usize> {
+        let in_use = &mut self.peers.get_mut(peer)?.in_use;
+        let place = in_use.iter().position(|child| child.spi == spi)?;
+        in_use.remove(place);
+        Some(place)
+    }
+
+    /// An SA that was taken out of use is used again in its place; its end may have moved.
+    pub fn use_again(&mut self, peer: &PeerId, place: usize, child: InUse) {
         if let Some(binding) = self.peers.get_mut(peer) {
-            binding.in_use.retain(|child| child.spi != spi);
+            let place = place.min(binding.in_use.len());
+            binding.in_use.insert(place, child);
         }
     }
 
