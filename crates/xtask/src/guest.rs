@@ -7,6 +7,7 @@
 
 pub(crate) mod batch;
 mod boot;
+mod folder;
 mod initramfs;
 mod kernel;
 mod process;

@@ -16,7 +16,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 
-use super::boot::{own_folder, quote};
+use super::boot::quote;
+use super::folder::Folder;
 
 /// The script, in the shared folder.
 const SCRIPT: &str = "programs.sh";
@@ -41,28 +42,17 @@ pub(crate) const ALONE: [&str; 9] = [
 ];
 
 /// An empty folder to share with a guest. It goes with its holder.
-pub(crate) struct Shared(PathBuf);
+pub(crate) struct Shared(Folder);
 
 impl Shared {
-    /// The one of this process.
+    /// A new one.
     pub(crate) fn new() -> anyhow::Result<Self> {
-        let path = own_folder();
-        match std::fs::remove_dir_all(&path) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error.into()),
-            _ => std::fs::create_dir_all(&path).with_context(|| path.display().to_string())?,
-        }
-        Ok(Self(path))
+        Folder::new().map(Self)
     }
 
     /// Where it is.
     pub(crate) fn path(&self) -> &Path {
-        &self.0
-    }
-}
-
-impl Drop for Shared {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.0);
+        self.0.path()
     }
 }
 

@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail};
 
 use super::Request;
+use super::folder::{Folder, private_file};
 use super::initramfs;
 use super::kernel::{Kernel, Unpacked};
 use super::process::{bound, output};
@@ -25,9 +26,6 @@ const PATIENCE_QEMU: Duration = Duration::from_secs(240);
 
 /// How long a guest may take to power off when the command has ended.
 const FAREWELL: Duration = Duration::from_secs(20);
-
-/// What the names of folders for guests begin with; the process's id follows.
-const FOLDER: &str = "testudo-guest-";
 
 /// The RAM disk, in the control folder.
 const INITRAMFS: &str = "initramfs";
@@ -259,27 +257,28 @@ impl Drop for Machine {
 /// The control folder. It goes with its holder.
 struct Control {
     path: PathBuf,
+    _folder: Folder,
     outputs: [std::cell::RefCell<File>; 2],
 }
 
 impl Control {
     fn new() -> anyhow::Result<Self> {
-        remove_orphans();
-        let path = own_folder();
+        let folder = Folder::new()?;
+        let path = folder.path().to_owned();
         // The kernel's command line knows no quotes.
         if path.as_os_str().as_bytes().contains(&b' ') {
             bail!("{}: a guest needs a TMPDIR without spaces", path.display());
-        }
-        match std::fs::remove_dir_all(&path) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error.into()),
-            _ => std::fs::create_dir_all(&path).with_context(|| path.display().to_string())?,
         }
         let file = |name: &str| -> anyhow::Result<_> {
             std::fs::write(path.join(name), [])?;
             Ok(std::cell::RefCell::new(File::open(path.join(name))?))
         };
         let outputs = [file("output")?, file("errors")?];
-        Ok(Self { path, outputs })
+        Ok(Self {
+            path,
+            _folder: folder,
+            outputs,
+        })
     }
 
     /// Says what to do.
@@ -312,7 +311,9 @@ impl Control {
             quote(word.as_bytes(), &mut script);
         }
         script.push(b'\n');
-        std::fs::write(self.path.join("command.sh"), script).context("the guest's command")
+        // The caller's environment is in it.
+        let mut file = private_file(&self.path.join("command.sh"))?;
+        file.write_all(&script).context("the guest's command")
     }
 
     /// A file that the guest has finished writing.
@@ -354,40 +355,6 @@ impl Control {
         let lines = lines[from..].iter().take(40);
         let lines: String = lines.map(|line| format!("\n  {line}")).collect();
         format!("its console says:{lines}")
-    }
-}
-
-impl Drop for Control {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.path);
-    }
-}
-
-/// Where this process keeps what it shares with guests. Should the process be killed, the next
-/// guest removes it.
-pub(super) fn own_folder() -> PathBuf {
-    std::env::temp_dir().join(format!("{FOLDER}{}", std::process::id()))
-}
-
-/// Removes such folders of processes that were killed.
-fn remove_orphans() {
-    let entries = std::fs::read_dir(std::env::temp_dir());
-    for path in entries
-        .into_iter()
-        .flatten()
-        .flatten()
-        .map(|entry| entry.path())
-    {
-        let name = path
-            .file_name()
-            .and_then(|name| name.to_str())
-            .unwrap_or_default();
-        let owner = name
-            .strip_prefix(FOLDER)
-            .and_then(|id| id.parse::<u32>().ok());
-        if owner.is_some_and(|id| !Path::new(&format!("/proc/{id}")).exists()) {
-            let _ = std::fs::remove_dir_all(path);
-        }
     }
 }
 
