@@ -4,6 +4,7 @@ use std::future::{Future, pending};
 use std::pin::pin;
 
 use anyhow::{Context, Result, bail};
+use rustix::process::{Resource, Rlimit, setrlimit};
 use testudo_store::{DirStore, Location, Store, parse_location};
 
 use crate::Options;
@@ -23,6 +24,7 @@ use crate::user::UserSide;
 /// Runs the agent until `shutdown` is ready. An error means that the node stays closed and that
 /// the agent is to be started again.
 pub async fn run(options: Options, shutdown: impl Future<Output = ()>) -> Result<()> {
+    no_core_dumps()?;
     let host = Box::new(ChoosingHost::new(
         Box::new(UserSide::new(&options)),
         Box::new(KernelSide::new(&options)),
@@ -34,6 +36,16 @@ pub async fn run(options: Options, shutdown: impl Future<Output = ()>) -> Result
         Location::Directory(path) => DirStore::open(path).context("opening the store")?,
     };
     run_on(options, clock, host, enforcement, store, shutdown).await
+}
+
+/// An agent that crashes must not write its keys to a disk. A limit of 0 bytes holds for files alone;
+/// with 1, too little for any file, Linux pipes none to a program either.
+fn no_core_dumps() -> Result<()> {
+    let none = Rlimit {
+        current: Some(1),
+        maximum: Some(1),
+    };
+    setrlimit(Resource::Core, none).context("turning core dumps off")
 }
 
 /// Before anything else: what was dropped when the agent last ran is dropped again. The host may
