@@ -313,14 +313,26 @@ impl Core {
         }
     }
 
-    /// What the peer has begun and was not seen to use waits while a child that its kernel still
-    /// knows sends.
+    /// What the peer has begun and was not seen to use waits while packets leave on what the peer's
+    /// kernel still knows: a child of before its restart, or an SA of before ours. The peer installs
+    /// the new child when our answer has reached it.
     fn use_outbound(&mut self, child: ChildId, peer: &PeerId, now: Now) {
-        match self.tunnels.sends_before(child) {
-            Some((before, false)) if self.linger.is_old(before) => {
-                self.linger.wait(child, peer, now.monotonic);
-            }
-            _ => self.switch(child, peer, now),
+        for other in self.tunnels.fellows(child) {
+            // The engine has chosen anew.
+            self.linger.proven(other);
+        }
+        let began = self.tunnels.child(child).is_some_and(|c| c.initiator);
+        let before = self.tunnels.sends_before(child);
+        let restarted = before.is_none()
+            && !began
+            && self
+                .datapath
+                .as_ref()
+                .is_some_and(|d| d.follows_earlier_run(child));
+        let peer_restarted = !began && before.is_some_and(|before| self.linger.is_old(before));
+        match restarted || peer_restarted {
+            true => self.linger.wait(child, peer, restarted, now.monotonic),
+            false => self.switch(child, peer, now),
         }
     }
 

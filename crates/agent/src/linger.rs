@@ -23,6 +23,10 @@ const AWAY: Duration = Duration::from_secs(600);
 /// How long packets leave on an old child when none comes in on the new one. A peer that has
 /// begun the new one has installed it after a round trip.
 const UNPROVEN: Duration = Duration::from_millis(500);
+/// The same after our own restart, while packets leave on an SA of before it. A peer that was
+/// restarted with us has to verify our answer before it installs the new child, on a busy machine,
+/// and it receives on the old one for longer than this.
+const UNPROVEN_AFTER_RESTART: Duration = Duration::from_secs(2);
 /// Old children of one peer and name at most: one that comes back again and again holds no more.
 const MOST: usize = 2;
 
@@ -65,7 +69,8 @@ impl Linger {
             DownReason::Dead => AWAY,
             _ => return None,
         };
-        let valid = not_after.map(|end| u64::try_from(end.0.saturating_sub(now.wall.0)).unwrap_or(0));
+        let valid =
+            not_after.map(|end| u64::try_from(end.0.saturating_sub(now.wall.0)).unwrap_or(0));
         if !self.kernels.contains(&down.peer) || valid == Some(0) {
             return None;
         }
@@ -103,9 +108,14 @@ impl Linger {
         self.old.contains_key(&child)
     }
 
-    /// Packets go on leaving on the old child; `new` waits for its first packet, or its time.
-    pub(crate) fn wait(&mut self, new: ChildId, peer: &PeerId, now: Monotonic) {
-        let (peer, due) = (peer.clone(), now + UNPROVEN);
+    /// Packets go on leaving on the old child, or on an SA of before our `restarted`; `new` waits for
+    /// its first packet, or its time.
+    pub(crate) fn wait(&mut self, new: ChildId, peer: &PeerId, restarted: bool, now: Monotonic) {
+        let wait = match restarted {
+            true => UNPROVEN_AFTER_RESTART,
+            false => UNPROVEN,
+        };
+        let (peer, due) = (peer.clone(), now + wait);
         self.waiting.entry(new).or_insert(Waiting { peer, due });
     }
 
@@ -251,12 +261,14 @@ mod tests {
     #[test]
     fn a_new_child_waits_for_its_first_packet_and_not_for_long() {
         let mut linger = linger();
-        linger.wait(ChildId(7), &peer(), at(1));
-        linger.wait(ChildId(8), &peer(), at(1));
+        linger.wait(ChildId(7), &peer(), false, at(1));
+        linger.wait(ChildId(8), &peer(), false, at(1));
+        linger.wait(ChildId(9), &peer(), true, at(1));
         assert_eq!(linger.proven(ChildId(7)), Some(peer()));
         assert_eq!(linger.proven(ChildId(7)), None);
         assert_eq!(linger.due(at(1)), []);
         assert_eq!(linger.due(at(2)), [(ChildId(8), peer())]);
+        assert_eq!(linger.due(at(3)), [(ChildId(9), peer())]);
         assert_eq!(linger.deadline(), None);
     }
 }

@@ -54,7 +54,7 @@ pub(crate) struct Child {
     resource: u32,
     ike: IkeId,
     /// Whether we began the exchange that made it.
-    initiator: bool,
+    pub(crate) initiator: bool,
     spi_in: Spi,
     spi_out: Spi,
     pub(crate) mode: SaMode,
@@ -204,17 +204,24 @@ impl Tunnels {
         self.children.get(&child)
     }
 
-    /// The child that sends where `new` shall, and whether the peer is known to have installed that.
-    pub(crate) fn sends_before(&self, new: ChildId) -> Option<(ChildId, bool)> {
-        let child = self.children.get(&new)?;
-        let (sender, _) = self.children.iter().find(|(id, other)| {
-            other.sending
-                && **id != new
+    /// The child that sends where `new` shall.
+    pub(crate) fn sends_before(&self, new: ChildId) -> Option<ChildId> {
+        let mut fellows = self.fellows(new).into_iter();
+        fellows.find(|id| self.child(*id).is_some_and(|child| child.sending))
+    }
+
+    /// Other children for the same packets.
+    pub(crate) fn fellows(&self, of: ChildId) -> Vec<ChildId> {
+        let Some(child) = self.children.get(&of) else {
+            return Vec::new();
+        };
+        let fellows = self.children.iter().filter(|(id, other)| {
+            **id != of
                 && other.peer == child.peer
                 && other.name == child.name
                 && other.resource == child.resource
-        })?;
-        Some((*sender, child.initiator))
+        });
+        fellows.map(|(id, _)| *id).collect()
     }
 
     /// The children that send, with their peers.

@@ -66,24 +66,35 @@ impl Leftovers {
         taken
     }
 
-    /// A successor of this request ID is in use: the outbound ones, which are forgotten, and the
-    /// inbound ones, which are leaving from now on.
-    pub(crate) fn replaced(&mut self, reqid: u32) -> (Vec<XfrmSaId>, Vec<XfrmSaId>) {
-        let (mut outbound, mut inbound) = (Vec::new(), Vec::new());
-        for (id, sa) in self.sas.iter_mut().filter(|(_, sa)| sa.reqid == reqid) {
-            match (sa.outbound, sa.leaving) {
-                (true, _) => outbound.push(*id),
-                (false, false) => {
-                    sa.leaving = true;
-                    inbound.push(*id);
-                }
-                (false, true) => {}
-            }
+    /// A successor of this request ID is in use, and the peer's policies name `named` now. The
+    /// outbound ones that none of them names, which are forgotten; and, when no outbound one is
+    /// left, the inbound ones, which are leaving from now on. Until then the peer may have more than
+    /// one child (one for each family) that it sends on as before.
+    pub(crate) fn replaced(
+        &mut self,
+        reqid: u32,
+        named: &[XfrmTemplate],
+    ) -> (Vec<XfrmSaId>, Vec<XfrmSaId>) {
+        let is_named = |id: &XfrmSaId| {
+            let mut names = named.iter();
+            names.any(|t| (t.destination, t.spi) == (id.destination, id.spi))
+        };
+        let unnamed =
+            |id: &XfrmSaId, sa: &mut Leftover| sa.reqid == reqid && sa.outbound && !is_named(id);
+        let outbound: Vec<XfrmSaId> = self.sas.extract_if(.., unnamed).map(|(id, _)| id).collect();
+        let mut rest: Vec<_> = self
+            .sas
+            .iter_mut()
+            .filter(|(_, sa)| sa.reqid == reqid && !sa.leaving)
+            .collect();
+        if rest.iter().any(|(_, sa)| sa.outbound) {
+            return (outbound, Vec::new());
         }
-        for id in &outbound {
-            self.sas.remove(id);
-        }
-        (outbound, inbound)
+        let inbound = rest.iter_mut().map(|(id, sa)| {
+            sa.leaving = true;
+            **id
+        });
+        (outbound, inbound.collect())
     }
 
     /// It is gone.
@@ -99,31 +110,76 @@ impl Leftovers {
 
 #[cfg(test)]
 mod tests {
+    use testudo_netlink::XfrmMode;
+
     use super::*;
+    use crate::tag::REQID_BASE;
+
+    const REQID: u32 = REQID_BASE | 1;
+
+    fn id(destination: &str, spi: u32) -> XfrmSaId {
+        XfrmSaId {
+            destination: destination.parse().unwrap(),
+            spi,
+            mark: (0, 0),
+        }
+    }
+
+    fn names(sa: XfrmSaId) -> XfrmTemplate {
+        XfrmTemplate {
+            source: "10.0.0.1".parse().unwrap(),
+            destination: sa.destination,
+            spi: sa.spi,
+            mode: XfrmMode::Tunnel,
+            reqid: REQID,
+            optional: false,
+        }
+    }
+
+    #[test]
+    fn one_familys_successor_leaves_the_other_familys_sas() {
+        let (out4, out6) = (id("10.0.0.2", 4), id("10.0.0.2", 6));
+        let (in4, in6) = (id("10.0.0.1", 14), id("10.0.0.1", 16));
+        let other = id("10.0.0.3", 7);
+        let mut leftovers = Leftovers::default();
+        for (sa, outbound) in [(out4, true), (out6, true), (in4, false), (in6, false)] {
+            leftovers.add(sa, REQID, outbound);
+        }
+        leftovers.add(other, REQID + 1, true);
+        assert!(leftovers.has_outbound(&names(out6)));
+        assert!(!leftovers.has_outbound(&names(in6)));
+        let new4 = id("10.0.0.2", 40);
+        let first = leftovers.replaced(REQID, &[names(new4), names(out6)]);
+        assert_eq!(first, (vec![out4], vec![]));
+        assert!(leftovers.has_outbound(&names(out6)));
+        let new6 = id("10.0.0.2", 60);
+        let second = leftovers.replaced(REQID, &[names(new4), names(new6)]);
+        assert_eq!(second, (vec![out6], vec![in4, in6]));
+        let third = leftovers.replaced(REQID, &[names(new4), names(new6)]);
+        assert_eq!(third, (vec![], vec![]));
+        // They are known until they are gone, and another peer's stays.
+        assert_eq!(leftovers.len(), 3);
+        assert_eq!(leftovers.reqids(), [REQID + 1].into());
+    }
 
     #[test]
     fn of_two_outbound_sas_of_one_spi_neither_is_used() {
-        let id = |destination: &str| XfrmSaId {
-            destination: destination.parse().unwrap(),
-            spi: 7,
-            mark: (0, 0),
-        };
         let named = |leftovers: &Leftovers, destination: &str| {
             leftovers.has_outbound(&XfrmTemplate {
                 source: "10.0.0.1".parse().unwrap(),
                 destination: destination.parse().unwrap(),
                 spi: 7,
-                mode: testudo_netlink::XfrmMode::Tunnel,
+                mode: XfrmMode::Tunnel,
                 reqid: 5,
                 optional: false,
             })
         };
         let mut leftovers = Leftovers::default();
-        leftovers.add(id("10.0.0.2"), 5, true);
-        leftovers.add(id("10.0.0.4"), 6, true);
+        leftovers.add(id("10.0.0.2", 7), 5, true);
+        leftovers.add(id("10.0.0.4", 7), 6, true);
         assert!(named(&leftovers, "10.0.0.2"));
         assert!(!named(&leftovers, "10.0.0.4"), "another peer's");
-        leftovers.add(id("10.0.0.3"), 5, true);
+        leftovers.add(id("10.0.0.3", 7), 5, true);
         assert!(!named(&leftovers, "10.0.0.2") && !named(&leftovers, "10.0.0.3"));
     }
 }

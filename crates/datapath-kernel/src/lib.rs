@@ -221,6 +221,10 @@ impl Datapath for KernelDatapath {
         self.with(|core| core.use_outbound(child))
     }
 
+    fn follows_earlier_run(&self, child: ChildId) -> bool {
+        lock(&self.core).follows_leftover(child)
+    }
+
     fn remove(&mut self, child: ChildId) -> Result<(), DatapathError> {
         self.with(|core| core.remove(child))
     }

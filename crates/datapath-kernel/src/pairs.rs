@@ -9,9 +9,10 @@ use testudo_model::{
     ChildId, Encapsulation, InboundSaSpec, OutboundSaSpec, PeerId, SaDirection, SaId, SaMode, Spi,
     TrafficSelector,
 };
-use testudo_netlink::{XfrmDirection, XfrmListedSa, XfrmSaId};
+use testudo_netlink::{XfrmDirection, XfrmListedSa, XfrmSaId, XfrmSelector, XfrmTemplate};
 
 use crate::core::{Core, Outbound, Pair, refused};
+use crate::plan::desired_for;
 use crate::sa;
 use crate::timers::{LINGER, LINGER_INBOUND};
 
@@ -87,13 +88,46 @@ impl Core {
         Ok(())
     }
 
-    /// What an earlier run left is not needed any more: outbound SAs at once, inbound ones when
-    /// the packets that are on their way have come in and the peer has switched too.
+    /// Whether packets that the child is to carry leave on an SA of an earlier run.
+    pub(crate) fn follows_leftover(&self, child: ChildId) -> bool {
+        let pair = self.pairs.get(&child);
+        let Some((pair, next)) = pair.and_then(|pair| Some((pair, pair.in_use()?))) else {
+            return false;
+        };
+        let named = self.named(&pair.peer);
+        named
+            .iter()
+            .any(|(flow, template)| next.covers(flow) && self.leftovers.has_outbound(template))
+    }
+
+    /// What a peer's outbound policies name, and for which packets.
+    fn named(&self, peer: &PeerId) -> Vec<(XfrmSelector, XfrmTemplate)> {
+        let Some(policy) = &self.policy else {
+            return Vec::new();
+        };
+        let policies = desired_for(policy, &self.bindings, self.facts.ipv6, peer);
+        let outbound = policies
+            .into_iter()
+            .filter(|policy| policy.direction == XfrmDirection::Out);
+        let named = outbound.flat_map(|policy| {
+            let templates = policy.templates.into_iter();
+            templates.map(move |template| (policy.selector, template))
+        });
+        named.filter(|(_, template)| template.spi != 0).collect()
+    }
+
+    /// What an earlier run left and no policy names is not needed any more: outbound SAs at once,
+    /// inbound ones when the packets that are on their way have come in and the peer has switched
+    /// too.
     fn replaced(&mut self, peer: &PeerId) {
         let Some(reqid) = self.bindings.reqid(peer) else {
             return;
         };
-        let (outbound, inbound) = self.leftovers.replaced(reqid);
+        if !self.leftovers.reqids().contains(&reqid) {
+            return;
+        }
+        let named: Vec<XfrmTemplate> = self.named(peer).into_iter().map(|(_, t)| t).collect();
+        let (outbound, inbound) = self.leftovers.replaced(reqid, &named);
         for id in outbound {
             self.bindings.stop_using(peer, Spi(id.spi));
             self.retire(id);

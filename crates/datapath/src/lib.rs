@@ -49,6 +49,13 @@ pub trait Datapath: Send {
     /// From now on packets to the peer of `child` that match its selectors are sealed with it.
     fn use_outbound(&mut self, child: ChildId) -> Result<(), DatapathError>;
 
+    /// Whether packets that `child` is to carry still leave on an SA that an earlier run left: until
+    /// `use_outbound` names `child`, nothing of them is lost at a peer that has the old SA. Never
+    /// where SAs end with the process.
+    fn follows_earlier_run(&self, _child: ChildId) -> bool {
+        false
+    }
+
     /// Removes both SAs of a pair; one that is not there is no error.
     fn remove(&mut self, child: ChildId) -> Result<(), DatapathError>;
 

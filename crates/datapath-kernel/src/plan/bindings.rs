@@ -234,7 +234,7 @@ impl Bindings {
 
 impl InUse {
     /// Whether all packets of the flow may be sent with it.
-    fn covers(&self, flow: &XfrmSelector) -> bool {
+    pub(crate) fn covers(&self, flow: &XfrmSelector) -> bool {
         let side = |list: &[TrafficSelector], net: ipnet::IpNet, port: u16, any_port: bool| {
             list.iter().any(|selector| {
                 selector.covers_address(net.network())

@@ -64,7 +64,7 @@ impl Outcome {
 
     /// The neighbours of each hole, to see when it was and whether all was late around it: then
     /// a queue has overflowed.
-    fn around_holes(&self) -> String {
+    pub(crate) fn around_holes(&self) -> String {
         let line = |(first, last): &(u32, u32)| {
             let before = self.arrivals.range(..first).next_back();
             let after = self.arrivals.range(last..).next();
