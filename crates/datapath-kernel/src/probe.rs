@@ -160,7 +160,7 @@ mod tests {
 
     #[test]
     fn probes_at_the_same_moment_are_different_sas_that_nobody_takes_for_a_peers() {
-        let (one, other) = (sample(true), sample(true));
+        let (one, other) = (sample(true, &[7; 36]), sample(true, &[7; 36]));
         assert_ne!(one.id, other.id);
         assert!(one.id.spi >= 0x100 && other.id.spi >= 0x100);
         assert!(!is_our_sa(one.reqid));
