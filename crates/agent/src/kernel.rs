@@ -41,11 +41,14 @@ impl Side for KernelSide {
     }
 
     fn close(&mut self, policy: &TrafficPolicy) -> Result<(), DatapathError> {
+        // The first is the one that the process before left: it says whose its SAs are.
+        self.options.kept.get_or_insert_with(|| policy.clone());
         path::close(&self.options, policy)
     }
 
     fn open(&mut self, bell: Arc<Notify>) -> Result<Box<dyn Datapath>, DatapathError> {
         let mut datapath = KernelDatapath::open(self.options.clone())?;
+        self.options.kept = None;
         datapath.set_waker(Arc::new(move || bell.notify_one()));
         Ok(Box::new(datapath))
     }

@@ -33,6 +33,8 @@ pub(crate) struct Core {
     /// It was said that this kernel has no nftables.
     pub(crate) told_no_nft: bool,
     pub(crate) policy: Option<TrafficPolicy>,
+    /// The overlay has another port, and the agent has not been told yet that SAs want successors.
+    pub(crate) overlay_moved: bool,
     pub(crate) bindings: Bindings,
     /// Peers that have a request ID.
     pub(crate) bound: BTreeSet<PeerId>,
@@ -110,6 +112,7 @@ impl Core {
             options,
             events: Arc::default(),
             policy: None,
+            overlay_moved: false,
             bindings,
             bound: BTreeSet::new(),
             standing: BTreeMap::new(),
@@ -144,29 +147,41 @@ impl Core {
 
     /// Makes policies and firewall say what `policy` says.
     pub(crate) fn set_traffic(&mut self, policy: &TrafficPolicy) -> Result<(), DatapathError> {
+        let policies = self.set_policies(policy);
+        let set = set_firewall(&self.nft, policy, policies);
+        self.traffic_set(policy, set)
+    }
+
+    /// The first step: the policies.
+    pub(crate) fn set_policies(&mut self, policy: &TrafficPolicy) -> Result<(), DatapathError> {
         let have = self.xfrm.policies().map_err(|e| missing(&e))?;
-        let leftovers = &self.leftovers;
-        self.bindings
-            .adopt(policy, &have, |template| leftovers.has_outbound(template));
-        let before = self.policy.replace(policy.clone());
+        self.adopt(&have);
+        let moved = self.policy.as_ref().map(overlay);
+        let moved = moved.is_some_and(|before| before != overlay(policy));
+        self.overlay_moved |= moved;
+        self.policy = Some(policy.clone());
         let want = desired(policy, &self.bindings, self.facts.ipv6);
         self.standing = have
             .iter()
             .filter(|policy| is_ours(policy))
             .map(|policy| (policy.key(), policy.clone()))
             .collect();
-        let done = self.carry_out(changes(&have, &want));
-        // Where policies could not be set, the firewall closes all the same; it does not open.
-        let closes = [policy.clear_inbound, policy.clear_outbound] == [ClearTraffic::Drop; 2];
-        if done.is_ok() || closes {
-            let firewall = self.set_firewall(policy);
-            done.and(firewall.map_err(|error| partly("set the firewall", error.to_string())))?;
-        } else {
-            return done;
+        self.carry_out(changes(&have, &want))
+    }
+
+    /// The last step, with what came of those before: what is not wanted any more goes.
+    pub(crate) fn traffic_set(
+        &mut self,
+        policy: &TrafficPolicy,
+        set: Result<Option<String>, DatapathError>,
+    ) -> Result<(), DatapathError> {
+        if let Some(notice) = set?
+            && !std::mem::replace(&mut self.told_no_nft, true)
+        {
+            tracing::warn!("{notice}");
         }
         self.drop_strangers(policy)?;
-        let moved = before.is_some_and(|before| overlay(&before) != overlay(policy));
-        if moved {
+        if std::mem::take(&mut self.overlay_moved) {
             // SAs that stand open packets to the old port alone: they want successors now.
             for child in self.pairs.keys() {
                 self.events.push(Event::SoftLimit { child: *child });
@@ -175,13 +190,19 @@ impl Core {
         Ok(())
     }
 
-    fn set_firewall(&mut self, policy: &TrafficPolicy) -> Result<(), DatapathError> {
-        if let Some(notice) = nft::apply(&self.nft, policy)?
-            && !std::mem::replace(&mut self.told_no_nft, true)
-        {
-            tracing::warn!("{notice}");
-        }
-        Ok(())
+    /// Learns once, after a restart, whose the SAs are that were found. The policy that was kept
+    /// says it, and not the new one: where another node has got the address or the prefix of one
+    /// that was removed, it must not get its SAs.
+    fn adopt(&mut self, have: &[XfrmPolicy]) {
+        let Some(kept) = self.options.kept.take() else {
+            return;
+        };
+        let leftovers = &self.leftovers;
+        self.bindings
+            .adopt(&kept, have, |template| leftovers.has_outbound(template));
+        let adopted = kept.peers.into_iter().map(|peer| peer.peer);
+        let adopted = adopted.filter(|peer| self.bindings.reqid(peer).is_some());
+        self.bound.extend(adopted);
     }
 
     /// Makes the policies of one peer what they should be now.
@@ -257,8 +278,6 @@ impl Core {
                 self.bindings.release(reqid);
             }
         }
-        let adopted = peers.iter().filter(|p| self.bindings.reqid(p).is_some());
-        self.bound.extend(adopted.map(|peer| PeerId::clone(peer)));
         let with_sas: BTreeSet<&PeerId> = self.pairs.values().map(|pair| &pair.peer).collect();
         let bindings = &mut self.bindings;
         self.bound.retain(|peer| {
@@ -361,6 +380,24 @@ impl Core {
 
     pub(crate) fn count(&mut self, notice: &'static str) {
         *self.notices.entry(notice).or_default() += 1;
+    }
+}
+
+/// The step between, which runs a program and needs no lock: the firewall, by what came of the
+/// policies. `Some`: the kernel has none, and why.
+pub(crate) fn set_firewall(
+    nft: &Nft,
+    policy: &TrafficPolicy,
+    policies: Result<(), DatapathError>,
+) -> Result<Option<String>, DatapathError> {
+    // Where policies could not be set, the firewall closes all the same; it does not open.
+    let closes = [policy.clear_inbound, policy.clear_outbound] == [ClearTraffic::Drop; 2];
+    match policies {
+        Err(error) if !closes => Err(error),
+        policies => {
+            let firewall = nft::apply(nft, policy);
+            policies.and(firewall.map_err(|error| partly("set the firewall", error.to_string())))
+        }
     }
 }
 

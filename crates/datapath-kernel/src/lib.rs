@@ -63,6 +63,9 @@ pub struct Options {
     pub hard_time: Option<Duration>,
     /// The program nft: a name that is looked for in PATH, or a path.
     pub nft: PathBuf,
+    /// The policy that stood when the process before ended: it says whose the SAs are that are
+    /// found. `None`: they are nobody's, and go with the first [`Datapath::set_traffic`].
+    pub kept: Option<TrafficPolicy>,
     /// The receive buffer for the kernel's notifications, bytes; `None`: the usual one.
     pub monitor_buffer: Option<usize>,
 }
@@ -75,6 +78,7 @@ impl Default for Options {
             output_mark: None,
             hard_time: None,
             nft: "nft".into(),
+            kept: None,
             monitor_buffer: None,
         }
     }
@@ -89,14 +93,19 @@ pub fn probe() -> Result<Facts, DatapathError> {
 }
 
 /// Sets policies and firewall without opening the datapath: a node is closed before anything else
-/// is tried. SAs of an earlier run go on carrying the packets of the peers that are still wanted.
+/// is tried. SAs of an earlier run go on carrying the packets of the peers that are still wanted;
+/// whose they are says [`Options::kept`], and else `policy`, which is then the one that was kept.
 ///
 /// # Errors
 /// The kernel lacks something, or it refused. With [`DatapathError::Partly`] the policies stand, less
 /// those that the text names.
 pub fn close(options: &Options, policy: &TrafficPolicy) -> Result<(), DatapathError> {
     let (xfrm, facts) = probe::probe()?;
-    Core::new(xfrm, facts, options.clone())?.set_traffic(policy)
+    let options = Options {
+        kept: options.kept.clone().or_else(|| Some(policy.clone())),
+        ..options.clone()
+    };
+    Core::new(xfrm, facts, options)?.set_traffic(policy)
 }
 
 /// Removes all of ours from the kernel without opening the datapath. A kernel without XFRM has
@@ -206,7 +215,10 @@ impl Datapath for KernelDatapath {
     }
 
     fn set_traffic(&mut self, policy: &TrafficPolicy) -> Result<(), DatapathError> {
-        self.with(|core| core.set_traffic(policy))
+        let (policies, nft) = self.with(|core| (core.set_policies(policy), core.nft.clone()));
+        // nft may take seconds; the worker hears the kernel meanwhile.
+        let set = core::set_firewall(&nft, policy, policies);
+        self.with(|core| core.traffic_set(policy, set))
     }
 
     fn install_inbound(&mut self, sa: InboundSaSpec) -> Result<(), DatapathError> {

@@ -161,27 +161,34 @@ impl Core {
         // No policy names the outbound SA when it goes, so no packet asks for it.
         if let Some(outbound) = &pair.outbound {
             self.bindings.stop_using(&pair.peer, Spi(outbound.id.spi));
-            self.sync_peer(&pair.peer)?;
+            // The SAs go all the same; what still names them is put right, or blocks when asked.
+            self.block_or_try_again(&pair.peer);
         }
+        self.set_other_addresses(&pair.peer);
         let wanted = self
             .policy
             .as_ref()
             .is_some_and(|policy| policy.peers.iter().any(|p| p.peer == pair.peer));
         let has_more = self.pairs.values().any(|other| other.peer == pair.peer);
         let ids = [pair.inbound, pair.outbound.map(|outbound| outbound.id)];
+        let mut done = Ok(());
         for id in ids.into_iter().flatten() {
             self.keep_drops(&id);
             match has_more {
                 true => self.retire(id),
                 // A peer that is not to be heard any more is not heard any more.
-                false => self.delete_sa(&id)?,
+                false => done = done.and(self.delete_sa(&id)),
             }
+        }
+        if done.is_err() {
+            // What is not known stands: it goes then.
+            self.timers.resync(Instant::now());
         }
         if !wanted && !has_more {
             self.bindings.forget(&pair.peer);
             self.bound.remove(&pair.peer);
         }
-        Ok(())
+        done
     }
 
     /// The peer's end has moved. Another port is a change of the SAs in place; another address
@@ -286,7 +293,9 @@ impl Core {
             .filter(|pair| matches!(pair.encapsulation, Encapsulation::Udp { .. }))
             .map(|pair| pair.encapsulation.remote())
             .collect();
-        self.bindings.set_also_at(peer, ends);
+        if self.bindings.set_also_at(peer, ends) {
+            self.timers.repair(Instant::now());
+        }
     }
 
     fn keep_drops(&mut self, id: &XfrmSaId) {

@@ -1,17 +1,19 @@
 //! What is done about what the kernel tells.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use testudo_datapath::{DatapathError, Event};
 use testudo_model::{Encapsulation, SaDirection, SaId};
-use testudo_netlink::{XfrmAlgorithm, XfrmEvent, XfrmNotice, XfrmPolicyKey, XfrmSaId, XfrmSaName};
+use testudo_netlink::{
+    XfrmAlgorithm, XfrmEvent, XfrmListedSa, XfrmNotice, XfrmPolicyKey, XfrmSaId, XfrmSaName,
+};
 
 use crate::core::{Core, refused};
 use crate::plan::{changes, desired, is_ours};
 use crate::probe::missing;
-use crate::tag::is_our_reqid;
+use crate::tag::{is_our_reqid, is_our_sa};
 use crate::timers::Due;
 
 /// When what failed is tried again.
@@ -89,6 +91,12 @@ impl Core {
         let Some(SaId { child, direction }) = self.owners.get(&sa.id).copied() else {
             return;
         };
+        self.softened(SaId { child, direction });
+    }
+
+    /// An SA is past its soft limit: an outbound one wants a successor, an inbound one has opened
+    /// a packet.
+    fn softened(&mut self, SaId { child, direction }: SaId) {
         match direction {
             SaDirection::Outbound => self.events.push(Event::SoftLimit { child }),
             SaDirection::Inbound => {
@@ -158,11 +166,14 @@ impl Core {
             return Ok(());
         };
         let want = desired(policy, &self.bindings, self.facts.ipv6);
-        let reclaimed = std::mem::take(&mut self.reclaim);
+        let reclaimed = self.reclaim.clone();
         for policy in want.iter().filter(|p| reclaimed.contains(&p.key())) {
             let put = self.xfrm.update_policy(policy);
             put.map_err(|e| refused("put a policy back", &e))?;
+            self.reclaim.remove(&policy.key());
         }
+        // What is not wanted any more is not put back.
+        self.reclaim.clear();
         let have = match reclaimed.is_empty() {
             true => have,
             false => self.xfrm.policies().map_err(|e| missing(&e))?,
@@ -180,14 +191,40 @@ impl Core {
         self.count("resyncs");
         let stand = self.xfrm.sas(|listed| {
             let grown = !matches!(listed.sa.algorithm, XfrmAlgorithm::None);
-            (grown && is_our_reqid(listed.sa.reqid)).then_some(listed.sa.id)
+            let soft = past_soft_limit(&listed);
+            (grown && is_our_sa(listed.sa.reqid)).then_some((listed.sa.id, soft))
         });
-        let stand: BTreeSet<XfrmSaId> = stand.map_err(|e| missing(&e))?.into_iter().collect();
+        let stand: BTreeMap<XfrmSaId, bool> = stand.map_err(|e| missing(&e))?.into_iter().collect();
+        let softened =
+            |(id, owner): (&XfrmSaId, &SaId)| (stand.get(id) == Some(&true)).then_some(*owner);
+        let softened: Vec<SaId> = self.owners.iter().filter_map(softened).collect();
+        for owner in softened {
+            self.softened(owner);
+        }
+        let known: BTreeSet<XfrmSaId> = self.leftovers.ids().copied().collect();
+        let unknown = |id: &&XfrmSaId| {
+            !self.owners.contains_key(id) && !known.contains(id) && !self.timers.will_remove(id)
+        };
+        let unknown: Vec<XfrmSaId> = stand.keys().filter(unknown).copied().collect();
+        for id in unknown {
+            // Its removal failed once.
+            self.delete_sa(&id)?;
+        }
         let known = self.owners.keys().chain(self.leftovers.ids());
-        let gone: Vec<XfrmSaId> = known.filter(|id| !stand.contains(id)).copied().collect();
+        let gone: Vec<XfrmSaId> = known
+            .filter(|id| !stand.contains_key(id))
+            .copied()
+            .collect();
         for id in gone {
             self.lost(&id);
         }
         self.repair()
     }
+}
+
+/// Whether the kernel has told, or will with the next packet, that a soft limit is reached.
+fn past_soft_limit(listed: &XfrmListedSa) -> bool {
+    let limits = &listed.sa.limits;
+    let past = |used: u64, limit: Option<u64>| limit.is_some_and(|limit| used >= limit);
+    past(listed.used.packets, limits.soft_packets) || past(listed.used.bytes, limits.soft_bytes)
 }

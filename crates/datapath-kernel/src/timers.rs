@@ -1,6 +1,6 @@
 //! What the worker does when time has passed. Each deadline has a name.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use testudo_model::ChildId;
@@ -36,6 +36,9 @@ struct Check {
 #[derive(Default)]
 pub(crate) struct Timers {
     first_inbound: BTreeMap<ChildId, Check>,
+    /// Whose first packet is awaited, looked for or not: the kernel tells of the second at any
+    /// time.
+    awaited: BTreeSet<ChildId>,
     /// None of these is done before.
     checks_from: Option<Instant>,
     removals: Vec<(Instant, XfrmSaId)>,
@@ -66,11 +69,13 @@ impl Timers {
             end: now + LAST_CHECK,
         };
         self.first_inbound.insert(child, check);
+        self.awaited.insert(child);
     }
 
     /// Whether its first packet was still awaited; it is not any more.
     pub(crate) fn forget(&mut self, child: ChildId) -> bool {
-        self.first_inbound.remove(&child).is_some()
+        self.first_inbound.remove(&child);
+        self.awaited.remove(&child)
     }
 
     pub(crate) fn remove_later(&mut self, id: XfrmSaId, at: Instant) {
@@ -82,6 +87,11 @@ impl Timers {
         let before = self.removals.len();
         self.removals.retain(|(_, other)| other != id);
         self.removals.len() < before
+    }
+
+    /// Whether its removal is a matter of time.
+    pub(crate) fn will_remove(&self, id: &XfrmSaId) -> bool {
+        self.removals.iter().any(|(_, other)| other == id)
     }
 
     pub(crate) fn repair(&mut self, now: Instant) {
@@ -169,7 +179,7 @@ mod tests {
             looks += 1;
         }
         assert!((15..20).contains(&looks), "{looks}");
-        assert!(!timers.forget(ChildId(1)));
+        assert_eq!(timers.next(), None);
     }
 
     #[test]
@@ -194,6 +204,17 @@ mod tests {
             }
         }
         assert_eq!(seen.len() as u64, all);
+    }
+
+    #[test]
+    fn a_first_packet_that_comes_late_is_still_awaited() {
+        let (mut timers, child) = (Timers::default(), ChildId(1));
+        let begin = Instant::now();
+        timers.await_first(child, begin);
+        timers.due(begin + LAST_CHECK);
+        timers.due(begin + LAST_CHECK * 2);
+        assert_eq!(timers.next(), None, "nobody looks for it any more");
+        assert!(timers.forget(child) && !timers.forget(child));
     }
 
     #[test]

@@ -89,25 +89,23 @@ impl UdpSockets {
         self.send(local, remote, &marked)
     }
 
-    /// The next IKE message that waits, if any. ESP goes to the kernel, keepalives to nobody.
-    /// `buffer` is of [`LONGEST`].
+    /// The next datagram that waits, if any: `Some(None)` is no IKE message. ESP goes to the
+    /// kernel, keepalives to nobody. `buffer` is of [`LONGEST`].
     pub(crate) fn receive(
         &self,
         socket: BorrowedFd<'_>,
         port: u16,
         buffer: &mut [u8],
-    ) -> Option<Datagram> {
-        loop {
-            let (len, local, remote) = receive(socket, buffer).ok()?;
-            let Some(message) = buffer[..len].strip_prefix(&NON_ESP_MARKER) else {
-                continue;
-            };
-            return Some(Datagram {
+    ) -> Option<Option<Datagram>> {
+        let (len, local, remote) = receive(socket, buffer).ok()?;
+        let read = || {
+            Some(Datagram {
                 local: SocketAddr::new(local?, port),
                 remote: remote?,
-                message: message.to_vec(),
-            });
-        }
+                message: buffer[..len].strip_prefix(&NON_ESP_MARKER)?.to_vec(),
+            })
+        };
+        Some(read())
     }
 }
 

@@ -56,9 +56,11 @@ impl Worker {
         let thread = std::thread::Builder::new()
             .name("xfrm".into())
             .spawn(move || {
-                if let Err(reason) = inner.run(monitor) {
-                    inner.events.push(Event::Failed { reason });
-                }
+                let mut end = End {
+                    events: &inner.events,
+                    reason: Some("the datapath's thread panicked".into()),
+                };
+                end.reason = inner.run(monitor).err();
             })
             .map_err(|e| failed(e.to_string()))?;
         Ok(Self {
@@ -98,6 +100,8 @@ impl Shared {
                     let Some(datagram) = self.udp.receive(socket, local_port, &mut buffer) else {
                         break;
                     };
+                    // What is no IKE message counts too: a flood of it must not keep us here.
+                    let Some(datagram) = datagram else { continue };
                     self.events.push(Event::Ike {
                         local: datagram.local,
                         remote: datagram.remote,
@@ -159,6 +163,20 @@ impl Shared {
     }
 }
 
+/// Tells that the thread has ended, however it ended; no reason: it was asked to.
+struct End<'a> {
+    events: &'a Events,
+    reason: Option<String>,
+}
+
+impl Drop for End<'_> {
+    fn drop(&mut self) {
+        if let Some(reason) = self.reason.take() {
+            self.events.push(Event::Failed { reason });
+        }
+    }
+}
+
 struct Ready {
     kernel: bool,
 }
@@ -166,4 +184,31 @@ struct Ready {
 /// The lock; a panic of another holder is that thread's.
 pub(crate) fn lock(core: &Mutex<Core>) -> MutexGuard<'_, Core> {
     core.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_thread_that_panics_is_told_of_and_one_that_ends_is_not() {
+        let events = Events::default();
+        let ended = |panics: bool| {
+            std::thread::scope(|scope| {
+                let thread = scope.spawn(|| {
+                    let mut end = End {
+                        events: &events,
+                        reason: Some("panicked".into()),
+                    };
+                    assert!(!panics, "on purpose");
+                    end.reason = None;
+                });
+                thread.join().is_ok()
+            })
+        };
+        assert!(ended(false));
+        assert_eq!(events.next(), None);
+        assert!(!ended(true));
+        assert!(matches!(events.next(), Some(Event::Failed { .. })));
+    }
 }

@@ -211,12 +211,15 @@ fn a_restart_loses_nothing_and_leaves_nothing() {
     world.a.datapath = None;
     std::thread::sleep(Duration::from_millis(300));
     let policy = overlay(&world.a, &world.b, "b", ClearTraffic::Drop);
-    let options = Options::default();
+    let options = Options {
+        kept: Some(policy.clone()),
+        ..Options::default()
+    };
     world
         .a
         .run(|| testudo_datapath_kernel::close(&options, &policy))
         .unwrap();
-    world.a.open(Options::default());
+    world.a.open(options);
     assert_eq!(world.a.dp(|dp| dp.leftovers()), 2);
     world.a.dp(|dp| dp.set_traffic(&policy)).unwrap();
     assert_eq!(world.a.dp(|dp| dp.leftovers()), 2);
@@ -257,19 +260,32 @@ fn a_restart_loses_nothing_and_leaves_nothing() {
     assert_eq!(left(&world), expected);
 }
 
-/// SAs of a peer that is not wanted any more go when the policy says so.
+/// SAs of a peer that is not wanted any more go when the policy says so; nor does another node get
+/// them that has its addresses now, or anybody when nothing says whose they are.
 #[test]
 fn leftovers_of_a_stranger_go_at_once() {
-    let mut world = world();
-    world.seal(ClearTraffic::Drop);
-    world.connect(&Child::new(1));
-    world.a.datapath = None;
-    world.a.open(Options::default());
-    assert_eq!(world.a.dp(|dp| dp.leftovers()), 2);
-    let mut policy = overlay(&world.a, &world.b, "b", ClearTraffic::Drop);
-    policy.peers.clear();
-    world.a.dp(|dp| dp.set_traffic(&policy)).unwrap();
-    assert_eq!(world.a.xfrm().sas(|l| Some(l.sa.id)).unwrap(), []);
+    for (kept, now) in [(Some("b"), None), (Some("b"), Some("c")), (None, Some("b"))] {
+        let mut world = world();
+        world.seal(ClearTraffic::Drop);
+        world.connect(&Child::new(1));
+        world.a.datapath = None;
+        let of = |name| overlay(&world.a, &world.b, name, ClearTraffic::Drop);
+        let mut policy = of(now.unwrap_or("b"));
+        if now.is_none() {
+            policy.peers.clear();
+        }
+        let kept = kept.map(of);
+        world.a.open(Options {
+            kept,
+            ..Options::default()
+        });
+        assert_eq!(world.a.dp(|dp| dp.leftovers()), 2);
+        world.a.dp(|dp| dp.set_traffic(&policy)).unwrap();
+        assert_eq!(world.a.xfrm().sas(|l| Some(l.sa.id)).unwrap(), []);
+        let capture = Capture::start(&world.a);
+        Source::new(&world.a, world.a.v4, world.b.v4).send(20);
+        assert_eq!(capture.settled(), (0, 0, 0), "{now:?}");
+    }
 }
 
 /// A leftover that expires or is removed is no longer asked for.
@@ -280,8 +296,11 @@ fn a_leftover_that_is_lost_is_blocked() {
     let child = Child::new(1);
     world.connect(&child);
     world.a.datapath = None;
-    world.a.open(Options::default());
     let policy = overlay(&world.a, &world.b, "b", ClearTraffic::Drop);
+    world.a.open(Options {
+        kept: Some(policy.clone()),
+        ..Options::default()
+    });
     world.a.dp(|dp| dp.set_traffic(&policy)).unwrap();
     let outbound = id(&world.b, child.spis().1);
     world.a.xfrm().delete_sa(&outbound).unwrap();

@@ -110,21 +110,29 @@ impl Nft {
             // A program that ended early says why on its standard error.
             let _ = stdin.write_all(script.as_bytes());
         }
-        let (mut out, err) = (child.stdout.take(), child.stderr.take());
-        let reader = std::thread::spawn(move || {
-            let mut text = String::new();
-            let _ = out.as_mut().map(|o| o.read_to_string(&mut text));
-            text
-        });
+        // Both are read while it runs: it stands still when one of them is full.
+        let (out, err) = (child.stdout.take(), child.stderr.take());
+        let out = std::thread::spawn(move || read(out, u64::MAX));
+        let err = std::thread::spawn(move || read(err, COMPLAINT));
         let good = wait(&mut child)?;
-        let text = reader.join().unwrap_or_default();
+        let text = out.join().unwrap_or_default();
+        let reason = err.join().unwrap_or_default();
         if good {
             return Ok(text);
         }
-        let mut reason = String::new();
-        let _ = err.map(|e| e.take(COMPLAINT).read_to_string(&mut reason));
         Err(NftError::Failed(reason.trim().replace('\n', "; ")))
     }
+}
+
+/// All that comes through a pipe to its end; what is more than `most` bytes is thrown away.
+fn read(pipe: Option<impl std::io::Read>, most: u64) -> String {
+    let Some(mut pipe) = pipe else {
+        return String::new();
+    };
+    let mut bytes = Vec::new();
+    let _ = pipe.by_ref().take(most).read_to_end(&mut bytes);
+    let _ = std::io::copy(&mut pipe, &mut std::io::sink());
+    String::from_utf8_lossy(&bytes).into_owned()
 }
 
 /// Asked for only to be checked, never made.
@@ -203,6 +211,16 @@ mod tests {
         assert_eq!(complaint(long), "Operation not supported");
         assert_eq!(complaint("netlink: Error: cache"), "cache");
         assert_eq!(complaint("something else"), "something else");
+    }
+
+    #[test]
+    fn a_program_that_complains_at_length_does_not_stand_still() {
+        let script = "head -c 300000 /dev/zero | tr '\\0' x >&2; exit 1";
+        let shell = Nft::new("sh");
+        let Err(NftError::Failed(reason)) = shell.run(&["-c", script], "") else {
+            panic!("it has succeeded");
+        };
+        assert_eq!(reason.len() as u64, COMPLAINT, "{}", &reason[..60]);
     }
 
     #[test]

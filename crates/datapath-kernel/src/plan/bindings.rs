@@ -130,10 +130,14 @@ impl Bindings {
 
     /// The addresses, beside those of the policy, that packets out of the peer's SAs come from: in
     /// transport mode a NAT's address stays on them.
-    pub fn set_also_at(&mut self, peer: &PeerId, addresses: BTreeSet<IpAddr>) {
-        if let Some(binding) = self.peers.get_mut(peer) {
-            binding.also_at = addresses;
-        }
+    ///
+    /// Whether one went, so that policies stand that are not wanted any more.
+    pub fn set_also_at(&mut self, peer: &PeerId, addresses: BTreeSet<IpAddr>) -> bool {
+        let Some(binding) = self.peers.get_mut(peer) else {
+            return false;
+        };
+        let before = std::mem::replace(&mut binding.also_at, addresses);
+        !before.is_subset(&binding.also_at)
     }
 
     pub(super) fn also_at(&self, peer: &PeerId) -> &BTreeSet<IpAddr> {

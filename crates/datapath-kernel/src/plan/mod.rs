@@ -24,7 +24,7 @@ mod properties;
 #[cfg(test)]
 mod tests;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use testudo_model::{ClearTraffic, Outbound, PeerId, PeerTraffic, SaMode, TrafficPolicy};
@@ -68,18 +68,30 @@ pub fn desired_for(
     let Some(named) = policy.peers.iter().find(|p| p.peer == *peer) else {
         return Vec::new();
     };
-    for other in policy.peers.iter().filter(|other| overlap(named, other)) {
+    let same = |other: &&PeerTraffic| overlap(bindings, named, other);
+    for other in policy.peers.iter().filter(same) {
         wish.add_peer(policy, &flows, other, bindings);
     }
     wish.done(ipv6)
 }
 
 /// Whether two peers may claim the same flow. Of a peer itself: yes.
-fn overlap(a: &PeerTraffic, b: &PeerTraffic) -> bool {
+fn overlap(bindings: &Bindings, a: &PeerTraffic, b: &PeerTraffic) -> bool {
     let prefix = |net| b.pod_cidrs.iter().any(|other| other == net);
-    a.peer == b.peer
-        || a.addresses.iter().any(|ip| b.addresses.contains(ip))
-        || a.pod_cidrs.iter().any(prefix)
+    let (also_a, also_b) = (bindings.also_at(&a.peer), bindings.also_at(&b.peer));
+    let at_b = |ip| b.addresses.contains(ip) || also_b.contains(ip);
+    a.peer == b.peer || a.addresses.iter().chain(also_a).any(at_b) || a.pod_cidrs.iter().any(prefix)
+}
+
+/// Where a peer is heard from beside its own addresses: nowhere that is another peer's.
+fn also_at(policy: &TrafficPolicy, bindings: &Bindings, peer: &PeerTraffic) -> BTreeSet<IpAddr> {
+    let others = policy.peers.iter().filter(|other| other.peer != peer.peer);
+    let mut addresses = bindings.also_at(&peer.peer).clone();
+    if !addresses.is_empty() {
+        let taken: BTreeSet<&IpAddr> = others.flat_map(|other| &other.addresses).collect();
+        addresses.retain(|ip| !taken.contains(ip));
+    }
+    addresses
 }
 
 /// Who is heard when two policies of one key are wanted.
@@ -118,7 +130,7 @@ impl Wish {
         let sealed =
             peer.outbound == Outbound::Encrypt || policy.clear_outbound == ClearTraffic::Drop;
         let reqid = bindings.reqid(&peer.peer);
-        let also_at = bindings.also_at(&peer.peer);
+        let also_at = &also_at(policy, bindings, peer);
         let mut proved = false;
         if sealed {
             for selector in flows.to_peer(peer) {

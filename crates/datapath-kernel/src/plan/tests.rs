@@ -383,6 +383,91 @@ fn behind_a_nat_the_peer_is_heard_from_there_too() {
     assert!(all.contains(heard), "{all:#?}");
 }
 
+#[test]
+fn behind_a_nat_no_peer_is_heard_from_where_another_one_is() {
+    let mut policy = policy(Step::Strict, overlay(), false);
+    let other = PeerId::new("n3").unwrap();
+    policy.peers.push(PeerTraffic {
+        peer: other.clone(),
+        addresses: vec![ip("10.0.0.3")],
+        pod_cidrs: Vec::new(),
+        ..policy.peers[0].clone()
+    });
+    let mut bindings = in_use(SaMode::Transport);
+    let nat = ip("198.51.100.7");
+    bindings.bind(&other).unwrap();
+    bindings.set_also_at(&name(), BTreeSet::from([ip("10.0.0.3"), nat]));
+    let heard = |bindings: &Bindings, policies: Vec<XfrmPolicy>, from: IpAddr| {
+        let inbound =
+            |p: &&XfrmPolicy| p.direction == XfrmDirection::In && p.selector.source.addr() == from;
+        let found = policies.iter().find(inbound)?;
+        bindings.peer(found.templates[0].reqid).cloned()
+    };
+    for peer in [name(), other.clone()] {
+        let part = desired_for(&policy, &bindings, true, &peer);
+        assert_ne!(heard(&bindings, part, ip("10.0.0.3")), Some(name()));
+    }
+    let all = desired(&policy, &bindings, true);
+    assert_eq!(
+        heard(&bindings, all.clone(), ip("10.0.0.3")),
+        Some(other.clone())
+    );
+    assert_eq!(heard(&bindings, all, nat), Some(name()));
+    // Both behind one NAT: who has the address does not hang on whose policies are made anew.
+    bindings.set_also_at(&other, BTreeSet::from([nat]));
+    let all = heard(&bindings, desired(&policy, &bindings, true), nat);
+    for peer in [name(), other] {
+        let part = desired_for(&policy, &bindings, true, &peer);
+        assert_eq!(heard(&bindings, part, nat), all);
+    }
+    assert!(!bindings.set_also_at(&name(), BTreeSet::from([ip("10.0.0.3"), nat])));
+    assert!(
+        bindings.set_also_at(&name(), BTreeSet::from([nat])),
+        "one went"
+    );
+}
+
+#[test]
+fn an_sa_that_is_out_of_use_for_a_moment_comes_back_to_its_place() {
+    let policy = policy(Step::Strict, routed(), false);
+    let mut bindings = in_use(SaMode::Tunnel);
+    let before = desired(&policy, &bindings, true);
+    let named = |p: &&XfrmPolicy| p.direction == XfrmDirection::Out && p.templates[0].spi != 0;
+    let sealing = |all: &[XfrmPolicy]| {
+        all.iter()
+            .filter(|p| !p.templates.is_empty())
+            .find(named)
+            .cloned()
+    };
+    let seal = sealing(&before).unwrap();
+    let older = bindings
+        .in_use(&name(), SaMode::Tunnel, &seal.selector)
+        .unwrap()
+        .clone();
+    let newer = InUse {
+        spi: Spi(older.spi.0 + 1),
+        ..older.clone()
+    };
+    bindings.use_outbound(&name(), newer.clone());
+    let both = desired(&policy, &bindings, true);
+    assert_eq!(bindings.stop_using(&name(), Spi(older.spi.0 + 2)), None);
+    assert_eq!(bindings.stop_using(&name(), older.spi), Some(1));
+    bindings.use_again(&name(), 1, older.clone());
+    assert_eq!(
+        desired(&policy, &bindings, true),
+        both,
+        "the newer one stays the first"
+    );
+    assert_eq!(bindings.stop_using(&name(), newer.spi), Some(0));
+    assert_eq!(desired(&policy, &bindings, true), before);
+    assert_eq!(bindings.stop_using(&name(), older.spi), Some(0));
+    assert_eq!(
+        sealing(&desired(&policy, &bindings, true)),
+        None,
+        "it blocks"
+    );
+}
+
 fn foreign(of: &XfrmPolicy) -> XfrmPolicy {
     let template = XfrmTemplate {
         reqid: 7,
