@@ -1,4 +1,4 @@
-//! The peers' packages, fetched and unpacked but not installed.
+//! The peers' packages, and Open vSwitch's, fetched and unpacked but not installed.
 //!
 //! The daemons of the machine's own Debian are laid over the machine's files. Newer ones come
 //! from Debian's next release with everything that they need, down to the C library, so that
@@ -9,6 +9,41 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, bail};
+
+/// Packages that are unpacked into a folder of their own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Unpacked {
+    /// Its folder.
+    name: &'static str,
+    /// Debian's packages; what they need and the machine lacks comes along. The first is the
+    /// daemon.
+    packages: &'static [&'static str],
+    /// A program that is there when all is.
+    program: &'static str,
+    /// Whether they are of Debian's next release, with their own C library.
+    own_root: bool,
+}
+
+/// The switch of `testudo lab up --switch ovs`. Installed, it would start a switch of the
+/// machine's own.
+pub const OPEN_VSWITCH: Unpacked = Unpacked {
+    name: "openvswitch",
+    packages: &["openvswitch-switch", "openvswitch-common"],
+    program: "usr/lib/openvswitch-switch/ovs-vswitchd",
+    own_root: false,
+};
+
+impl Unpacked {
+    /// Where it is unpacked under `folder`.
+    pub fn root(self, folder: &Path) -> PathBuf {
+        folder.join(self.name).join("root")
+    }
+
+    /// Whether it is unpacked under `folder`.
+    pub fn is_there(self, folder: &Path) -> bool {
+        self.root(folder).join(self.program).is_file()
+    }
+}
 
 /// A daemon to talk to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -78,14 +113,23 @@ impl Peer {
         matches!(self, Peer::NextStrongSwan | Peer::NextLibreswan)
     }
 
+    fn unpacked(self) -> Unpacked {
+        Unpacked {
+            name: self.name(),
+            packages: self.packages(),
+            program: self.program(),
+            own_root: self.has_own_root(),
+        }
+    }
+
     /// Where it is unpacked under `folder`.
     pub fn root(self, folder: &Path) -> PathBuf {
-        folder.join(self.name()).join("root")
+        self.unpacked().root(folder)
     }
 
     /// Whether it is unpacked under `folder`.
     pub fn is_there(self, folder: &Path) -> bool {
-        self.root(folder).join(self.program()).is_file()
+        self.unpacked().is_there(folder)
     }
 
     /// The version that was unpacked.
@@ -106,19 +150,20 @@ pub fn folder() -> anyhow::Result<PathBuf> {
         .with_context(|| format!("{} is not in a target folder", program.display()))
 }
 
-/// The peers that are not unpacked yet.
-pub fn missing(folder: &Path) -> Vec<Peer> {
-    let there = |peer: &Peer| !peer.is_there(folder);
-    Peer::ALL.into_iter().filter(there).collect()
+/// What is not unpacked yet.
+pub fn missing(folder: &Path) -> Vec<Unpacked> {
+    let peers = Peer::ALL.into_iter().map(Peer::unpacked);
+    let all = peers.chain([OPEN_VSWITCH]);
+    all.filter(|each| !each.is_there(folder)).collect()
 }
 
 /// Fetches and unpacks what is missing. Needs root, for apt's locks; the machine's own lists
 /// must be fresh.
 pub fn ensure(folder: &Path) -> anyhow::Result<()> {
-    for peer in missing(folder) {
+    for wanted in missing(folder) {
         // A mirror that is busy for a moment should not fail a whole run.
         for attempt in 1..=3 {
-            match fetch(folder, peer) {
+            match fetch(folder, wanted) {
                 Ok(()) => break,
                 Err(error) if attempt == 3 => return Err(error),
                 Err(error) => {
@@ -131,8 +176,8 @@ pub fn ensure(folder: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn fetch(folder: &Path, peer: Peer) -> anyhow::Result<()> {
-    let place = folder.join(peer.name());
+fn fetch(folder: &Path, wanted: Unpacked) -> anyhow::Result<()> {
+    let place = folder.join(wanted.name);
     // An aborted attempt leaves nothing behind that the next one would take for whole.
     if place.exists() {
         std::fs::remove_dir_all(&place).with_context(|| place.display().to_string())?;
@@ -140,39 +185,39 @@ fn fetch(folder: &Path, peer: Peer) -> anyhow::Result<()> {
     let (archives, fresh) = (place.join("archives"), place.join("new"));
     std::fs::create_dir_all(archives.join("partial"))
         .with_context(|| place.display().to_string())?;
-    let own_apt = match peer.has_own_root() {
+    let own_apt = match wanted.own_root {
         true => Some(own_apt(&folder.join("apt"), "testing")?),
         false => None,
     };
     let cache = format!("Dir::Cache::archives={}", archives.display());
     let mut arguments = vec!["-y", "-q", "--no-install-recommends", "--download-only"];
     arguments.extend(["-o", &cache, "install"]);
-    arguments.extend(peer.packages());
+    arguments.extend(wanted.packages);
     eprintln!("==> packages: apt-get {}", arguments.join(" "));
     run(&mut apt(own_apt.as_deref(), &arguments))?;
     for entry in std::fs::read_dir(&archives)? {
         let path = entry?.path();
         if path.extension().is_some_and(|e| e == "deb") {
             run(Command::new("dpkg").arg("-x").arg(&path).arg(&fresh))?;
-            note_version(&place, peer, &path)?;
+            note_version(&place, wanted, &path)?;
         }
     }
     std::fs::remove_dir_all(&archives).context("the fetched archives")?;
-    std::fs::rename(&fresh, peer.root(folder)).context("the unpacked packages")?;
-    if !peer.is_there(folder) {
+    std::fs::rename(&fresh, wanted.root(folder)).context("the unpacked packages")?;
+    if !wanted.is_there(folder) {
         bail!(
             "{} has no {}: the machine has the package installed already, or Debian moved it",
-            peer.root(folder).display(),
-            peer.program()
+            wanted.root(folder).display(),
+            wanted.program
         );
     }
     Ok(())
 }
 
-fn note_version(place: &Path, peer: Peer, archive: &Path) -> anyhow::Result<()> {
+fn note_version(place: &Path, wanted: Unpacked, archive: &Path) -> anyhow::Result<()> {
     let name = archive.file_name().unwrap_or_default().to_string_lossy();
     let mut parts = name.split('_');
-    if parts.next() != peer.packages().first().copied() {
+    if parts.next() != wanted.packages.first().copied() {
         return Ok(());
     }
     let version = parts.next().unwrap_or("unknown").replace("%3a", ":");

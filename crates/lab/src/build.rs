@@ -16,7 +16,7 @@ use crate::layout::{
     INTERFACE, Layout, NodeLayout, POD_BRIDGE, PodLayout, UNDERLAY_BRIDGE, UNDERLAY_MTU, VNI,
 };
 use crate::namespaces::{Namespaces, inside, set_sysctls};
-use crate::spec::Overlay;
+use crate::spec::{Overlay, Switch};
 
 /// The underlay is a switch: it has no addresses and says nothing of its own.
 const SWITCH: &[(&str, &str)] = &[
@@ -76,26 +76,60 @@ fn build_node(
     set_sysctls(netns, HOST)?;
     set_sysctls(netns, NODE)?;
     let mut netlink = Netlink::open_in(netns.as_fd())?;
-    let bridge = add_bridge(&mut netlink, POD_BRIDGE, layout.pod_mtu)?;
-    for gateway in &node.gateways {
-        netlink.add_address(bridge, with_prefix(*gateway, node)?)?;
+    // Open vSwitch makes its own later, when its daemons run.
+    let bridge = match layout.switch {
+        Switch::Linux => Some(add_bridge(&mut netlink, POD_BRIDGE, layout.pod_mtu)?),
+        Switch::Ovs => None,
+    };
+    if let Some(bridge) = bridge {
+        add_gateways(&mut netlink, bridge, node)?;
     }
-    for pod in &node.pods {
+    for (number, pod) in (1..).zip(&node.pods) {
         let pod_netns = namespaces.create(&pod.netns)?;
-        build_pod(layout, node, pod, &mut netlink, bridge, &pod_netns)
+        let port = build_pod(layout, node, (number, pod), &mut netlink, &pod_netns)
             .with_context(|| format!("build pod {}", pod.name))?;
+        if let Some(bridge) = bridge {
+            netlink.set_master(port, Some(bridge))?;
+        }
     }
     Ok(())
 }
 
+fn add_gateways(netlink: &mut Netlink, bridge: u32, node: &NodeLayout) -> Result<()> {
+    for gateway in &node.gateways {
+        netlink.add_address(bridge, with_prefix(*gateway, node)?)?;
+    }
+    Ok(())
+}
+
+/// The node's own port of its Open vSwitch bridge, which stands by now: the pods' gateway, and the
+/// way to the pods of the other nodes.
+pub(crate) fn plug_into_ovs(
+    layout: &Layout,
+    node: &NodeLayout,
+    namespaces: &Namespaces,
+) -> Result<()> {
+    let mut netlink = Netlink::open_in(namespaces.open(&node.netns)?.as_fd())?;
+    let port = netlink.link_index(POD_BRIDGE)?;
+    add_gateways(&mut netlink, port, node)?;
+    for vtep in &node.vteps {
+        netlink.add_address(port, IpNet::from(*vtep))?;
+    }
+    netlink.set_up(port)?;
+    for other in layout.nodes.iter().filter(|other| other.name != node.name) {
+        over(&mut netlink, port, other)?;
+    }
+    Ok(())
+}
+
+/// A pod, counted from 1. The index of its link in the node.
 fn build_pod(
     layout: &Layout,
     node: &NodeLayout,
-    pod: &PodLayout,
+    (number, pod): (u16, &PodLayout),
     in_node: &mut Netlink,
-    bridge: u32,
     netns: &OwnedFd,
-) -> Result<()> {
+) -> Result<u32> {
     set_sysctls(netns, HOST)?;
     in_node.create_link(&NewLink {
         name: &pod.name,
@@ -108,10 +142,14 @@ fn build_pod(
         netns: None,
     })?;
     let port = in_node.link_index(&pod.name)?;
-    in_node.set_master(port, Some(bridge))?;
     in_node.set_up(port)?;
     let mut netlink = Netlink::open_in(netns.as_fd())?;
     let link = netlink.link_index(INTERFACE)?;
+    let known = LinkChange {
+        address: Some(MacAddress(node.pod_mac(number))),
+        ..LinkChange::default()
+    };
+    netlink.change_link(link, &known)?;
     netlink.set_up(link)?;
     for address in &pod.addresses {
         netlink.add_address(link, with_prefix(*address, node)?)?;
@@ -122,7 +160,7 @@ fn build_pod(
             ..Route::dev(default_of(*gateway), link)
         })?;
     }
-    Ok(())
+    Ok(port)
 }
 
 /// The link between a node and the underlay's bridge, named after the node on the bridge's side.
@@ -162,8 +200,11 @@ fn plug_in(
     Ok(())
 }
 
-/// The ways to the pods of the other nodes.
+/// The ways to the pods of the other nodes; Open vSwitch's are made when it runs.
 fn connect(layout: &Layout, node: &NodeLayout, netns: &OwnedFd) -> Result<()> {
+    if layout.switch == Switch::Ovs {
+        return Ok(());
+    }
     let mut netlink = Netlink::open_in(netns.as_fd())?;
     let others = || layout.nodes.iter().filter(|other| other.name != node.name);
     if layout.overlay == Overlay::Routed {
@@ -187,22 +228,22 @@ fn connect(layout: &Layout, node: &NodeLayout, netns: &OwnedFd) -> Result<()> {
                 None => add_overlay(&mut netlink, layout, node, &name, other)?,
             };
             made.insert(name, device);
-            over(&mut netlink, layout, device, other)?;
+            if layout.overlay == Overlay::Vxlan {
+                netlink.add_fdb(FdbEntry {
+                    link: device,
+                    mac: MacAddress(other.vtep_mac),
+                    remote: other.primary(),
+                })?;
+            }
+            over(&mut netlink, device, other)?;
         }
     }
     Ok(())
 }
 
 /// The ways to one other node's pods through the overlay's device.
-fn over(netlink: &mut Netlink, layout: &Layout, device: u32, other: &NodeLayout) -> Result<()> {
+fn over(netlink: &mut Netlink, device: u32, other: &NodeLayout) -> Result<()> {
     let mac = MacAddress(other.vtep_mac);
-    if layout.overlay == Overlay::Vxlan {
-        netlink.add_fdb(FdbEntry {
-            link: device,
-            mac,
-            remote: other.primary(),
-        })?;
-    }
     for vtep in &other.vteps {
         netlink.set_neighbour(device, *vtep, mac)?;
         netlink.add_route(&Route::dev(IpNet::from(*vtep), device))?;

@@ -4,7 +4,7 @@
 //! labs/NAME/lab.json        what it is: options, layout, the mark of its processes
 //!           state.json      which processes it has; written by the supervisor
 //!           store/          the directory store
-//!           nodes/n1/       the agent's state, socket and join token
+//!           nodes/n1/       the agent's state, socket and join token; Open vSwitch's in ovs/
 //!           controller/     the controller's state (the CA key)
 //!           logs/           one file a process
 //!           keys/           only with --danger-export-keys: keys in Wireshark's formats
@@ -59,6 +59,9 @@ pub struct State {
     pub controller: Option<Daemon>,
     /// The agents by node.
     pub agents: BTreeMap<String, Daemon>,
+    /// Daemons of Open vSwitch by name: `n1-ovsdb`, `n1-vswitchd`.
+    #[serde(default)]
+    pub switches: BTreeMap<String, Daemon>,
 }
 
 /// A process that the supervisor keeps running.
@@ -184,7 +187,7 @@ impl Lab {
         self.directory.join("keys")
     }
 
-    /// The log of a process: `supervisor`, `controller` or a node's name.
+    /// The log of a process: `supervisor`, `controller`, a node's name, or `n1-vswitchd`.
     pub fn log_path(&self, process: &str) -> PathBuf {
         self.directory.join("logs").join(format!("{process}.log"))
     }
@@ -206,6 +209,13 @@ impl Lab {
             .get(node)?
             .process
             .filter(|process| process.is_alive())
+    }
+
+    /// The process of a node's Open vSwitch daemon, if it runs now: `n1-ovsdb`, `n1-vswitchd`.
+    pub fn switch_process(&self, name: &str) -> Option<Process> {
+        let state = self.state().ok()??;
+        let daemon = state.switches.get(name)?;
+        daemon.process.filter(|process| process.is_alive())
     }
 
     /// The controller's process, if it runs now.

@@ -9,7 +9,7 @@
 //!   testudo-NAME-n1   -n2       -n3
 //!     vxlan0, or geneve-n2 ..             10.244.N.254 / fd00:10:244:N::fe
 //!     cni0                                10.244.N.1   / fd00:10:244:N::1
-//!      |      |
+//!      |      |                            (with Open vSwitch all of these are cni0's)
 //!     p1     p2                           10.244.N.11 .. / fd00:10:244:N::11 ..
 //!   testudo-NAME-n1-p1, -p2
 //! ```
@@ -19,7 +19,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Serialize};
 
-use crate::spec::{Family, LabSpec, Overlay};
+use crate::spec::{Family, LabSpec, Overlay, Switch};
 
 /// The link in each node that leads to the underlay, and in each pod to its node.
 pub const INTERFACE: &str = "eth0";
@@ -42,6 +42,9 @@ pub struct Layout {
     pub underlay_netns: String,
     /// The overlay.
     pub overlay: Overlay,
+    /// What pods and tunnels are plugged into.
+    #[serde(default)]
+    pub switch: Switch,
     /// The overlay's UDP port; none when routed.
     pub overlay_port: Option<u16>,
     /// MTU of the pods' links: what ESP, UDP and the overlay add still fits in the underlay.
@@ -100,6 +103,7 @@ impl Layout {
         Self {
             underlay_netns: format!("{}underlay", prefix(&spec.name)),
             overlay: spec.overlay,
+            switch: spec.switch,
             overlay_port: match spec.overlay {
                 Overlay::Vxlan => Some(4789),
                 Overlay::Geneve => Some(6081),
@@ -131,10 +135,11 @@ impl Layout {
 
     /// The device in a node that leads to the node `other` over the overlay; none when routed.
     pub fn overlay_device(&self, other: &NodeLayout) -> Option<String> {
-        match self.overlay {
-            Overlay::Vxlan => Some(VXLAN_DEVICE.to_owned()),
-            Overlay::Geneve => Some(format!("geneve-{}", other.name)),
-            Overlay::Routed => None,
+        match (self.overlay, self.switch) {
+            (Overlay::Routed, _) => None,
+            (_, Switch::Ovs) => Some(POD_BRIDGE.to_owned()),
+            (Overlay::Vxlan, Switch::Linux) => Some(VXLAN_DEVICE.to_owned()),
+            (Overlay::Geneve, Switch::Linux) => Some(format!("geneve-{}", other.name)),
         }
     }
 
@@ -237,6 +242,13 @@ impl NodeLayout {
     /// The address that the overlay's tunnels of this node use.
     pub fn primary(&self) -> IpAddr {
         self.addresses[0]
+    }
+
+    /// MAC address of a pod, counted from 1.
+    pub(crate) fn pod_mac(&self, number: u16) -> [u8; 6] {
+        let [a, b, c, d, _, node] = self.vtep_mac;
+        let number = u8::try_from(number).expect("validated: at most 100 pods");
+        [a, b, c, d, number, node]
     }
 
     /// The pod of this name.

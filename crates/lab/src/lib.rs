@@ -6,11 +6,13 @@
 
 mod build;
 mod cluster;
+mod keeper;
 mod lab;
 pub mod layout;
 mod lifecycle;
 mod load;
 mod namespaces;
+mod ovs;
 pub mod packet;
 mod place;
 mod process;
@@ -31,7 +33,7 @@ pub use load::{FlowReport, IntervalReport, Load, LoadOptions, LoadReport};
 pub use namespaces::Namespaces;
 pub use place::Place;
 pub use process::{MARK, Process, marked};
-pub use spec::{Datapath, Family, Keying, LabSpec, Overlay};
+pub use spec::{Datapath, Family, Keying, LabSpec, Overlay, Switch};
 pub use status::{LabStatus, NodeStatus, PodStatus};
 pub use supervisor::supervise;
 pub use tap::{Links, Seen, Tap};

@@ -15,15 +15,18 @@ use rustix::process::Signal;
 use crate::lab::{Lab, Manifest, VERSION};
 use crate::layout::{Layout, NodeLayout, is_namespace_of};
 use crate::namespaces::{Namespaces, identity};
+use crate::ovs;
 use crate::place::{Place, make_directory, write_json};
 use crate::process::{MARK, Process, command_line, in_namespace, marked, wait_gone};
-use crate::spec::{Datapath, LabSpec, check_name};
+use crate::spec::{Datapath, LabSpec, Switch, check_name};
 use crate::userns;
 
 /// Time to build, without what the number of namespaces adds.
 const BUILD: Duration = Duration::from_secs(15);
 /// What each namespace may add.
 const BUILD_EACH: Duration = Duration::from_millis(100);
+/// What the Open vSwitch of each node may add.
+const BUILD_OVS: Duration = Duration::from_secs(15);
 /// How long processes have to end by themselves, then by SIGTERM, then by SIGKILL.
 const GRACE: Duration = Duration::from_millis(3000);
 const TERM: Duration = Duration::from_millis(1000);
@@ -38,6 +41,9 @@ pub type Progress<'a> = &'a mut dyn FnMut(&str);
 /// first when no process of it lives. When this fails nothing is left.
 pub fn up(spec: LabSpec, progress: Progress<'_>) -> Result<Lab> {
     spec.validate()?;
+    if spec.switch == Switch::Ovs {
+        ovs::check(spec.ovs_root.as_deref())?;
+    }
     let place = Place::current()?;
     ensure!(
         !matches!(place, Place::Inside { .. }),
@@ -238,15 +244,22 @@ fn spawn_supervisor(lab: &Lab) -> Result<Child> {
 
 fn wait_ready(lab: &Lab, mut supervisor: Child, progress: Progress<'_>) -> Result<()> {
     let namespaces = lab.layout().namespaces().len();
-    let limit = BUILD + BUILD_EACH * u32::try_from(namespaces).unwrap_or(u32::MAX);
+    let mut limit = BUILD + BUILD_EACH * u32::try_from(namespaces).unwrap_or(u32::MAX);
+    if lab.spec().switch == Switch::Ovs {
+        limit += BUILD_OVS * u32::from(lab.spec().nodes);
+    }
     let start = Instant::now();
     let mut told = start;
     progress(&format!(
-        "lab {}: {} nodes, {} namespaces, overlay {}, underlay {}",
+        "lab {}: {} nodes, {} namespaces, overlay {}{}, underlay {}",
         lab.name(),
         lab.layout().nodes.len(),
         namespaces,
         lab.spec().overlay,
+        match lab.spec().switch {
+            Switch::Linux => "",
+            Switch::Ovs => " of Open vSwitch",
+        },
         lab.spec().family
     ));
     loop {

@@ -4,7 +4,9 @@
 //! may belong to someone else by now (a crash, a reboot with `/run` on disk); the mark may not.
 
 use std::fs;
+use std::os::unix::process::CommandExt;
 use std::path::Path;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
@@ -141,6 +143,22 @@ fn own_line() -> Vec<i32> {
     line
 }
 
+/// A blocked signal stays blocked over fork and exec: the daemon would never hear SIGTERM.
+pub(crate) fn unblock_on_spawn(command: &mut Command) {
+    // SAFETY: sigemptyset initialises the set before it is read, and both calls are allowed
+    // between fork and exec.
+    unsafe {
+        command.pre_exec(|| {
+            let mut none = std::mem::MaybeUninit::<libc::sigset_t>::uninit();
+            libc::sigemptyset(none.as_mut_ptr());
+            match libc::pthread_sigmask(libc::SIG_SETMASK, none.as_ptr(), std::ptr::null_mut()) {
+                0 => Ok(()),
+                error => Err(std::io::Error::from_raw_os_error(error)),
+            }
+        });
+    }
+}
+
 /// State and start time. The name in parentheses may hold anything, also parentheses.
 fn parse_stat(stat: &str) -> Option<(char, u64)> {
     let mut fields = stat.rsplit_once(')')?.1.split_whitespace();
@@ -151,8 +169,6 @@ fn parse_stat(stat: &str) -> Option<(char, u64)> {
 
 #[cfg(test)]
 mod tests {
-    use std::process::Command;
-
     use super::*;
 
     #[test]

@@ -64,6 +64,18 @@ named_enum! {
 }
 
 named_enum! {
+    /// What a node's pods and tunnels are plugged into.
+    #[derive(Default)]
+    Switch {
+        /// The kernel's bridge, and its devices for the overlay.
+        #[default]
+        Linux = "linux",
+        /// Open vSwitch: one bridge with the pods and a tunnel to each other node.
+        Ovs = "ovs",
+    }
+}
+
+named_enum! {
     /// The address families of the underlay.
     Family {
         /// IPv4 only.
@@ -120,6 +132,12 @@ pub struct LabSpec {
     pub pods: u16,
     /// How pods of different nodes reach each other.
     pub overlay: Overlay,
+    /// What pods and tunnels are plugged into.
+    #[serde(default)]
+    pub switch: Switch,
+    /// Where Open vSwitch's packages are unpacked; none: they are installed.
+    #[serde(default)]
+    pub ovs_root: Option<PathBuf>,
     /// Which datapath the agents use.
     pub datapath: Datapath,
     /// Nodes that differ from it.
@@ -145,6 +163,8 @@ impl LabSpec {
             nodes: 3,
             pods: 2,
             overlay: Overlay::Vxlan,
+            switch: Switch::Linux,
+            ovs_root: None,
             datapath: Datapath::Auto,
             datapath_of: Vec::new(),
             keying: Keying::Certificate,
@@ -182,6 +202,14 @@ impl LabSpec {
                 self.nodes
             );
         }
+        ensure!(
+            self.switch == Switch::Linux || self.overlay != Overlay::Routed,
+            "--switch ovs is for tunnels: use --overlay geneve or vxlan"
+        );
+        ensure!(
+            self.ovs_root.is_none() || self.switch == Switch::Ovs,
+            "--ovs-root is of --switch ovs only"
+        );
         ensure!(
             self.keying != Keying::Psk,
             "--keying psk is not built yet: use certificate"
@@ -235,6 +263,21 @@ mod tests {
                 .is_err()
             );
         }
+    }
+
+    #[test]
+    fn open_vswitch_is_for_tunnels() {
+        let ovs = |overlay| LabSpec {
+            switch: Switch::Ovs,
+            overlay,
+            ..spec()
+        };
+        ovs(Overlay::Geneve).validate().unwrap();
+        let error = ovs(Overlay::Routed).validate().unwrap_err().to_string();
+        assert!(error.contains("--overlay geneve"), "{error}");
+        let mut elsewhere = spec();
+        elsewhere.ovs_root = Some(PathBuf::from("/x"));
+        assert!(elsewhere.validate().is_err());
     }
 
     #[test]

@@ -7,7 +7,9 @@ use std::time::Duration;
 use anyhow::Context;
 use clap::{Args, Subcommand};
 use testudo_lab::spec::DEFAULT_NAME;
-use testudo_lab::{Datapath, Family, Keying, Lab, LabSpec, Links, Load, LoadOptions, Overlay, Tap};
+use testudo_lab::{
+    Datapath, Family, Keying, Lab, LabSpec, Links, Load, LoadOptions, Overlay, Switch, Tap,
+};
 
 use testudo_model::policy;
 
@@ -66,6 +68,12 @@ struct Up {
     /// How pods reach other nodes: vxlan, geneve or routed
     #[arg(long, default_value = "vxlan", value_parser = word::<Overlay>)]
     overlay: Overlay,
+    /// What pods and tunnels are plugged into: linux (the kernel's own devices) or ovs
+    #[arg(long, default_value = "linux", value_parser = word::<Switch>)]
+    switch: Switch,
+    /// Where the packages of Open vSwitch are unpacked [default: they are installed]
+    #[arg(long, value_name = "FOLDER")]
+    ovs_root: Option<PathBuf>,
     /// auto, user or kernel
     #[arg(long, default_value = "auto", value_parser = word::<Datapath>)]
     datapath: Datapath,
@@ -209,6 +217,8 @@ fn up(options: Up, global: &Global) -> Outcome {
         nodes: options.nodes,
         pods: options.pods,
         overlay: options.overlay,
+        switch: options.switch,
+        ovs_root: options.ovs_root,
         datapath: options.datapath,
         datapath_of: options.datapath_of,
         keying: options.keying,

@@ -48,6 +48,55 @@ fn routed_pods_are_strict_and_off_again() {
     there_and_back("routed");
 }
 
+/// The network of OVN and its kin: Geneve ports of Open vSwitch, whose packets the kernel routes
+/// like any other, UDP port and all.
+#[test]
+fn open_vswitch_is_strict_rekeys_and_is_off_again() {
+    let _turn = turn("open_vswitch_is_strict_rekeys_and_is_off_again");
+    let lab = Lab::up(Options {
+        overlay: "geneve",
+        ovs: true,
+        ..KERNEL
+    });
+    let report = lab.verify().ok().json();
+    assert_ne!(report["wire"]["clear_protected_packets"], 0, "{report:#}");
+    let load = Load::ring(&lab, RATE / 2);
+    lab.testudo(&["init"]).ok();
+    load.run_for(seconds(1));
+    assert_eq!(lab.phase(), "Strict");
+    let watch = Watch::clear(&lab);
+    let report = lab.verify().ok().json();
+    assert_eq!(report["wire"]["clear_protected_packets"], 0, "{report:#}");
+    let before = sum(&lab, |t| t.child_rekeys);
+    lab.act("n1", Actions::RekeyChild);
+    wait_until("a rekeyed child", seconds(20), || {
+        let now = sum(&lab, |t| t.child_rekeys);
+        (now >= before + 2).then_some(()).ok_or(format!("{now}"))
+    });
+    load.run_for(seconds(1));
+    let strict = load.stop_without_loss();
+    // Killed and started again it gets its flows again, and nothing passes in clear meanwhile.
+    let name = "n1-vswitchd";
+    let killed = lab.inner().switch_process(name).expect("a switch daemon");
+    assert!(killed.signal(Signal::KILL));
+    let again = ["n1: the flows of its switch are written again"];
+    lab.wait_log("supervisor", 0, &again, seconds(30));
+    assert_ne!(lab.inner().switch_process(name), Some(killed));
+    let load = Load::ring(&lab, RATE / 2);
+    load.run_for(seconds(1));
+    watch.stop_with_none();
+    lab.testudo(&["stop"]).ok();
+    load.run_for(seconds(1));
+    let sent = strict + load.stop_without_loss();
+    println!("{sent} datagrams, none lost");
+    for node in ["n1", "n2"] {
+        let left = ours(&lab, node);
+        assert!(left.is_empty(), "{node}: {}", left.join("; "));
+    }
+    lab.verify().ok();
+    lab.down();
+}
+
 /// L83, L117: on and off lose nothing; in between nothing is in clear, every flow is as it should
 /// be, and what others have in the same kernel stays.
 #[track_caller]

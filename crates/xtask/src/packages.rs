@@ -59,7 +59,8 @@ pub(crate) fn ensure_these(needed: &[(&str, &str)]) -> anyhow::Result<()> {
     bail!("the packages could not be installed; run this and see why:\n  {line}")
 }
 
-/// Those, and the daemons that the interop tests talk to: unpacked, not installed.
+/// Those, and the daemons that the interop tests talk to, and Open vSwitch: unpacked, not
+/// installed.
 pub(crate) fn ensure_all() -> anyhow::Result<()> {
     ensure()?;
     let folder = target_directory()?.join("interop");
@@ -68,7 +69,7 @@ pub(crate) fn ensure_all() -> anyhow::Result<()> {
     }
     if !am_root() {
         bail!(
-            "missing daemons for the interop tests; run this, then try again:\n  \
+            "missing daemons for the tests; run this, then try again:\n  \
              sudo --preserve-env=PATH,CARGO_HOME,RUSTUP_HOME,CARGO_TARGET_DIR cargo xtask packages"
         );
     }

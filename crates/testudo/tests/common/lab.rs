@@ -24,6 +24,8 @@ pub(crate) struct Options {
     pub(crate) pods: u16,
     pub(crate) export_keys: bool,
     pub(crate) datapath: &'static str,
+    /// Pods and tunnels are plugged into Open vSwitch.
+    pub(crate) ovs: bool,
     /// As in `n2=user`; of one node.
     pub(crate) datapath_of: Option<&'static str>,
 }
@@ -37,6 +39,7 @@ impl Options {
         pods: 1,
         export_keys: false,
         datapath: "auto",
+        ovs: false,
         datapath_of: None,
     };
 }
@@ -77,6 +80,10 @@ impl Lab {
         arguments.extend(["--datapath", options.datapath]);
         if let Some(node) = options.datapath_of {
             arguments.extend(["--datapath-of", node]);
+        }
+        let ovs = options.ovs.then(open_vswitch);
+        if let Some(root) = &ovs {
+            arguments.extend(["--switch", "ovs", "--ovs-root", root]);
         }
         if options.export_keys {
             arguments.push("--danger-export-keys");
@@ -367,6 +374,19 @@ impl Drop for Lab {
         self.check_gone();
         self.check_logs(&logs);
     }
+}
+
+/// Where `cargo xtask packages` has unpacked Open vSwitch: below the folder that cargo builds into.
+#[track_caller]
+fn open_vswitch() -> String {
+    let program = std::env::current_exe().expect("the running program's path");
+    let mut above = program.ancestors();
+    let target = above.find(|folder| folder.join(".rustc_info.json").is_file());
+    let root = target
+        .expect("a target folder")
+        .join("interop/openvswitch/root");
+    assert!(root.is_dir(), "no Open vSwitch: cargo xtask packages");
+    root.display().to_string()
 }
 
 /// The last lines of a text.
