@@ -228,3 +228,29 @@ fn past_soft_limit(listed: &XfrmListedSa) -> bool {
     let past = |used: u64, limit: Option<u64>| limit.is_some_and(|limit| used >= limit);
     past(listed.used.packets, limits.soft_packets) || past(listed.used.bytes, limits.soft_bytes)
 }
+
+#[cfg(test)]
+mod tests {
+    use testudo_netlink::XfrmSaUse;
+
+    use super::*;
+
+    #[test]
+    fn a_soft_limit_of_packets_or_of_bytes_is_reached_when_it_is_used_up() {
+        let listed = |soft_packets, soft_bytes, packets, bytes| {
+            let mut sa = crate::probe::sample(true, &[7; 36]);
+            sa.limits.soft_packets = soft_packets;
+            sa.limits.soft_bytes = soft_bytes;
+            let used = XfrmSaUse {
+                packets,
+                bytes,
+                ..XfrmSaUse::default()
+            };
+            past_soft_limit(&XfrmListedSa { sa, used })
+        };
+        assert!(!listed(Some(10), Some(1000), 9, 999));
+        assert!(listed(Some(10), Some(1000), 10, 999));
+        assert!(listed(Some(10), Some(1000), 9, 1000));
+        assert!(!listed(None, None, 10, 1000), "none was asked for");
+    }
+}
