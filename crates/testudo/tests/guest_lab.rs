@@ -37,17 +37,17 @@ fn turn(test: &str) -> Turn {
 
 #[test]
 fn vxlan_is_strict_and_off_again() {
-    there_and_back("vxlan");
+    there_and_back("vxlan", &["v4", "v6", "dual"]);
 }
 
 #[test]
 fn geneve_is_strict_and_off_again() {
-    there_and_back("geneve");
+    there_and_back("geneve", &["v4", "v6"]);
 }
 
 #[test]
 fn routed_pods_are_strict_and_off_again() {
-    there_and_back("routed");
+    there_and_back("routed", &["v4", "v6"]);
 }
 
 /// The network of OVN and its kin: Geneve ports of Open vSwitch, whose packets the kernel routes
@@ -63,7 +63,7 @@ fn open_vswitch_is_strict_rekeys_and_is_off_again() {
     let report = lab.verify().ok().json();
     assert_ne!(report["wire"]["clear_protected_packets"], 0, "{report:#}");
     let load = Load::ring(&lab, RATE / 2);
-    lab.testudo(&["init"]).ok();
+    lab.testudo(&["init", "--timeout", "180s"]).ok();
     load.run_for(seconds(1));
     assert_eq!(lab.phase(), "Strict");
     let watch = Watch::clear(&lab);
@@ -87,7 +87,7 @@ fn open_vswitch_is_strict_rekeys_and_is_off_again() {
     let load = Load::ring(&lab, RATE / 2);
     load.run_for(seconds(1));
     watch.stop_with_none();
-    lab.testudo(&["stop"]).ok();
+    lab.testudo(&["stop", "--timeout", "180s"]).ok();
     load.run_for(seconds(1));
     let sent = strict + load.stop_without_loss();
     println!("{sent} datagrams, none lost");
@@ -102,9 +102,9 @@ fn open_vswitch_is_strict_rekeys_and_is_off_again() {
 /// L83, L117: on and off lose nothing; in between nothing is in clear, every flow is as it should
 /// be, and what others have in the same kernel stays.
 #[track_caller]
-fn there_and_back(overlay: &'static str) {
+fn there_and_back(overlay: &'static str, families: &[&'static str]) {
     let _turn = turn(overlay);
-    for family in ["v4", "v6", "dual"] {
+    for family in families.iter().copied() {
         let lab = Lab::up(Options {
             overlay,
             family,
@@ -112,7 +112,8 @@ fn there_and_back(overlay: &'static str) {
         });
         add_strangers(&lab);
         let load = Load::ring(&lab, RATE / 2);
-        let took = lab.testudo(&["init"]).ok().took;
+        // The guest's one processor carries the load too: a roll-out takes what is left of it.
+        let took = lab.testudo(&["init", "--timeout", "180s"]).ok().took;
         println!("{overlay} {family}: init took {:.2} s", took.as_secs_f32());
         load.run_for(seconds(1));
         let status = lab.status();
@@ -124,7 +125,7 @@ fn there_and_back(overlay: &'static str) {
         let report = lab.verify().ok().json();
         assert_eq!(report["wire"]["clear_protected_packets"], 0, "{report:#}");
         watch.stop_with_none();
-        lab.testudo(&["stop"]).ok();
+        lab.testudo(&["stop", "--timeout", "180s"]).ok();
         load.run_for(seconds(1));
         let sent = load.stop_without_loss();
         println!("{overlay} {family}: {sent} datagrams, none lost");

@@ -102,7 +102,7 @@ impl Lab {
     #[track_caller]
     pub(crate) fn strict(options: Options) -> Self {
         let lab = Self::up(options);
-        let answer = lab.testudo(&["init"]).ok();
+        let answer = lab.testudo(&["init", "--timeout", "180s"]).ok();
         println!(
             "{}/{}: init took {:.2} s",
             options.overlay,

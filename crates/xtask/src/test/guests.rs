@@ -14,7 +14,7 @@ use crate::run;
 /// A target's time, and what a guest may take to say that it was over.
 const MANNER: Manner = Manner {
     before: &batch::ALONE,
-    program: Duration::from_secs(1200),
+    program: Duration::from_secs(1500),
     grace: Duration::from_secs(90),
 };
 
