@@ -84,6 +84,7 @@ fn links_are_made_changed_moved_and_deleted() {
     assert!(nl.create_bridge("a name too long for it").is_err());
 }
 
+/// Kernels with Geneve stand in the guests: there the labs over Geneve make such links.
 #[test]
 fn geneve_links_to_several_ends_share_a_port_or_the_kernel_says_it_has_none() {
     let Some(one) = private_netns() else { return };
@@ -112,7 +113,7 @@ fn geneve_links_to_several_ends_share_a_port_or_the_kernel_says_it_has_none() {
             }
             Err(error) => {
                 assert!(error.is_unsupported(), "{error}");
-                println!("SKIPPED Geneve: this kernel has none ({error})");
+                assert!(nl.link(name).unwrap().is_none(), "nothing is left");
             }
         }
     }
