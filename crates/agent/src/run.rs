@@ -9,7 +9,7 @@ use testudo_store::{DirStore, Location, Store, parse_location};
 
 use crate::Options;
 use crate::api::server::Server;
-use crate::choice::ChoosingHost;
+use crate::choice::{ChoosingHost, Side};
 use crate::clock::Clock;
 use crate::enforcement::{Enforcement, PolicyFile};
 use crate::files;
@@ -32,10 +32,22 @@ pub async fn run(options: Options, shutdown: impl Future<Output = ()>) -> Result
     ));
     let clock = Clock::start();
     let (host, enforcement) = close_first(&options, host)?;
+    prepare(&options);
     let store = match parse_location(&options.store).map_err(anyhow::Error::msg)? {
         Location::Directory(path) => DirStore::open(path).context("opening the store")?,
     };
     run_on(options, clock, host, enforcement, store, shutdown).await
+}
+
+/// Does at the start what may cost the host a packet under traffic. Where the kernel's datapath can be
+/// had, the host's routing is left alone: the userspace datapath may never come.
+fn prepare(options: &Options) {
+    if KernelSide::new(options).probe().is_ok() {
+        return;
+    }
+    if let Err(error) = UserSide::new(options).prepare() {
+        tracing::warn!("to switch encryption on may cost a packet: {error}");
+    }
 }
 
 /// An agent that crashes must not write its keys to a disk. A limit of 0 bytes holds for files alone;

@@ -27,6 +27,11 @@ impl UserSide {
             options,
         }
     }
+
+    /// What costs the host a packet if it is done under traffic is done now, at the agent's start.
+    pub(crate) fn prepare(&self) -> Result<(), DatapathError> {
+        self.rules.split_tables()
+    }
 }
 
 impl Side for UserSide {

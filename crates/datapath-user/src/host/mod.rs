@@ -86,8 +86,8 @@ impl HostRules {
 
     /// Makes the kernel give the local table a trie of its own, as the first routing rule of a
     /// namespace does: while it happens, IPv4 packets to local addresses may find no route.
-    /// It happens once, and must not when steering begins.
-    pub(crate) fn split_tables(&self) -> Result<(), DatapathError> {
+    /// It happens once, and should not when steering begins under traffic.
+    pub fn split_tables(&self) -> Result<(), DatapathError> {
         let mut netlink = Netlink::open().map_err(refused)?;
         if !our_rules(&mut netlink)?.is_empty() {
             return Ok(());
