@@ -27,8 +27,11 @@ const MAGIC: [u8; 8] = *b"tstd-ld1";
 const HEADER: usize = 20;
 /// How often the sender wakes up.
 const TICK: Duration = Duration::from_millis(1);
-/// How long a packet may be under way before it counts as lost.
+/// After so long without any arrival nothing is under way any more.
 const STRAGGLERS: Duration = Duration::from_millis(700);
+/// How long stragglers are waited for in all: on a machine that has much else to do, packets wait in
+/// queues for seconds, and are not lost.
+const LAST_CALL: Duration = Duration::from_secs(10);
 /// Receive buffer of each pod, bytes: a second of everything, so that a busy machine loses none.
 const RECEIVE_BUFFER: libc::c_int = 8 << 20;
 
@@ -245,8 +248,11 @@ impl Load {
         self.shared.stop_sending.store(true, Ordering::Relaxed);
         if let Some(thread) = self.sender.take() {
             let _ = thread.join();
-            self.shared.book().ended = Some(Instant::now());
-            std::thread::sleep(STRAGGLERS);
+            let ended = Instant::now();
+            self.shared.book().ended = Some(ended);
+            while !self.shared.book().is_complete(ended, Instant::now()) {
+                std::thread::sleep(Duration::from_millis(10));
+            }
         }
         self.shared.stop_receiving.store(true, Ordering::Relaxed);
         if let Some(thread) = self.receiver.take() {
@@ -420,6 +426,16 @@ fn parse(packet: &[u8]) -> Option<(usize, u64)> {
 }
 
 impl Book {
+    /// Whether nothing is to be waited for: all has arrived, or nothing comes any more.
+    fn is_complete(&self, ended: Instant, now: Instant) -> bool {
+        if self.flows.iter().all(|flow| flow.received == flow.sent) {
+            return true;
+        }
+        let last = self.flows.iter().filter_map(|flow| flow.last_arrival).max();
+        let silent = now.saturating_duration_since(last.unwrap_or(ended).max(ended));
+        silent >= STRAGGLERS || now.saturating_duration_since(ended) >= LAST_CALL
+    }
+
     fn arrived(&mut self, flow: usize, sequence: u64, now: Instant) {
         let Some(account) = self.flows.get_mut(flow) else {
             return;
@@ -544,6 +560,24 @@ mod tests {
             (report.flows[0].duplicated, report.flows[0].reordered),
             (1, 1)
         );
+    }
+
+    #[test]
+    fn stragglers_are_waited_for_while_any_come() {
+        let mut book = book();
+        let ended = Instant::now();
+        let after = |milliseconds| ended + Duration::from_millis(milliseconds);
+        book.flows[0].sent = 3;
+        assert!(!book.is_complete(ended, after(600)));
+        assert!(book.is_complete(ended, after(700)), "nothing ever came");
+        book.arrived(0, 1, after(500));
+        assert!(!book.is_complete(ended, after(1100)));
+        assert!(book.is_complete(ended, after(1200)), "silence");
+        book.arrived(0, 2, after(9900));
+        assert!(!book.is_complete(ended, after(9999)));
+        assert!(book.is_complete(ended, after(10_000)), "the last call");
+        book.arrived(0, 0, after(600));
+        assert!(book.is_complete(ended, after(600)), "all are there");
     }
 
     #[test]
