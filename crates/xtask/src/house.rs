@@ -49,7 +49,17 @@ const TABLE: [(&str, &[&str]); 21] = [
     ("lab", &["model", "netlink", "store"]),
     (
         "interop",
-        &["crypto", "datapath", "esp", "ike", "model", "pki", "wire"],
+        &[
+            "crypto",
+            "datapath",
+            "datapath-kernel",
+            "esp",
+            "ike",
+            "model",
+            "netlink",
+            "pki",
+            "wire",
+        ],
     ),
     (
         "testudo",

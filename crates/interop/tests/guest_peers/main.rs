@@ -2,18 +2,22 @@
 //! the daemons are told and what our end does is that of `tests/peers`.
 #![allow(dead_code, unreachable_pub, clippy::unwrap_used)]
 
+mod accounts;
 #[path = "../peers/carrier.rs"]
 mod carrier;
 #[path = "../peers/certificates.rs"]
 mod certificates;
 #[path = "../peers/charon.rs"]
 mod charon;
+mod kernel;
+mod nodes;
 #[path = "../peers/ours.rs"]
 mod ours;
 #[path = "../peers/packet.rs"]
 mod packet;
 #[path = "../peers/pluto.rs"]
 mod pluto;
+mod trace;
 mod user_space;
 #[path = "../peers/wanted.rs"]
 mod wanted;

@@ -2,8 +2,12 @@
 
 use std::io;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
-use std::os::fd::{FromRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::unix::net::UnixDatagram;
+use std::sync::Arc;
+use std::time::Duration;
 
+use testudo_datapath::Waker;
 use testudo_esp::{InboundParameters, InboundSa, OutboundParameters, OutboundSa};
 use testudo_model::{InboundSaSpec, OutboundSaSpec, SaMode};
 
@@ -77,6 +81,10 @@ impl Raw {
         Some(Self { socket, v4 })
     }
 
+    pub fn socket(&self) -> &UdpSocket {
+        &self.socket
+    }
+
     pub fn send(&self, to: IpAddr, esp: &[u8]) -> io::Result<usize> {
         self.socket.send_to(esp, SocketAddr::new(to, 0))
     }
@@ -90,5 +98,45 @@ impl Raw {
             false => 0,
         };
         buffer.get(header..len).map(<[u8]>::to_vec)
+    }
+}
+
+/// What a datapath rings when it has something to tell, waited for beside sockets.
+pub struct Bell {
+    rope: Arc<UnixDatagram>,
+    bell: UnixDatagram,
+}
+
+impl Bell {
+    pub fn new() -> Self {
+        let (rope, bell) = UnixDatagram::pair().unwrap();
+        rope.set_nonblocking(true).unwrap();
+        bell.set_nonblocking(true).unwrap();
+        let rope = Arc::new(rope);
+        Self { rope, bell }
+    }
+
+    pub fn waker(&self) -> Waker {
+        let rope = Arc::clone(&self.rope);
+        // One that cannot be rung any more has been rung.
+        Arc::new(move || drop(rope.send(&[0])))
+    }
+
+    /// Waits until it was rung or one of the sockets has something.
+    pub fn wait<'s>(&self, sockets: impl Iterator<Item = &'s UdpSocket>, longest: Duration) {
+        let all = sockets
+            .map(AsRawFd::as_raw_fd)
+            .chain([self.bell.as_raw_fd()]);
+        let mut all: Vec<libc::pollfd> = all
+            .map(|fd| libc::pollfd {
+                fd,
+                events: libc::POLLIN,
+                revents: 0,
+            })
+            .collect();
+        let milliseconds = i32::try_from(longest.as_millis()).unwrap();
+        // SAFETY: as many live pollfds as are named.
+        unsafe { libc::poll(all.as_mut_ptr(), all.len() as libc::nfds_t, milliseconds) };
+        while self.bell.recv(&mut [0]).is_ok() {}
     }
 }

@@ -15,11 +15,12 @@ use testudo_ike::{
 };
 use testudo_model::policy::EncapsulationMode;
 use testudo_model::{
-    ChildId, Encapsulation, Monotonic, Now, PeerId, PortRange, SaMode, TrafficSelector, UnixTime,
+    ChildId, Encapsulation, Monotonic, Now, PeerId, PortRange, SaMode, Spi, TrafficSelector,
+    UnixTime,
 };
 use testudo_wire::udp::{Encapsulated, NON_ESP_MARKER, classify};
 
-use crate::carrier::{Pair, Raw};
+use crate::carrier::{Bell, Pair, Raw};
 use crate::packet;
 use crate::wanted::{PATIENCE, PEER, US, Wanted, ip};
 
@@ -27,6 +28,10 @@ use crate::wanted::{PATIENCE, PEER, US, Wanted, ip};
 pub struct Made {
     pub child: ChildId,
     pub replaces: Option<ChildId>,
+    /// Whether we began the exchange that made it.
+    pub initiator: bool,
+    /// Of the SA that we receive on, and of the one that we send on.
+    pub spis: [Spi; 2],
     pub mode: SaMode,
     pub esn: bool,
     pub encapsulation: Encapsulation,
@@ -36,6 +41,10 @@ pub struct Made {
     /// Packets opened and sealed here.
     pub opened: u32,
     pub sealed: u32,
+    /// Where a datapath carries it: when it could receive, since 1970, and how many packets it had
+    /// received at its end.
+    pub receiving: Duration,
+    pub received: u64,
 }
 
 /// An IKE SA that was made.
@@ -55,6 +64,7 @@ pub struct Us {
     /// On port 500, and on 4500 where that is not the datapath's.
     sockets: Vec<UdpSocket>,
     raw: Option<Raw>,
+    bell: Bell,
     /// Carries the packets in our stead.
     pub datapath: Option<Box<dyn Datapath>>,
     start: Instant,
@@ -120,10 +130,16 @@ impl Us {
             socket
         });
         let sockets = bound.collect();
+        let bell = Bell::new();
+        let datapath = datapath.map(|mut datapath| {
+            datapath.set_waker(bell.waker());
+            datapath
+        });
         Self {
             engine,
             sockets,
             raw,
+            bell,
             datapath,
             start: Instant::now(),
             peer: PeerId::new("peer").unwrap(),
@@ -149,12 +165,9 @@ impl Us {
     }
 
     pub fn now(&self) -> Now {
-        let wall = SystemTime::now()
-            .duration_since(SystemTime::UNIX_EPOCH)
-            .unwrap();
         Now {
             monotonic: Monotonic(self.start.elapsed()),
-            wall: UnixTime(i64::try_from(wall.as_secs()).unwrap()),
+            wall: UnixTime(i64::try_from(since_1970().as_secs()).unwrap()),
         }
     }
 
@@ -250,6 +263,8 @@ impl Us {
                 self.made.push(Made {
                     child: up.child,
                     replaces: up.replaces,
+                    initiator: up.initiator,
+                    spis: [i.spi, o.spi],
                     mode: i.mode,
                     esn: i.esn,
                     encapsulation: o.encapsulation,
@@ -257,9 +272,13 @@ impl Us {
                     pair,
                     opened: 0,
                     sealed: 0,
+                    receiving: Duration::ZERO,
+                    received: 0,
                 });
                 if let Some(datapath) = &mut self.datapath {
                     datapath.install_inbound(i).unwrap();
+                    let made = self.made.last_mut().expect("just pushed");
+                    made.receiving = since_1970();
                     datapath.install_outbound(o).unwrap();
                 }
                 if up.use_outbound == UseOutbound::Now {
@@ -279,6 +298,7 @@ impl Us {
                 let child = down.child;
                 made.down = Some(down);
                 if let Some(datapath) = &mut self.datapath {
+                    made.received = datapath.pair_counters(child).0.packets;
                     datapath.remove(child).unwrap();
                 }
             }
@@ -375,7 +395,11 @@ impl Us {
             self.drain();
         }
         if quiet {
-            std::thread::sleep(Duration::from_millis(2));
+            let sockets = self
+                .sockets
+                .iter()
+                .chain(self.raw.as_ref().map(Raw::socket));
+            self.bell.wait(sockets, Duration::from_millis(2));
         }
     }
 
@@ -569,8 +593,8 @@ impl Us {
         }
         for m in &self.made {
             text += &format!(
-                "\n  child {:?} replaces {:?} sealed {} opened {} down {:?}",
-                m.child, m.replaces, m.sealed, m.opened, m.down
+                "\n  child {:?} by us {} replaces {:?} SPIs {:?} sealed {} opened {} down {:?}",
+                m.child, m.initiator, m.replaces, m.spis, m.sealed, m.opened, m.down
             );
         }
         for f in &self.failures {
@@ -583,6 +607,11 @@ impl Us {
         );
         text
     }
+}
+
+fn since_1970() -> Duration {
+    let now = SystemTime::now();
+    now.duration_since(SystemTime::UNIX_EPOCH).unwrap()
 }
 
 /// Whether the first payload of a message is an Encrypted Fragment (RFC 7383, 2.5).
