@@ -13,7 +13,7 @@ use testudo_netlink::{Nft, Xfrm, XfrmPolicy, XfrmPolicyKey, XfrmSaId};
 
 use crate::Options;
 use crate::event::Events;
-use crate::leftover::Leftovers;
+use crate::leftover::{Kind, Leftovers};
 use crate::nft;
 use crate::plan::{
     Bindings, Change, Conflict, InUse, Plan, changes, desired, desired_for, is_ours,
@@ -69,6 +69,8 @@ pub(crate) struct Pair {
 /// Its outbound half.
 pub(crate) struct Outbound {
     pub(crate) id: XfrmSaId,
+    /// The CPU that it is for; `None`: all.
+    pub(crate) cpu: Option<u32>,
     pub(crate) local: Vec<TrafficSelector>,
     pub(crate) remote: Vec<TrafficSelector>,
 }
@@ -79,6 +81,7 @@ impl Pair {
         let outbound = self.outbound.as_ref()?;
         Some(InUse {
             spi: Spi(outbound.id.spi),
+            cpu: outbound.cpu,
             mode: self.mode,
             ends: (self.encapsulation.local(), self.encapsulation.remote()),
             local: outbound.local.clone(),
@@ -98,11 +101,16 @@ impl Core {
         let mut bindings = Bindings::default();
         let found = xfrm.sas(|listed| {
             let sa = &listed.sa;
-            is_our_sa(sa.reqid).then(|| (sa.id, sa.reqid, is_outbound(sa)))
+            let kind = match (is_outbound(sa), sa.cpu) {
+                (false, _) => Kind::Inbound,
+                (true, None) => Kind::Outbound,
+                (true, Some(_)) => Kind::OfCpu,
+            };
+            is_our_sa(sa.reqid).then_some((sa.id, sa.reqid, kind))
         });
-        for (id, reqid, outbound) in found.map_err(|e| missing(&e))? {
+        for (id, reqid, kind) in found.map_err(|e| missing(&e))? {
             bindings.reserve(reqid);
-            leftovers.add(id, reqid, outbound);
+            leftovers.add(id, reqid, kind);
         }
         Ok(Self {
             xfrm,
@@ -199,7 +207,12 @@ impl Core {
         };
         let leftovers = &self.leftovers;
         self.bindings
-            .adopt(&kept, have, |template| leftovers.has_outbound(template));
+            .adopt(&kept, have, |template| leftovers.going_on(template));
+        for (id, reqid) in self.leftovers.outbound() {
+            if let Some(peer) = self.bindings.peer(reqid).cloned() {
+                self.bindings.stands(&peer, id);
+            }
+        }
         let adopted = kept.peers.into_iter().map(|peer| peer.peer);
         let adopted = adopted.filter(|peer| self.bindings.reqid(peer).is_some());
         self.bound.extend(adopted);
@@ -323,7 +336,18 @@ impl Core {
         self.owners.remove(id);
         match self.xfrm.delete_sa(id) {
             Err(e) if !e.is_not_found() => Err(refused("remove an SA", &e)),
-            _ => Ok(()),
+            _ => {
+                self.gone(id);
+                Ok(())
+            }
+        }
+    }
+
+    /// An SA does not stand any more: where it was what kept packets from the SAs of single CPUs,
+    /// they go there again.
+    pub(crate) fn gone(&mut self, id: &XfrmSaId) {
+        if let Some(peer) = self.bindings.gone(id) {
+            self.block_or_try_again(&peer);
         }
     }
 
@@ -333,6 +357,7 @@ impl Core {
         self.leftovers.forget(id);
         let Some(SaId { child, direction }) = self.owners.remove(id) else {
             self.leftover_lost(id);
+            self.gone(id);
             return;
         };
         self.count("sas_lost");
@@ -343,6 +368,7 @@ impl Core {
         let peer = pair.peer.clone();
         if direction == SaDirection::Outbound {
             self.bindings.stop_using(&peer, Spi(id.spi));
+            self.bindings.gone(id);
             self.block_or_try_again(&peer);
         }
         if !told {

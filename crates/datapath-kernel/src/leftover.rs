@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use testudo_model::Spi;
 use testudo_netlink::{XfrmSaId, XfrmTemplate};
 
 /// All of them.
@@ -11,19 +12,35 @@ pub(crate) struct Leftovers {
     sas: BTreeMap<XfrmSaId, Leftover>,
 }
 
+/// What an SA is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    Inbound,
+    /// Seals what any CPU sends.
+    Outbound,
+    /// Seals what one CPU sends.
+    OfCpu,
+}
+
+impl Kind {
+    fn is_outbound(self) -> bool {
+        self != Kind::Inbound
+    }
+}
+
 #[derive(Clone, Copy)]
 struct Leftover {
     reqid: u32,
-    outbound: bool,
+    kind: Kind,
     /// Its removal is a matter of time.
     leaving: bool,
 }
 
 impl Leftovers {
-    pub(crate) fn add(&mut self, id: XfrmSaId, reqid: u32, outbound: bool) {
+    pub(crate) fn add(&mut self, id: XfrmSaId, reqid: u32, kind: Kind) {
         let leftover = Leftover {
             reqid,
-            outbound,
+            kind,
             leaving: false,
         };
         self.sas.insert(id, leftover);
@@ -36,14 +53,41 @@ impl Leftovers {
     /// Whether the SA that an outbound policy's template names is one of them. Where a peer has
     /// two of one SPI they may have one key, and neither is used.
     pub(crate) fn has_outbound(&self, template: &XfrmTemplate) -> bool {
-        let mut named = self
-            .sas
-            .iter()
-            .filter(|(id, sa)| sa.outbound && id.spi == template.spi && sa.reqid == template.reqid);
+        let mut named = self.sas.iter().filter(|(id, sa)| {
+            sa.kind.is_outbound() && id.spi == template.spi && sa.reqid == template.reqid
+        });
         match (named.next(), named.next()) {
             (Some((id, _)), None) => id.destination == template.destination,
             _ => false,
         }
+    }
+
+    /// The SA with which packets may go on that an outbound policy's template speaks of: the one that
+    /// it names; of one that names none, the one for all CPUs.
+    pub(crate) fn going_on(&self, template: &XfrmTemplate) -> Option<Spi> {
+        if template.spi != 0 {
+            return self.has_outbound(template).then_some(Spi(template.spi));
+        }
+        let mut found = self.sas.iter().filter(|(id, sa)| {
+            sa.kind == Kind::Outbound
+                && sa.reqid == template.reqid
+                && id.destination == template.destination
+        });
+        match (found.next(), found.next()) {
+            (Some((id, _)), None) => self
+                .has_outbound(&XfrmTemplate {
+                    spi: id.spi,
+                    ..*template
+                })
+                .then_some(Spi(id.spi)),
+            _ => None,
+        }
+    }
+
+    /// All that seal, with their request IDs.
+    pub(crate) fn outbound(&self) -> impl Iterator<Item = (XfrmSaId, u32)> {
+        let outbound = self.sas.iter().filter(|(_, sa)| sa.kind.is_outbound());
+        outbound.map(|(id, sa)| (*id, sa.reqid))
     }
 
     /// Request IDs of those that are not leaving.
@@ -79,15 +123,16 @@ impl Leftovers {
             let mut names = named.iter();
             names.any(|t| (t.destination, t.spi) == (id.destination, id.spi))
         };
-        let unnamed =
-            |id: &XfrmSaId, sa: &mut Leftover| sa.reqid == reqid && sa.outbound && !is_named(id);
+        let unnamed = |id: &XfrmSaId, sa: &mut Leftover| {
+            sa.reqid == reqid && sa.kind.is_outbound() && !is_named(id)
+        };
         let outbound: Vec<XfrmSaId> = self.sas.extract_if(.., unnamed).map(|(id, _)| id).collect();
         let mut rest: Vec<_> = self
             .sas
             .iter_mut()
             .filter(|(_, sa)| sa.reqid == reqid && !sa.leaving)
             .collect();
-        if rest.iter().any(|(_, sa)| sa.outbound) {
+        if rest.iter().any(|(_, sa)| sa.kind.is_outbound()) {
             return (outbound, Vec::new());
         }
         let inbound = rest.iter_mut().map(|(id, sa)| {
@@ -142,10 +187,13 @@ mod tests {
         let (in4, in6) = (id("10.0.0.1", 14), id("10.0.0.1", 16));
         let other = id("10.0.0.3", 7);
         let mut leftovers = Leftovers::default();
-        for (sa, outbound) in [(out4, true), (out6, true), (in4, false), (in6, false)] {
-            leftovers.add(sa, REQID, outbound);
+        for sa in [out4, out6] {
+            leftovers.add(sa, REQID, Kind::Outbound);
         }
-        leftovers.add(other, REQID + 1, true);
+        for sa in [in4, in6] {
+            leftovers.add(sa, REQID, Kind::Inbound);
+        }
+        leftovers.add(other, REQID + 1, Kind::Outbound);
         assert!(leftovers.has_outbound(&names(out6)));
         assert!(!leftovers.has_outbound(&names(in6)));
         let new4 = id("10.0.0.2", 40);
@@ -175,11 +223,37 @@ mod tests {
             })
         };
         let mut leftovers = Leftovers::default();
-        leftovers.add(id("10.0.0.2", 7), 5, true);
-        leftovers.add(id("10.0.0.4", 7), 6, true);
+        leftovers.add(id("10.0.0.2", 7), 5, Kind::Outbound);
+        leftovers.add(id("10.0.0.4", 7), 6, Kind::Outbound);
         assert!(named(&leftovers, "10.0.0.2"));
         assert!(!named(&leftovers, "10.0.0.4"), "another peer's");
-        leftovers.add(id("10.0.0.3", 7), 5, true);
+        leftovers.add(id("10.0.0.3", 7), 5, Kind::Outbound);
         assert!(!named(&leftovers, "10.0.0.2") && !named(&leftovers, "10.0.0.3"));
+    }
+
+    #[test]
+    fn a_policy_that_left_the_choice_to_cpus_goes_on_with_the_one_for_all() {
+        let mut leftovers = Leftovers::default();
+        let (all, of_cpu) = (id("10.0.0.2", 7), id("10.0.0.2", 8));
+        leftovers.add(of_cpu, REQID, Kind::OfCpu);
+        let any = XfrmTemplate {
+            spi: 0,
+            ..names(all)
+        };
+        assert_eq!(leftovers.going_on(&any), None, "other CPUs would have none");
+        leftovers.add(all, REQID, Kind::Outbound);
+        leftovers.add(id("10.0.0.2", 9), REQID + 1, Kind::Outbound);
+        assert_eq!(leftovers.going_on(&any), Some(Spi(7)));
+        assert_eq!(leftovers.going_on(&names(all)), Some(Spi(7)));
+        assert_eq!(leftovers.outbound().count(), 3);
+        leftovers.add(id("10.0.0.2", 10), REQID, Kind::Outbound);
+        assert_eq!(
+            leftovers.going_on(&any),
+            None,
+            "which one it was is not known"
+        );
+        // When nothing names the CPU's it goes.
+        let (gone, _) = leftovers.replaced(REQID, &[names(id("10.0.0.2", 70))]);
+        assert!(gone.contains(&of_cpu) && gone.contains(&all));
     }
 }

@@ -226,7 +226,15 @@ impl Datapath for KernelDatapath {
     }
 
     fn install_outbound(&mut self, sa: OutboundSaSpec) -> Result<(), DatapathError> {
-        self.with(|core| core.install_outbound(&sa))
+        self.with(|core| core.install_outbound(&sa, None))
+    }
+
+    fn cpus(&self) -> u32 {
+        self.facts.cpus
+    }
+
+    fn install_outbound_for(&mut self, cpu: u32, sa: OutboundSaSpec) -> Result<(), DatapathError> {
+        self.with(|core| core.install_outbound(&sa, Some(cpu)))
     }
 
     fn use_outbound(&mut self, child: ChildId) -> Result<(), DatapathError> {

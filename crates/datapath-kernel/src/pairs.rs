@@ -47,25 +47,52 @@ impl Core {
         Ok(())
     }
 
-    pub(crate) fn install_outbound(&mut self, spec: &OutboundSaSpec) -> Result<(), DatapathError> {
+    /// For one CPU, or for all.
+    pub(crate) fn install_outbound(
+        &mut self,
+        spec: &OutboundSaSpec,
+        cpu: Option<u32>,
+    ) -> Result<(), DatapathError> {
         const OPERATION: &str = "install an outbound SA";
+        if let Some(cpu) = cpu
+            && cpu >= self.facts.cpus
+        {
+            let reason = format!("CPU {cpu} can have none of its own");
+            return Err(misuse(OPERATION, spec.child, &reason));
+        }
         if let Some(pair) = self.pairs.get(&spec.child)
             && pair.outbound.is_some()
         {
             return Err(misuse(OPERATION, spec.child, "has one already"));
         }
         let extras = self.extras(&spec.peer)?;
-        let sa = sa::outbound(spec, &extras);
+        let sa = sa::outbound(spec, &extras, cpu);
         self.make_room(&sa.id)?;
-        self.xfrm.add_sa(&sa).map_err(|e| refused(OPERATION, &e))?;
+        self.about_to_stand(&spec.peer, sa.id)?;
+        if let Err(error) = self.xfrm.add_sa(&sa) {
+            self.gone(&sa.id);
+            return Err(refused(OPERATION, &error));
+        }
         let pair = self.pair(spec.child, &spec.peer, spec.mode, spec.encapsulation);
         pair.outbound = Some(Outbound {
             id: sa.id,
+            cpu,
             local: spec.local.clone(),
             remote: spec.remote.clone(),
         });
         self.own(sa.id, spec.child, SaDirection::Outbound);
         Ok(())
+    }
+
+    /// Before an SA is there that nobody uses yet, no policy may be without an SPI that would find it.
+    fn about_to_stand(&mut self, peer: &PeerId, id: XfrmSaId) -> Result<(), DatapathError> {
+        self.bindings.stands(peer, id);
+        if !self.bindings.has_cpus(peer) {
+            return Ok(());
+        }
+        self.sync_peer(peer).inspect_err(|_| {
+            self.bindings.gone(&id);
+        })
     }
 
     /// One replacement of a policy is the whole switch.

@@ -24,6 +24,9 @@ pub struct Facts {
     /// The kernel gives an SA's key back. In lockdown (confidentiality) it does not, and an SA
     /// cannot be made anew at a peer's other address.
     pub keys_readable: bool,
+    /// CPUs that may have outbound SAs of their own (XFRMA_SA_PCPU, Linux 6.13 and later), those
+    /// numbered from 0; 0: the kernel has no such SAs.
+    pub cpus: u32,
 }
 
 /// Opens a socket to the kernel's XFRM and tries it with one SA, which is removed again.
@@ -57,8 +60,32 @@ fn attempt(xfrm: &mut Xfrm, directions: bool) -> Result<Facts, Error> {
     Ok(read?.map_or_else(Facts::default, |read| Facts {
         directions: read.sa.direction.is_some(),
         keys_readable: same_key(&read.sa.algorithm, &key),
+        // Kernels that do not know the attribute take no notice of it.
+        cpus: read.sa.cpu.map_or(0, |_| cpus()),
         ..Facts::default()
     }))
+}
+
+/// The CPUs that may run, up to the last one that does. SAs are bound to numbers below that of all
+/// that may ever be there.
+fn cpus() -> u32 {
+    let list = |name| std::fs::read_to_string(format!("/sys/devices/system/cpu/{name}"));
+    let read = |name| list(name).ok().and_then(|text| last_and_count(&text));
+    match (read("online"), read("possible")) {
+        (Some((last, _)), Some((_, possible))) => (last + 1).min(possible),
+        _ => 1,
+    }
+}
+
+/// Of a list of CPUs as the kernel writes them, `0-3,8`: the last, and how many there are.
+fn last_and_count(list: &str) -> Option<(u32, u32)> {
+    let mut all = (0, 0);
+    for range in list.trim().split(',') {
+        let (first, last) = range.split_once('-').unwrap_or((range, range));
+        let (first, last): (u32, u32) = (first.parse().ok()?, last.parse().ok()?);
+        all = (last, all.1 + last.checked_sub(first)? + 1);
+    }
+    Some(all)
 }
 
 fn same_key(read: &XfrmAlgorithm, given: &[u8]) -> bool {
@@ -99,7 +126,7 @@ pub(crate) fn sample(directions: bool, key: &[u8]) -> XfrmSa {
         },
         output_mark: None,
         if_id: 0,
-        cpu: None,
+        cpu: Some(0),
         mapping_interval: None,
     }
 }
@@ -165,5 +192,16 @@ mod tests {
         assert!(one.id.spi >= 0x100 && other.id.spi >= 0x100);
         assert!(!is_our_sa(one.reqid));
         assert_eq!(one.limits.hard_time, Some(STAY));
+    }
+
+    #[test]
+    fn cpus_are_read_as_the_kernel_lists_them() {
+        assert_eq!(last_and_count("0\n"), Some((0, 1)));
+        assert_eq!(last_and_count("0-3"), Some((3, 4)));
+        assert_eq!(last_and_count("0,2-3,8\n"), Some((8, 4)));
+        for strange in ["", "\n", "a", "3-1", "0-", "0,"] {
+            assert_eq!(last_and_count(strange), None, "{strange:?}");
+        }
+        assert!(cpus() >= 1);
     }
 }

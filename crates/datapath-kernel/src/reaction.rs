@@ -109,8 +109,17 @@ impl Core {
 
     /// A packet asked for an SA of ours that is not there. The policy must not ask any more, and
     /// the larval SA must go: it would swallow the successor's packets (L117).
+    ///
+    /// Where the policy named no SPI (CPUs have SAs of their own) nothing says which SA is gone, and
+    /// the larval one has no name to remove it by; all is looked through. That one is in nobody's
+    /// way: policies block or name an SPI, and the next SA for all CPUs takes its place, or its 30
+    /// seconds do.
     fn asked_for(&mut self, id: &XfrmSaId) {
         self.count("acquires");
+        if id.spi == 0 {
+            self.timers.resync(Instant::now());
+            return;
+        }
         self.lost(id);
         let larval = |core: &mut Core| -> Result<(), DatapathError> {
             let listed = core.xfrm.sa(id).map_err(|e| missing(&e))?;

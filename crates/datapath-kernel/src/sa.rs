@@ -68,8 +68,8 @@ pub(crate) fn inbound(spec: &InboundSaSpec, extras: &Extras) -> XfrmSa {
     }
 }
 
-/// The SA that seals what we send.
-pub(crate) fn outbound(spec: &OutboundSaSpec, extras: &Extras) -> XfrmSa {
+/// The SA that seals what we send, or what one CPU of ours sends.
+pub(crate) fn outbound(spec: &OutboundSaSpec, extras: &Extras, cpu: Option<u32>) -> XfrmSa {
     XfrmSa {
         id: XfrmSaId {
             destination: spec.encapsulation.remote(),
@@ -97,7 +97,7 @@ pub(crate) fn outbound(spec: &OutboundSaSpec, extras: &Extras) -> XfrmSa {
         },
         output_mark: extras.output_mark,
         if_id: 0,
-        cpu: None,
+        cpu,
         mapping_interval: None,
     }
 }

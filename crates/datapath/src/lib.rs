@@ -46,6 +46,22 @@ pub trait Datapath: Send {
     /// Installs an SA that seals packets. It is not used until `use_outbound` names it.
     fn install_outbound(&mut self, sa: OutboundSaSpec) -> Result<(), DatapathError>;
 
+    /// How many CPUs can have outbound SAs of their own (RFC 9611): those numbered from 0. 0: there
+    /// are none, and each peer's packets of a flow leave on one SA.
+    fn cpus(&self) -> u32 {
+        0
+    }
+
+    /// As `install_outbound`, an SA for what one CPU sends alone. What its CPU sends leaves on it
+    /// once `use_outbound` has named it and while an SA for all CPUs is in use beside it, with the
+    /// same selectors; before and after, and on other CPUs, packets leave on that one.
+    fn install_outbound_for(&mut self, cpu: u32, _sa: OutboundSaSpec) -> Result<(), DatapathError> {
+        Err(DatapathError::Misuse {
+            operation: "install an outbound SA for a CPU",
+            reason: format!("this datapath has none for CPU {cpu}"),
+        })
+    }
+
     /// From now on packets to the peer of `child` that match its selectors are sealed with it.
     fn use_outbound(&mut self, child: ChildId) -> Result<(), DatapathError>;
 

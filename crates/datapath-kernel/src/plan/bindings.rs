@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use testudo_model::{PeerId, SaMode, Spi, TrafficPolicy, TrafficSelector};
 use testudo_netlink::{
-    XfrmAction, XfrmDirection, XfrmMode, XfrmPolicy, XfrmSelector, XfrmTemplate,
+    XfrmAction, XfrmDirection, XfrmMode, XfrmPolicy, XfrmSaId, XfrmSelector, XfrmTemplate,
 };
 use thiserror::Error;
 
@@ -23,6 +23,8 @@ pub struct NoRequestIds;
 pub struct InUse {
     /// Its SPI.
     pub spi: Spi,
+    /// The CPU whose packets alone it carries; `None`: all of them.
+    pub cpu: Option<u32>,
     /// Transport or tunnel.
     pub mode: SaMode,
     /// Its source and destination.
@@ -35,17 +37,19 @@ pub struct InUse {
 
 /// One peer's.
 #[derive(Clone, Debug)]
-struct Binding {
+pub(super) struct Binding {
     reqid: u32,
     /// The newest first: of several that fit, the first is taken.
-    in_use: Vec<InUse>,
+    pub(super) in_use: Vec<InUse>,
+    /// Outbound SAs that stand and are not in use.
+    pub(super) idle: BTreeSet<XfrmSaId>,
     also_at: BTreeSet<IpAddr>,
 }
 
 /// Request ID and children in use of every peer.
 #[derive(Clone, Debug, Default)]
 pub struct Bindings {
-    peers: BTreeMap<PeerId, Binding>,
+    pub(super) peers: BTreeMap<PeerId, Binding>,
     /// Taken by peers and by SAs that stand for nobody any more.
     taken: BTreeSet<u32>,
     /// The last one given: one that was freed is not given again soon, as packets sealed for its
@@ -108,15 +112,18 @@ impl Bindings {
     pub fn use_outbound(&mut self, peer: &PeerId, child: InUse) {
         if let Some(binding) = self.peers.get_mut(peer) {
             binding.in_use.retain(|other| other.spi != child.spi);
+            binding.idle.remove(&child.id());
             binding.in_use.insert(0, child);
         }
     }
 
-    /// This SA carries nothing any more. `Some`: it was in use, and its place among the peer's.
+    /// This SA carries nothing any more, and stands until it is [`gone`](Self::gone). `Some`: it was
+    /// in use, and its place among the peer's.
     pub fn stop_using(&mut self, peer: &PeerId, spi: Spi) -> Option<usize> {
-        let in_use = &mut self.peers.get_mut(peer)?.in_use;
+        let binding = self.peers.get_mut(peer)?;
+        let in_use = &mut binding.in_use;
         let place = in_use.iter().position(|child| child.spi == spi)?;
-        in_use.remove(place);
+        binding.idle.insert(in_use.remove(place).id());
         Some(place)
     }
 
@@ -124,6 +131,7 @@ impl Bindings {
     pub fn use_again(&mut self, peer: &PeerId, place: usize, child: InUse) {
         if let Some(binding) = self.peers.get_mut(peer) {
             let place = place.min(binding.in_use.len());
+            binding.idle.remove(&child.id());
             binding.in_use.insert(place, child);
         }
     }
@@ -145,7 +153,7 @@ impl Bindings {
         self.peers.get(peer).map_or(&NOWHERE, |b| &b.also_at)
     }
 
-    /// The SA that carries a peer's packets of a flow.
+    /// The SA that carries a peer's packets of a flow, where the CPU that sends has none of its own.
     pub(super) fn in_use(
         &self,
         peer: &PeerId,
@@ -153,19 +161,19 @@ impl Bindings {
         flow: &XfrmSelector,
     ) -> Option<&InUse> {
         let mut all = self.peers.get(peer)?.in_use.iter();
-        all.find(|child| child.mode == mode && child.covers(flow))
+        all.find(|child| child.cpu.is_none() && child.mode == mode && child.covers(flow))
     }
 
     /// Learns, after a restart, from the policies that stand: a peer keeps its request ID and the
-    /// SA that its packets leave with. `stands` says whether the SA that an outbound template
-    /// names is there; one that is not is not used.
+    /// SA that its packets leave with. `found` is the SA with which packets may go on that an outbound
+    /// template speaks of, by its SPI or for all CPUs; where there is none, none is used.
     ///
     /// What is known already is not changed.
     pub fn adopt(
         &mut self,
         policy: &TrafficPolicy,
         have: &[XfrmPolicy],
-        stands: impl Fn(&XfrmTemplate) -> bool,
+        found: impl Fn(&XfrmTemplate) -> Option<Spi>,
     ) {
         let ours = have
             .iter()
@@ -200,14 +208,15 @@ impl Bindings {
             self.insert(&peer.peer, reqid);
             let mut in_use: BTreeMap<u32, InUse> = BTreeMap::new();
             for (selector, template) in out {
-                if template.reqid != reqid || template.spi == 0 || !stands(&template) {
+                if template.reqid != reqid {
                     continue;
                 }
-                let Some(mode) = mode(template.mode) else {
+                let (Some(spi), Some(mode)) = (found(&template), mode(template.mode)) else {
                     continue;
                 };
-                let child = in_use.entry(template.spi).or_insert_with(|| InUse {
-                    spi: Spi(template.spi),
+                let child = in_use.entry(spi.0).or_insert_with(|| InUse {
+                    spi,
+                    cpu: None,
                     mode,
                     ends: (template.source, template.destination),
                     local: Vec::new(),
@@ -230,6 +239,7 @@ impl Bindings {
         let binding = Binding {
             reqid,
             in_use: Vec::new(),
+            idle: BTreeSet::new(),
             also_at: BTreeSet::new(),
         };
         self.peers.insert(peer.clone(), binding);
@@ -237,6 +247,15 @@ impl Bindings {
 }
 
 impl InUse {
+    /// Its name in the kernel.
+    pub(super) fn id(&self) -> XfrmSaId {
+        XfrmSaId {
+            destination: self.ends.1,
+            spi: self.spi.0,
+            mark: (0, 0),
+        }
+    }
+
     /// Whether all packets of the flow may be sent with it.
     pub(crate) fn covers(&self, flow: &XfrmSelector) -> bool {
         let side = |list: &[TrafficSelector], net: ipnet::IpNet, port: u16, any_port: bool| {

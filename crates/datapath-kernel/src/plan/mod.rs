@@ -8,13 +8,15 @@
 //!
 //! - A peer's outbound policies name request ID and SPI of the child in use, so that the switch to
 //!   its successor is the replacement of one policy. Without a child they block: an `Allow` would
-//!   make the kernel ask for an SA and swallow the packets meanwhile.
+//!   make the kernel ask for an SA and swallow the packets meanwhile. Where CPUs have SAs of their
+//!   own no SPI is named while all that stand are in use.
 //! - Its inbound policies name the request ID alone: the old and the new SA are both good.
 //! - Each peer has one request ID for all its children. No peer's SA opens packets of another's
 //!   flow; the SA's own selectors keep its children apart.
 
 mod bindings;
 mod changes;
+mod cpus;
 mod flows;
 
 #[cfg(test)]
@@ -138,7 +140,12 @@ impl Wish {
                 proved |= in_use.is_some();
                 match (in_use, reqid) {
                     (Some(child), Some(reqid)) => {
-                        self.add(Rank::Proved, seal(selector, flows.mode(), reqid, child));
+                        let spi = match bindings.is_spread(&peer.peer, child, &selector) {
+                            true => 0,
+                            false => child.spi.0,
+                        };
+                        let sealed = seal(selector, flows.mode(), reqid, child.ends, spi);
+                        self.add(Rank::Proved, sealed);
                     }
                     _ => {
                         let nobody = block(XfrmDirection::Out, selector, PRIORITY_PEER);
@@ -211,15 +218,22 @@ fn block(direction: XfrmDirection, selector: XfrmSelector, priority: u32) -> Xfr
     policy(direction, selector, XfrmAction::Block, priority, Some(tag))
 }
 
-fn seal(selector: XfrmSelector, mode: SaMode, reqid: u32, child: &InUse) -> XfrmPolicy {
+/// `spi` is 0 where the kernel may choose among all SAs of the request ID between these ends.
+fn seal(
+    selector: XfrmSelector,
+    mode: SaMode,
+    reqid: u32,
+    ends: (IpAddr, IpAddr),
+    spi: u32,
+) -> XfrmPolicy {
     let (source, destination) = match mode {
         SaMode::Transport => (selector.source.addr(), selector.destination.addr()),
-        SaMode::Tunnel => child.ends,
+        SaMode::Tunnel => ends,
     };
     let template = XfrmTemplate {
         source,
         destination,
-        spi: child.spi.0,
+        spi,
         mode: xfrm_mode(mode),
         reqid,
         optional: false,

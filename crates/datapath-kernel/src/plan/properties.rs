@@ -170,6 +170,7 @@ fn build(
         };
         let child = InUse {
             spi: Spi(0x1000 + 16 * u32::from(node) + u32::from(spi)),
+            cpu: None,
             mode: match overlay {
                 true => SaMode::Transport,
                 false => SaMode::Tunnel,
@@ -443,7 +444,7 @@ proptest! {
     fn after_a_restart_everything_is_adopted(world in prop_oneof![world(true), world(false)]) {
         let have = world.desired();
         let mut again = Bindings::default();
-        again.adopt(&world.policy, &have, |_| true);
+        again.adopt(&world.policy, &have, |t| Some(Spi(t.spi)));
         for peer in &world.policy.peers {
             // Of a peer that was never bound nothing can be known.
             if world.bindings.reqid(&peer.peer).is_some() {

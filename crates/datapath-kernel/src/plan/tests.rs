@@ -92,6 +92,7 @@ fn in_use(mode: SaMode) -> Bindings {
     };
     let child = InUse {
         spi: Spi(0xabc),
+        cpu: None,
         mode,
         ends: (ip("192.0.2.1"), ip("192.0.2.2")),
         local,
@@ -330,7 +331,7 @@ fn an_sa_that_is_gone_is_not_adopted() {
     let have = desired(&policy, &in_use(SaMode::Transport), true);
     for stands in [true, false] {
         let mut again = Bindings::default();
-        again.adopt(&policy, &have, |_| stands);
+        again.adopt(&policy, &have, |t| stands.then_some(Spi(t.spi)));
         assert_eq!(again.reqid(&name()), Some(REQID_BASE + 1));
         let unchanged = changes(&have, &desired(&policy, &again, true))
             .changes
@@ -345,7 +346,7 @@ fn request_ids_that_were_found_are_not_given_to_others() {
     let have = desired(&policy, &in_use(SaMode::Transport), true);
     let mut bindings = Bindings::default();
     bindings.reserve(REQID_BASE + 2);
-    bindings.adopt(&policy, &have, |_| true);
+    bindings.adopt(&policy, &have, |t| Some(Spi(t.spi)));
     let other = PeerId::new("n3").unwrap();
     assert_eq!(bindings.bind(&other), Ok(REQID_BASE + 3));
     bindings.forget(&other);
@@ -446,6 +447,7 @@ fn an_sa_that_is_out_of_use_for_a_moment_comes_back_to_its_place() {
         .clone();
     let newer = InUse {
         spi: Spi(older.spi.0 + 1),
+        cpu: None,
         ..older.clone()
     };
     bindings.use_outbound(&name(), newer.clone());

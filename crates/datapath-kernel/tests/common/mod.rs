@@ -189,6 +189,10 @@ pub struct Child {
     pub id: u64,
     pub v6: bool,
     pub udp: bool,
+    /// The CPU of both ends that sends on it; `None`: all.
+    pub cpu: Option<u32>,
+    /// What b sends does not leave on it.
+    pub b_opens_only: bool,
     pub mode: SaMode,
     pub limits: SaLimits,
     /// Selectors of a's and of b's side; empty: their addresses, UDP.
@@ -202,6 +206,8 @@ impl Child {
             id,
             v6: false,
             udp: false,
+            cpu: None,
+            b_opens_only: false,
             mode: SaMode::Transport,
             limits: SaLimits {
                 soft_bytes: u64::MAX - 1,
@@ -301,14 +307,22 @@ impl World {
         let (b_in, b_out) = child.specs(&self.a, &self.b, false);
         self.a.dp(|dp| dp.install_inbound(a_in)).unwrap();
         self.b.dp(|dp| dp.install_inbound(b_in)).unwrap();
-        self.a.dp(|dp| dp.install_outbound(a_out)).unwrap();
-        self.b.dp(|dp| dp.install_outbound(b_out)).unwrap();
+        let outbound = |dp: &mut KernelDatapath, spec| match child.cpu {
+            None => dp.install_outbound(spec),
+            Some(cpu) => dp.install_outbound_for(cpu, spec),
+        };
+        self.a.dp(|dp| outbound(dp, a_out)).unwrap();
+        if !child.b_opens_only {
+            self.b.dp(|dp| outbound(dp, b_out)).unwrap();
+        }
     }
 
     pub fn use_outbound(&mut self, child: &Child) {
         let id = child.child();
         self.a.dp(|dp| dp.use_outbound(id)).unwrap();
-        self.b.dp(|dp| dp.use_outbound(id)).unwrap();
+        if !child.b_opens_only {
+            self.b.dp(|dp| dp.use_outbound(id)).unwrap();
+        }
     }
 
     pub fn remove(&mut self, child: &Child) {

@@ -262,6 +262,8 @@ pub struct Source {
     socket: UdpSocket,
     to: SocketAddr,
     next: u64,
+    step: u64,
+    sent: u64,
     /// What the kernel said when it refused.
     pub refused: Vec<std::io::Error>,
 }
@@ -272,8 +274,27 @@ impl Source {
             socket: socket(node, SocketAddr::new(from, 0)),
             to: SocketAddr::new(to, PORT),
             next: 0,
+            step: 1,
+            sent: 0,
             refused: Vec::new(),
         }
+    }
+
+    /// The one of this number, counted from 0, of several that send to one sink.
+    pub fn among(mut self, number: u64, of: u64) -> Self {
+        (self.next, self.step) = (number, of);
+        self
+    }
+
+    /// The same from one CPU alone.
+    pub fn send_from(&mut self, cpu: u32, count: u64) {
+        std::thread::scope(|scope| {
+            let sender = scope.spawn(|| {
+                pin(cpu);
+                self.send(count);
+            });
+            sender.join().unwrap();
+        });
     }
 
     /// Sends some, one after the other.
@@ -284,12 +305,13 @@ impl Source {
             if let Err(error) = self.socket.send_to(&packet, self.to) {
                 self.refused.push(error);
             }
-            self.next += 1;
+            self.next += self.step;
+            self.sent += 1;
         }
     }
 
     pub fn sent(&self) -> u64 {
-        self.next
+        self.sent
     }
 }
 
@@ -299,11 +321,30 @@ pub struct Stream {
     thread: JoinHandle<Source>,
 }
 
+/// Binds the calling thread to one CPU.
+pub fn pin(cpu: u32) {
+    // SAFETY: an all-zero set is valid, and the kernel reads the one that lives here.
+    unsafe {
+        let mut set: libc::cpu_set_t = std::mem::zeroed();
+        libc::CPU_SET(cpu as usize, &mut set);
+        let done = libc::sched_setaffinity(0, size_of::<libc::cpu_set_t>(), &raw const set);
+        assert_eq!(done, 0, "CPU {cpu}: {}", std::io::Error::last_os_error());
+    }
+}
+
 impl Stream {
-    pub fn start(mut source: Source, per_second: u32) -> Self {
+    pub fn start(source: Source, per_second: u32) -> Self {
+        Self::start_on(None, source, per_second)
+    }
+
+    /// From one CPU alone.
+    pub fn start_on(cpu: Option<u32>, mut source: Source, per_second: u32) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let end = Arc::clone(&stop);
         let thread = std::thread::spawn(move || {
+            if let Some(cpu) = cpu {
+                pin(cpu);
+            }
             let mut last = Instant::now();
             let mut due = 0.0;
             while !end.load(Ordering::SeqCst) {
