@@ -12,6 +12,7 @@ use testudo_model::{ChildId, Encapsulation, Monotonic, Now, PeerId, SaMode};
 
 use crate::keys::KeyExport;
 use crate::linger::Linger;
+use crate::resources::Sender;
 use crate::sockets::{Datagram, Sockets};
 use crate::tunnels::{Child, Tunnels};
 
@@ -302,9 +303,10 @@ impl Core {
             self.count("children_without_datapath");
             return;
         };
+        let sender = Sender::of(up.resource, datapath.cpus());
         let installed = datapath
             .install_inbound(up.inbound)
-            .and_then(|()| datapath.install_outbound(up.outbound));
+            .and_then(|()| sender.install(datapath.as_mut(), up.outbound));
         if let Err(error) = installed {
             return self.refused(child, &peer, &error, now);
         }
@@ -317,6 +319,11 @@ impl Core {
     /// kernel still knows: a child of before its restart, or an SA of before ours. The peer installs
     /// the new child when our answer has reached it.
     fn use_outbound(&mut self, child: ChildId, peer: &PeerId, now: Now) {
+        let cpus = self.datapath.as_ref().map_or(0, |d| d.cpus());
+        let resource = self.tunnels.child(child).map(|c| c.resource);
+        if resource.is_some_and(|resource| Sender::of(resource, cpus) == Sender::Nobody) {
+            return;
+        }
         for other in self.tunnels.fellows(child) {
             // The engine has chosen anew.
             self.linger.proven(other);

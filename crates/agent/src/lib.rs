@@ -23,6 +23,7 @@ mod options;
 mod publish;
 mod reconcile;
 mod report;
+mod resources;
 mod rotation;
 mod run;
 mod sockets;

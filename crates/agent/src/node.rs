@@ -31,6 +31,7 @@ use crate::keys::KeyExport;
 use crate::objects::{Objects, Told};
 use crate::publish::News;
 use crate::reconcile;
+use crate::resources::Resources;
 use crate::rotation::Rotation;
 use crate::verifier::Trust;
 
@@ -68,6 +69,7 @@ pub(crate) struct Node {
     pub(crate) rotation: Rotation,
     pub(crate) rotation_done: u64,
     pub(crate) news: News,
+    pub(crate) resources: Resources,
     enforcement: Enforcement<PolicyFile>,
     /// The policy that was applied to the datapath, or to the host without one.
     in_force: Option<InForce>,
@@ -137,6 +139,7 @@ impl Node {
             rotation: Rotation::default(),
             rotation_done: 0,
             news,
+            resources: Resources::default(),
             enforcement,
             in_force: None,
             told: Monotonic::default(),
@@ -185,6 +188,7 @@ impl Node {
             }
         }
         self.update_rotation(now);
+        self.update_resources(now);
         self.core.settle(now);
         self.looked = now.monotonic;
         self.changed = false;

@@ -17,6 +17,7 @@ use testudo_plan::node::{self as plan, Decision, Known, PeerWanted, Waiting};
 use crate::Options;
 use crate::identity::Identity;
 use crate::node::Node;
+use crate::resources;
 
 /// What is wanted of this node now.
 pub(crate) struct Wish {
@@ -175,7 +176,7 @@ fn peer(node: &Node, policy: &EncryptionPolicy, wanted: &PeerWanted) -> Peer {
         mode: child.mode,
         local_ts: child.local.clone(),
         remote_ts: child.remote.clone(),
-        resources: 0,
+        resources: resources::wanted(&policy.spec),
     });
     let addresses = wanted.addresses.iter().map(|pair| PeerAddress {
         local: pair.local,

@@ -3,6 +3,7 @@
 
 mod changes;
 mod mishaps;
+mod resources;
 mod restarts;
 mod rogue;
 mod upkeep;
@@ -52,6 +53,8 @@ struct FakeState {
     /// What was wanted, and what was open then; the changes alone.
     chosen: Vec<(DatapathChoice, Option<String>)>,
     settled: u32,
+    /// CPUs of the datapath that can have SAs of their own.
+    cpus: u32,
     /// Where it has moved to; none: it has not.
     addresses: Vec<IpAddr>,
 }
@@ -118,6 +121,7 @@ impl Host for Fake {
         state.opened += 1;
         state.twin = Twin::new();
         state.twin.pass_for(kind);
+        state.twin.have_cpus(state.cpus);
         let mut twin = state.twin.clone();
         twin.set_waker(Arc::new(move || bell.notify_one()));
         Ok(Box::new(twin))

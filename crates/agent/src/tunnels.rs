@@ -51,7 +51,8 @@ struct Ike {
 pub(crate) struct Child {
     pub(crate) peer: PeerId,
     pub(crate) name: String,
-    resource: u32,
+    /// 0, or the CPU that it is for, counted from 1.
+    pub(crate) resource: u32,
     ike: IkeId,
     /// Whether we began the exchange that made it.
     pub(crate) initiator: bool,
@@ -236,9 +237,9 @@ impl Tunnels {
     }
 
     fn sends(&self, peer: &PeerId, name: &str) -> bool {
-        self.children
-            .values()
-            .any(|child| child.sending && child.peer == *peer && child.name == name)
+        self.children.values().any(|child| {
+            child.is_for_all() && child.sending && child.peer == *peer && child.name == name
+        })
     }
 
     /// When the peer was last authenticated anew, not by a rekey.
@@ -249,7 +250,7 @@ impl Tunnels {
     /// For the planner: which SAs the datapath has.
     pub(crate) fn facts(&self) -> Facts {
         let mut facts = Facts::new();
-        for child in self.children.values() {
+        for child in self.children.values().filter(|child| child.is_for_all()) {
             let peer = facts.entry(child.peer.clone()).or_default();
             let fact = peer.entry(child.name.clone()).or_default();
             fact.inbound = true;
@@ -380,6 +381,11 @@ impl Tunnels {
 }
 
 impl Child {
+    /// Those for single CPUs carry nothing without it.
+    fn is_for_all(&self) -> bool {
+        self.resource == 0
+    }
+
     fn view(&self, inbound: SaCounters, outbound: SaCounters, now: Now) -> ChildView {
         let texts = |list: &[TrafficSelector]| list.iter().map(ToString::to_string).collect();
         ChildView {

@@ -79,6 +79,9 @@ pub struct Twin {
 #[derive(Default)]
 struct State {
     kind: Option<&'static str>,
+    cpus: u32,
+    /// Those for one CPU.
+    of_cpu: BTreeMap<ChildId, u32>,
     policy: Option<TrafficPolicy>,
     inbound: BTreeMap<ChildId, InboundSaSpec>,
     outbound: BTreeMap<ChildId, OutboundSaSpec>,
@@ -102,6 +105,23 @@ impl Twin {
     /// Makes it pass for another kind of datapath.
     pub fn pass_for(&self, kind: &'static str) {
         self.state().kind = Some(kind);
+    }
+
+    /// Gives it CPUs that can have outbound SAs of their own.
+    pub fn have_cpus(&self, cpus: u32) {
+        self.state().cpus = cpus;
+    }
+
+    /// The outbound SAs that stand for single CPUs: peer and CPU.
+    pub fn of_cpus(&self) -> Vec<(PeerId, u32)> {
+        let state = self.state();
+        let found = state.of_cpu.iter().filter_map(|(child, cpu)| {
+            let sa = state.outbound.get(child)?;
+            Some((sa.peer.clone(), *cpu))
+        });
+        let mut all: Vec<_> = found.collect();
+        all.sort();
+        all
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -306,14 +326,31 @@ impl Datapath for Twin {
         Ok(())
     }
 
+    fn cpus(&self) -> u32 {
+        self.state().cpus
+    }
+
+    fn install_outbound_for(&mut self, cpu: u32, sa: OutboundSaSpec) -> Result<(), DatapathError> {
+        let child = sa.child;
+        if cpu >= self.state().cpus {
+            return Err(misuse("install_outbound_for", child, "has no such CPU"));
+        }
+        self.install_outbound(sa)?;
+        self.state().of_cpu.insert(child, cpu);
+        Ok(())
+    }
+
+    /// What [`Twin::send`] sends is another CPU's.
     fn use_outbound(&mut self, child: ChildId) -> Result<(), DatapathError> {
         let mut state = self.enter(Operation::UseOutbound, "use_outbound")?;
         let Some(peer) = state.outbound.get(&child).map(|sa| sa.peer.clone()) else {
             return Err(misuse("use_outbound", child, "has no outbound SA"));
         };
-        let used = state.in_use.entry(peer).or_default();
-        used.retain(|other| *other != child);
-        used.push(child);
+        if !state.of_cpu.contains_key(&child) {
+            let used = state.in_use.entry(peer).or_default();
+            used.retain(|other| *other != child);
+            used.push(child);
+        }
         state.calls.push(Call::UseOutbound(child));
         Ok(())
     }
@@ -322,6 +359,7 @@ impl Datapath for Twin {
         let mut state = self.enter(Operation::Remove, "remove")?;
         state.inbound.remove(&child);
         state.outbound.remove(&child);
+        state.of_cpu.remove(&child);
         for direction in [SaDirection::Inbound, SaDirection::Outbound] {
             state.seen.remove(&SaId { child, direction });
         }

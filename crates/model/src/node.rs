@@ -83,6 +83,9 @@ pub struct NodeEncryptionStatus {
     /// Why the datapath is not the kernel's, where `Auto` might have taken that.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub datapath_note: Option<String>,
+    /// The children for single CPUs that it takes from each peer (RFC 9611).
+    #[serde(skip_serializing_if = "is_none")]
+    pub per_cpu: u32,
     /// The agent's process, on its node.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub agent_pid: Option<u32>,
@@ -92,6 +95,10 @@ pub struct NodeEncryptionStatus {
     /// Ready, Degraded.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub conditions: Vec<Condition>,
+}
+
+fn is_none(n: &u32) -> bool {
+    *n == 0
 }
 
 /// What people need to know of a certificate.

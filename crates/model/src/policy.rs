@@ -9,6 +9,10 @@ use crate::duration::Lifetime;
 use crate::object::{Kind, Object};
 use crate::phase::Phase;
 
+/// The most children for single CPUs with one peer and of one name: an IKE SA has 256 children at
+/// most, of two families.
+pub const MOST_PER_CPU: u32 = 127;
+
 /// The one policy's name.
 pub const CLUSTER: &str = "cluster";
 
@@ -47,6 +51,12 @@ impl Kind for EncryptionPolicyKind {
         algorithm::check("spec.ike.ciphers", &spec.ike.ciphers)?;
         algorithm::check("spec.ike.keyExchanges", &spec.ike.key_exchanges)?;
         algorithm::check("spec.esp.ciphers", &spec.esp.ciphers)?;
+        if spec.esp.per_cpu > MOST_PER_CPU {
+            return Err(format!(
+                "spec.esp.perCpu: {} is more than {MOST_PER_CPU}",
+                spec.esp.per_cpu
+            ));
+        }
         if spec.overlay.port == Some(0) {
             return Err("spec.overlay.port: 0 is not a port".to_owned());
         }
@@ -271,6 +281,14 @@ pub struct EspSettings {
     pub bytes: u64,
     /// Packets after which a child SA is rekeyed.
     pub packets: u64,
+    /// Children for single CPUs beside the one for all, with each peer (RFC 9611): packets that the
+    /// CPUs numbered below it send are sealed at once, each by its own CPU. 0: none.
+    #[serde(skip_serializing_if = "is_none")]
+    pub per_cpu: u32,
+}
+
+fn is_none(n: &u32) -> bool {
+    *n == 0
 }
 
 impl Default for EspSettings {
@@ -280,6 +298,7 @@ impl Default for EspSettings {
             lifetime: Lifetime::hours(1),
             bytes: 1 << 40,
             packets: 1 << 32,
+            per_cpu: 0,
         }
     }
 }

@@ -8,7 +8,7 @@
 //! both ends, so that one made twice is known for it. What another implementation says there means
 //! nothing to us: its child gets the lowest number that is free and that we are not asking for.
 
-use testudo_model::{ChildId, PeerId};
+use testudo_model::{ChildId, Now, PeerId};
 use testudo_wire::ike::{Notify, NotifyType, Payload};
 
 use crate::config::ChildConfig;
@@ -150,6 +150,29 @@ impl Engine {
                 est.most_resources.clear();
             }
         }
+    }
+
+    /// The peer says by other means that it takes children for resources, or more of them: it is asked
+    /// again for those that it refused. Not for a peer that does not know RFC 9611.
+    pub fn ask_again(&mut self, peer: &PeerId, now: Now) {
+        self.forget_full(peer);
+        let known = self.peers.get(peer).map(|p| &p.children);
+        let all: Vec<ChildId> = known
+            .into_iter()
+            .flatten()
+            .flat_map(|(_, set)| set)
+            .copied()
+            .collect();
+        for id in all {
+            if let Some(child) = self
+                .children
+                .get_mut(&id)
+                .filter(|c| c.shares == Some(false))
+            {
+                child.shares = None;
+            }
+        }
+        self.keep_up(peer, false, now);
     }
 
     /// Whether the child of an old IKE SA has nothing to wait for on a new one: the peer takes

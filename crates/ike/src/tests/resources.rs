@@ -177,6 +177,34 @@ fn another_number_adds_and_removes() {
     net.assert_connected(0, 1, 2);
 }
 
+/// Node 0 asks before node 1 knows that it is to take some: it is told when node 1 does.
+#[test]
+fn one_that_takes_more_later_is_asked_again() {
+    for takes in [0, 1] {
+        let mut net = pair_with(11, 3, takes, false);
+        net.run_ms(2_000);
+        net.assert_connected(0, 1, 1 + takes as usize);
+        net.act(1, |e, now| e.set_peer(config_of(1, 3, false), now))
+            .unwrap();
+        net.run_ms(1_000);
+        net.assert_connected(0, 1, 1 + takes as usize);
+        net.act(0, |e, now| e.ask_again(&peer_id(1), now));
+        net.run_ms(1_000);
+        for n in 0..2 {
+            assert_eq!(resources(&net, n), (0..=3).collect(), "{}", net.story());
+        }
+        // The fallback stood all the time.
+        assert_eq!(net.ikes(0, 1)[0].children[0].rekeys, 0);
+        let before = net.wire.len();
+        net.act(0, |e, now| e.ask_again(&peer_id(1), now));
+        net.run_ms(1_000);
+        assert_eq!(net.wire.len(), before, "nothing is missing");
+        net.esp = true;
+        net.run_ms(20);
+        settled(net, 4);
+    }
+}
+
 // Lesson L57, with several children of the same selectors.
 #[test]
 fn both_begin_at_once() {
