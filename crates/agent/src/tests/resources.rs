@@ -64,8 +64,11 @@ fn each_node_sends_on_what_it_has_cpus_for() {
         assert_eq!(note(status(1).await), None);
         let without = note(status(3).await).unwrap();
         assert!(without.contains("no SAs for single CPUs"), "{without}");
-        let object = cluster.node(2).await.unwrap();
-        assert_eq!(object.status.per_cpu, 3);
+        wait("the object that says it", async || {
+            let object = cluster.node(2).await.unwrap();
+            object.status.per_cpu == 3
+        })
+        .await;
         cluster.policy(|spec| spec.esp.per_cpu = 0).await;
         come_to(&cluster, 1, &none).await;
         assert_eq!(cluster.hosts[&2].twin().of_cpus(), []);
