@@ -73,6 +73,8 @@ struct Pending {
     spec: CertificateRequestSpec,
     rotation: u64,
     denied: Option<(String, u64)>,
+    /// Since when the answer stands there and cannot be used.
+    unusable: Option<u64>,
 }
 
 /// What [`Certificates::consider`] found to do.
@@ -96,6 +98,8 @@ pub(crate) struct Certificates {
     problem: Option<String>,
     /// When this run took the one in use.
     taken: Option<UnixTime>,
+    /// The one in use was not of the CA that signed when it was taken.
+    of_another: bool,
 }
 
 impl Certificates {
@@ -114,6 +118,7 @@ impl Certificates {
             pending: None,
             problem: None,
             taken: None,
+            of_another: false,
         };
         match this.load_current() {
             Ok(current) => this.current = current,
@@ -129,6 +134,18 @@ impl Certificates {
     /// The certificate in use.
     pub(crate) fn current(&self) -> Option<&Current> {
         self.current.as_ref()
+    }
+
+    /// Whether a request was made whose answer was not taken yet.
+    pub(crate) fn is_asking(&self) -> bool {
+        self.pending.is_some()
+    }
+
+    /// Whether there is something to be done about it also while encryption is off: a request is under
+    /// way, or another CA signs.
+    pub(crate) fn is_open(&self, signer: Option<&str>) -> bool {
+        let of_another = |current: &Current| signer.is_some_and(|s| current.facts.issuer != s);
+        self.is_asking() || self.current.as_ref().is_some_and(of_another)
     }
 
     /// What keeps the node from a good certificate.
@@ -202,12 +219,15 @@ impl Certificates {
         now: UnixTime,
         outcome: &mut Outcome,
     ) -> Result<()> {
+        self.give_up_unusable(now)?;
         if let Some((_, status)) = stored {
             outcome.renewed = self.take_answer(status, bundle, now)?;
         }
         if outcome.renewed {
             // The planner spoke of the certificate before: it is asked again at once.
             self.taken = Some(now);
+            let signer = bundle.facts().next().map(|ca| ca.subject);
+            self.of_another = self.is_open(signer.as_deref());
             outcome.again = Some(now);
             return Ok(());
         }
@@ -254,6 +274,13 @@ impl Certificates {
                 _ => return Wanted::Yes("it is due for renewal"),
             },
             Turn::Now(Reason::Rotation(_)) => return Wanted::Yes("a rotation was asked for"),
+            // What the controller signs may be ahead of the bundle, or behind it: not all the time.
+            Turn::Now(Reason::Authority) => match self.taken.filter(|_| self.of_another) {
+                Some(taken) if now.0 < taken.0.saturating_add(LEAST_SERVICE) => {
+                    UnixTime(taken.0 + LEAST_SERVICE)
+                }
+                _ => return Wanted::Yes("another CA signs now"),
+            },
             Turn::Later(again) => *again,
             Turn::After { until, .. } => *until,
         };
@@ -283,6 +310,7 @@ impl Certificates {
             spec: self.request_spec(&token, &request),
             rotation,
             denied: None,
+            unusable: None,
         });
         Ok(())
     }
@@ -338,8 +366,12 @@ impl Certificates {
         };
         let chain = pki::chain_from_pem(pem)?;
         // Not in the bundle yet: the bundle's change brings us here again.
-        self.check(&chain, bundle, now)
-            .context("the certificate that came back is not usable")?;
+        let checked = self.check(&chain, bundle, now);
+        if let Some(pending) = &mut self.pending {
+            let first = pending.unusable.unwrap_or(seconds(now));
+            pending.unusable = checked.is_err().then_some(first);
+        }
+        checked.context("the certificate that came back is not usable")?;
         let Some(pending) = self.pending.take() else {
             return Ok(false);
         };
@@ -350,6 +382,18 @@ impl Certificates {
                 Err(error)
             }
         }
+    }
+
+    /// An answer that is of no use for so long will never be of any: the CA that signed it has left the
+    /// bundle, say, or a clock was wrong. It is asked for anew.
+    fn give_up_unusable(&mut self, now: UnixTime) -> Result<()> {
+        let since = self.pending.as_ref().and_then(|pending| pending.unusable);
+        if since.is_some_and(|since| seconds(now) >= since + DENIED_RETRY) {
+            tracing::warn!(node = %self.identity.name, "the answer stays unusable and is given up");
+            self.pending = None;
+            files::remove(&self.dir.join(PENDING))?;
+        }
+        Ok(())
     }
 
     fn install(&mut self, pending: &Pending, chain: Vec<Vec<u8>>) -> Result<()> {
@@ -433,6 +477,7 @@ impl Certificates {
             spec: self.request_spec(&token, &request),
             rotation: file.rotation,
             denied: None,
+            unusable: None,
         }))
     }
 }

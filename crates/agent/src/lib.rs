@@ -6,6 +6,7 @@
 //! ([`api`]).
 
 pub mod api;
+mod authorities;
 mod certificates;
 mod choice;
 mod clock;

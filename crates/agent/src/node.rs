@@ -68,13 +68,15 @@ pub(crate) struct Node {
     pub(crate) problems: BTreeMap<&'static str, String>,
     pub(crate) rotation: Rotation,
     pub(crate) rotation_done: u64,
+    /// The CA of the certificate that all peers have seen.
+    pub(crate) presented: Option<String>,
     pub(crate) news: News,
     pub(crate) resources: Resources,
     enforcement: Enforcement<PolicyFile>,
     /// The policy that was applied to the datapath, or to the host without one.
     in_force: Option<InForce>,
     told: Monotonic,
-    trust: Trust,
+    pub(crate) trust: Trust,
     has_identity: bool,
     peers: BTreeMap<PeerId, reconcile::Peer>,
     calls: BTreeMap<PeerId, Retry>,
@@ -82,8 +84,8 @@ pub(crate) struct Node {
     unset: BTreeMap<PeerId, Retry>,
     open: Option<Retry>,
     certificate_due: Option<UnixTime>,
-    /// The rotation that is wanted, and when it was first seen.
-    rotation_seen: Option<(u64, UnixTime)>,
+    /// The rotation that is wanted and the CA that signs, and when they were first seen.
+    rotation_seen: Option<((u64, Option<String>), UnixTime)>,
     looked: Monotonic,
     /// The store has told something since the last update.
     changed: bool,
@@ -138,6 +140,7 @@ impl Node {
             problems: BTreeMap::new(),
             rotation: Rotation::default(),
             rotation_done: 0,
+            presented: None,
             news,
             resources: Resources::default(),
             enforcement,

@@ -29,6 +29,7 @@ impl Node {
             acknowledged: self.acknowledged,
             certificate: self.certificates.facts(),
             rotation: self.rotation_done,
+            authorities: self.authorities(),
             tunnels_up,
             tunnels_expected,
             effective_mtu: self.effective_mtu(),

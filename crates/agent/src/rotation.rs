@@ -9,20 +9,39 @@ use testudo_model::{Monotonic, PeerId};
 /// A reauthentication that did not succeed in this time is begun again.
 const AGAIN: Duration = Duration::from_secs(5);
 
-/// The peers that have not seen our certificate yet.
+/// The peers that have not seen our certificate yet, or whose own new one we have not seen.
 #[derive(Debug, Default)]
 pub(crate) struct Rotation {
-    since: Option<Monotonic>,
+    open: BTreeMap<PeerId, Open>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Open {
+    /// An authentication before this moment does not count.
+    since: Monotonic,
     /// When reauthentication with the peer is to begin.
-    open: BTreeMap<PeerId, Monotonic>,
+    due: Monotonic,
 }
 
 impl Rotation {
     /// A new certificate is in use from `now` on; `connected` are the peers that know the old
     /// one. Nodes take turns at a rotation, so that as a rule only one end of a pair begins.
     pub(crate) fn start(&mut self, now: Monotonic, connected: impl IntoIterator<Item = PeerId>) {
-        self.since = Some(now);
-        self.open = connected.into_iter().map(|peer| (peer, now)).collect();
+        let open = Open {
+            since: now,
+            due: now,
+        };
+        self.open = connected.into_iter().map(|peer| (peer, open)).collect();
+    }
+
+    /// A peer says that it shows all a new certificate, and showed us an older one: an exchange that
+    /// it had begun with that one ended late. It is asked again.
+    pub(crate) fn ask(&mut self, now: Monotonic, peer: PeerId) {
+        let open = Open {
+            since: now,
+            due: now,
+        };
+        self.open.entry(peer).or_insert(open);
     }
 
     /// Strikes off the peers that were authenticated since, and those that are not connected any
@@ -32,16 +51,16 @@ impl Rotation {
         authenticated: impl Fn(&PeerId) -> Option<Monotonic>,
         connected: impl Fn(&PeerId) -> bool,
     ) {
-        let Some(since) = self.since else { return };
-        self.open
-            .retain(|peer, _| connected(peer) && authenticated(peer).is_none_or(|at| at < since));
+        self.open.retain(|peer, open| {
+            connected(peer) && authenticated(peer).is_none_or(|at| at < open.since)
+        });
     }
 
     /// The peers with which to begin now.
     pub(crate) fn begin(&mut self, now: Monotonic) -> Vec<PeerId> {
-        let due = self.open.iter_mut().filter(|(_, at)| **at <= now);
-        due.map(|(peer, at)| {
-            *at = now + AGAIN;
+        let due = self.open.iter_mut().filter(|(_, open)| open.due <= now);
+        due.map(|(peer, open)| {
+            open.due = now + AGAIN;
             peer.clone()
         })
         .collect()
@@ -54,7 +73,7 @@ impl Rotation {
 
     /// When [`Rotation::begin`] has something next.
     pub(crate) fn next(&self) -> Option<Monotonic> {
-        self.open.values().min().copied()
+        self.open.values().map(|open| open.due).min()
     }
 }
 
@@ -92,6 +111,22 @@ mod tests {
         let mut rotation = Rotation::default();
         rotation.start(at(10), [peer("n2")]);
         rotation.strike(|_| Some(at(5)), |_| false);
+        assert!(rotation.is_done());
+    }
+
+    #[test]
+    fn a_peer_whose_old_certificate_came_late_is_asked_again() {
+        let mut rotation = Rotation::default();
+        rotation.start(at(1000), [peer("n2")]);
+        rotation.strike(|_| Some(at(1100)), |_| true);
+        assert!(rotation.is_done());
+        rotation.ask(at(2000), peer("n2"));
+        rotation.ask(at(2500), peer("n2"));
+        // What was authenticated before it was asked does not count.
+        rotation.strike(|_| Some(at(1100)), |_| true);
+        assert_eq!(rotation.begin(at(2500)), [peer("n2")]);
+        assert_eq!(rotation.begin(at(2600)), []);
+        rotation.strike(|_| Some(at(2600)), |_| true);
         assert!(rotation.is_done());
     }
 }

@@ -1,6 +1,6 @@
 //! What stands between this node and its peers, as the engine and the datapath told it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 
 use testudo_datapath::{Counters, SaCounters};
@@ -45,6 +45,8 @@ struct Ike {
     nat: bool,
     spis: ([u8; 8], [u8; 8]),
     suite: String,
+    /// The CA of the peer's certificate.
+    issuer: Option<String>,
     since: Monotonic,
 }
 
@@ -108,6 +110,7 @@ impl Tunnels {
                 nat: up.nat,
                 spis: up.spis,
                 suite: up.suite.clone(),
+                issuer: up.certificate.as_ref().map(|c| c.issuer.clone()),
                 since: now.monotonic,
             },
         );
@@ -193,6 +196,21 @@ impl Tunnels {
     pub(crate) fn valid_until(&self, peer: &PeerId) -> Option<UnixTime> {
         let certificate = self.peers.get(peer)?.certificate.as_ref()?;
         Some(certificate.not_after)
+    }
+
+    /// The CAs of the certificates that the peers last showed.
+    pub(crate) fn last_issuers(&self) -> impl Iterator<Item = (&PeerId, &str)> {
+        self.peers.iter().filter_map(|(peer, book)| {
+            let certificate = book.certificate.as_ref()?;
+            Some((peer, certificate.issuer.as_str()))
+        })
+    }
+
+    /// The CAs of the peers' certificates on which IKE SAs stand, each once.
+    pub(crate) fn issuers(&self) -> Vec<String> {
+        let all = self.ikes.values().filter_map(|ike| ike.issuer.as_deref());
+        let once: BTreeSet<&str> = all.collect();
+        once.into_iter().map(str::to_owned).collect()
     }
 
     pub(crate) fn failed(&mut self, peer: &PeerId, text: String, at: UnixTime) {

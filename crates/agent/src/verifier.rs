@@ -18,9 +18,30 @@ pub(crate) struct Trust {
 }
 
 impl Trust {
-    /// Whether a peer may be judged otherwise than by `before`.
-    pub(crate) fn judges_anew(&self, peer: &PeerId, before: &Trust) -> bool {
-        self.bundle != before.bundle || self.nodes.get(peer) != before.nodes.get(peer)
+    /// Whether a peer may be judged otherwise than by `before`. `issuer` is the CA of the certificate
+    /// that it last showed: while that one stays, with what it has revoked, others may come and go.
+    pub(crate) fn judges_anew(&self, peer: &PeerId, issuer: Option<&str>, before: &Trust) -> bool {
+        let named = |bundle: &TrustBundle| -> Vec<String> {
+            let of_that_name = bundle
+                .facts()
+                .filter(|ca| Some(ca.subject.as_str()) == issuer);
+            of_that_name.map(|ca| ca.fingerprint).collect()
+        };
+        let then = named(&before.bundle);
+        self.nodes.get(peer) != before.nodes.get(peer)
+            || self.bundle.revocation_lists_to_pem() != before.bundle.revocation_lists_to_pem()
+            || then.is_empty()
+            || named(&self.bundle) != then
+    }
+
+    /// The name of the CA that signs.
+    pub(crate) fn signer(&self) -> Option<String> {
+        self.bundle.facts().next().map(|ca| ca.subject)
+    }
+
+    /// All CAs that are trusted by their names, the one that signs first.
+    pub(crate) fn names(&self) -> Vec<String> {
+        self.bundle.facts().map(|ca| ca.subject).collect()
     }
 
     /// For the engine.
@@ -196,5 +217,64 @@ mod tests {
             .verify(&[&good], &expected, unix(NOW))
             .unwrap_err();
         assert_eq!(error.check, FailedCheck::UnknownPeer);
+    }
+
+    /// While one CA follows another both are asked for (RFC 7296, 3.7) and both are good.
+    #[test]
+    fn two_cas_are_trusted_and_asked_for_at_once() {
+        let (old, new) = (ca(), ca());
+        let n2 = node("n2", "u2");
+        let peer = PeerId::new("n2").unwrap();
+        let mut trust = Trust {
+            bundle: TrustBundle::from_pem(&(new.certificate_pem() + &old.certificate_pem()))
+                .unwrap(),
+            nodes: BTreeMap::from([(peer.clone(), n2.clone())]),
+        };
+        assert_eq!(trust.signer().as_ref(), Some(&new.facts().subject));
+        let authorities = trust.verifier().authorities();
+        let hashes = [&new, &old].map(|ca| testudo_crypto::sha1(&[&ca.facts().spki]));
+        assert_eq!(authorities, hashes);
+        let expected = PeerExpectation {
+            peer: &peer,
+            identity: &Identity::Fqdn("n2.node.testudo".into()),
+        };
+        let shown = [issue(&old, &n2), issue(&new, &n2)];
+        for chain in &shown {
+            let verifier = trust.verifier();
+            verifier.verify(&[chain], &expected, unix(NOW)).unwrap();
+        }
+        trust.bundle = TrustBundle::from_pem(&new.certificate_pem()).unwrap();
+        let judged = |chain: &[u8]| trust.verifier().verify(&[chain], &expected, unix(NOW));
+        judged(&shown[1]).unwrap();
+        let error = judged(&shown[0]).unwrap_err();
+        assert_eq!(error.check, FailedCheck::CertificateUnknownCa);
+    }
+
+    /// Nobody can ask an absent peer again: what stands with it goes when its own CA goes, and not
+    /// when another one comes.
+    #[test]
+    fn a_peer_is_judged_anew_when_its_own_ca_goes_or_revokes() {
+        let (old, new) = (ca(), ca());
+        let peer = PeerId::new("n2").unwrap();
+        let trust = |pem: String, uid: &str| Trust {
+            bundle: TrustBundle::from_pem(&pem).unwrap(),
+            nodes: BTreeMap::from([(peer.clone(), node("n2", uid))]),
+        };
+        let (only_old, only_new) = (old.certificate_pem(), new.certificate_pem());
+        let both = only_new.clone() + &only_old;
+        let of_old = Some(old.facts().subject.as_str());
+        let of_new = Some(new.facts().subject.as_str());
+        let before = trust(only_old, "u2");
+        let during = trust(both, "u2");
+        let after = trust(only_new.clone(), "u2");
+        assert!(!during.judges_anew(&peer, of_old, &before));
+        assert!(!after.judges_anew(&peer, of_new, &during));
+        assert!(after.judges_anew(&peer, of_old, &during));
+        assert!(after.judges_anew(&peer, None, &during));
+        assert!(trust(only_new, "u9").judges_anew(&peer, of_new, &during));
+        let mut revoking = during.clone();
+        let list = new.revocation_list(&[], 1, NOW, NOW + 1000).unwrap();
+        revoking.bundle.add_revocation_list(&list).unwrap();
+        assert!(revoking.judges_anew(&peer, of_old, &during));
     }
 }

@@ -1,11 +1,12 @@
 //! The controller: the CA, the signing of node certificates, the phases.
 //!
 //! [`run`] is all that a program needs. It watches the store, answers certificate requests, leads
-//! the roll-out, and writes what it finds into the policy's status, only when it has changed. All
-//! that it must remember stands in the store, so that it may be killed and started at any time.
+//! the roll-out and one CA after another, and writes what it finds into the policy's status, only when it has changed. All
+//! that it must remember stands in the store and in its file of CAs, so that it may be killed and started at any time.
 
 mod authority;
 mod leader;
+mod rotation;
 mod run;
 mod signer;
 mod world;

@@ -12,7 +12,7 @@ use testudo_model::{
     CertificateRequest, CertificateRequestStatus, NodeEncryption, TrustBundle, TrustBundleSpec,
     UnixTime,
 };
-use testudo_pki::{CaOptions, Renewal, RenewalPolicy, chain_to_pem, renewal, utc};
+use testudo_pki::{CaOptions, chain_to_pem, utc};
 use testudo_plan::rollout;
 use testudo_store::{DirStore, Store, StoreError, parse_location, tokens};
 use tracing::{debug, error, info, warn};
@@ -85,10 +85,15 @@ fn only_one(store: &DirStore) -> anyhow::Result<File> {
     }
 }
 
-struct Controller {
-    store: DirStore,
-    authority: Authority,
-    world: World,
+/// All that the controller works with.
+pub(crate) struct Controller {
+    pub(crate) store: DirStore,
+    pub(crate) authority: Authority,
+    pub(crate) world: World,
+    /// Why the rotation of the CA was begun, or how the last one ended.
+    pub(crate) rotation_note: String,
+    /// The bundle as we last published it.
+    published: Option<TrustBundleSpec>,
     /// The answers that this run has logged already as denied, by node.
     warned: std::collections::BTreeMap<String, String>,
 }
@@ -102,70 +107,54 @@ impl Controller {
             ..CaOptions::default()
         };
         let secrets = store.secrets().to_owned();
-        let authority = Authority::open(&secrets, &options, seconds(), &mut SystemRandom::new())
+        let policy = world.policies.objects.get(CLUSTER);
+        let asked = policy.map(|p| p.spec.certificates.ca_rotation);
+        let random = &mut SystemRandom::new();
+        let authority = Authority::open(&secrets, &options, asked, seconds(), random)
             .context("the controller cannot sign certificates")?;
-        let controller = Self {
+        let told = world.bundles.objects.get(CLUSTER);
+        Ok(Self {
+            rotation_note: told.map_or_else(String::new, |b| b.status.message.clone()),
             store,
             authority,
             world,
+            published: None,
             warned: Default::default(),
-        };
-        controller.look_at_the_ca();
-        Ok(controller)
-    }
-
-    /// An operator has to hear of a CA's end long before it.
-    fn look_at_the_ca(&self) {
-        let facts = self.authority.ca.facts();
-        let life = facts.times.not_after.saturating_sub(facts.times.not_before);
-        let policy = RenewalPolicy {
-            renew_after: life / 10 * 8,
-            earlier: 0,
-        };
-        match renewal(&facts.times, &policy, seconds()) {
-            Renewal::NotBefore(_) => {}
-            Renewal::Due(_) => warn!(
-                ca = %facts.subject,
-                "the CA ends on {} and node certificates end with it: plan its successor",
-                utc(facts.times.not_after)
-            ),
-            Renewal::Expired(end) => error!(
-                ca = %facts.subject,
-                "the CA ended on {}: no certificate is signed any more",
-                utc(end)
-            ),
-        }
+        })
     }
 
     /// Does all that is to be done now.
     async fn reconcile(&mut self) -> Result<(), StoreError> {
         self.publish_bundle().await?;
         self.answer_requests().await?;
-        self.lead().await
+        self.lead().await?;
+        self.rotate().await
     }
 
     /// The published bundle is exactly what the CA file says: whoever may write objects must not
     /// be able to add a CA for longer than a moment.
-    async fn publish_bundle(&mut self) -> Result<(), StoreError> {
+    pub(crate) async fn publish_bundle(&mut self) -> Result<(), StoreError> {
         let spec = TrustBundleSpec {
             certificates: self.authority.bundle.to_pem(),
             revocation_lists: self.authority.bundle.revocation_lists_to_pem(),
         };
         let published = self.world.bundles.objects.get(CLUSTER);
         if published.is_some_and(|b| b.spec == spec) {
+            self.published = Some(spec);
             return Ok(());
         }
-        if published.is_some() {
+        if self.published.as_ref() == Some(&spec) {
             warn!("the trust bundle was not what the CA file says: writing it again");
         }
-        let object = TrustBundle::new(CLUSTER, spec);
+        let object = TrustBundle::new(CLUSTER, spec.clone());
         let applied = self.store.apply(object).await?;
         info!(cas = self.authority.bundle.len(), "trust bundle published");
         self.world.bundles.put(applied.object);
+        self.published = Some(spec);
         Ok(())
     }
 
-    async fn answer_requests(&mut self) -> Result<(), StoreError> {
+    pub(crate) async fn answer_requests(&mut self) -> Result<(), StoreError> {
         let open: Vec<CertificateRequest> = self
             .world
             .requests
@@ -266,7 +255,7 @@ impl Controller {
 }
 
 /// The lifetimes in force: the policy's, or the defaults before there is one.
-fn settings(world: &World) -> Certificates {
+pub(crate) fn settings(world: &World) -> Certificates {
     let policy = world.policies.objects.get(CLUSTER);
     policy.map(|p| p.spec.certificates).unwrap_or_default()
 }

@@ -291,6 +291,8 @@ async fn broken_objects_and_foreign_cas_do_not_get_far() {
         .unwrap();
     let good = bundle.spec.certificates.clone();
     bundle.spec.certificates = "none".into();
+    // Whoever writes it does not care what the controller has written meanwhile.
+    bundle.metadata.resource_version = None;
     store.apply(bundle).await.unwrap();
     let deadline = Instant::now() + PATIENCE;
     loop {
@@ -331,3 +333,5 @@ async fn until_published(store: &DirStore) {
     let mut watch = store.watch::<TrustBundleKind>().await.unwrap();
     while !matches!(watch.next().await, Some(Event::Added(_))) {}
 }
+
+mod rotation;

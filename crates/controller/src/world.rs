@@ -113,6 +113,20 @@ impl<K: Kind> Watched<K> {
         self.objects.insert(object.name().to_owned(), object);
     }
 
+    /// Reads all objects again, as they stand in the store now.
+    pub(crate) async fn read_again<S: Store>(&mut self, store: &S) -> Result<(), StoreError> {
+        let listing = store.list::<K>().await?;
+        let named = listing
+            .items
+            .into_iter()
+            .map(|object| (object.name().to_owned(), object));
+        self.objects = named.collect();
+        for problem in listing.problems {
+            self.broken.insert(problem.file, problem.name);
+        }
+        Ok(())
+    }
+
     /// Reads one object again: ours was out of date.
     pub(crate) async fn refresh<S: Store>(
         &mut self,

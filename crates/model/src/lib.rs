@@ -20,11 +20,13 @@ pub mod selector;
 pub mod time;
 pub mod traffic;
 
-pub use bundle::{TrustBundle, TrustBundleSpec};
+pub use bundle::{CaPhase, CaWaiting, TrustBundle, TrustBundleSpec, TrustBundleStatus};
 pub use condition::{Condition, ConditionStatus};
 pub use duration::Lifetime;
 pub use name::{BootId, NodeName, NodeUid, PeerId};
-pub use node::{CertificateFacts, NodeEncryption, NodeEncryptionSpec, NodeEncryptionStatus};
+pub use node::{
+    Authorities, CertificateFacts, NodeEncryption, NodeEncryptionSpec, NodeEncryptionStatus,
+};
 pub use object::{API_VERSION, Empty, Kind, Metadata, Object};
 pub use phase::{Acknowledgement, Phase};
 pub use policy::{EncryptionPolicy, EncryptionPolicySpec, EncryptionPolicyStatus};

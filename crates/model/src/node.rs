@@ -72,6 +72,9 @@ pub struct NodeEncryptionStatus {
     /// The rotation ([`crate::policy::Certificates::rotation`]) whose certificate is in use on
     /// all tunnels.
     pub rotation: u64,
+    /// Which CAs the node trusts and uses: what a rotation of the CA waits for.
+    #[serde(skip_serializing_if = "Authorities::is_empty")]
+    pub authorities: Authorities,
     /// Tunnels to peers that stand.
     pub tunnels_up: u32,
     /// Tunnels that should stand: one a peer and address family that both have (overlay), or one a
@@ -115,4 +118,34 @@ pub struct CertificateFacts {
     pub not_before: UnixTime,
     /// Last second of validity.
     pub not_after: UnixTime,
+}
+
+/// The CAs of a node by their common names, as its agent sees them at work.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Authorities {
+    /// The CAs that its IKE engine trusts, the one that signs first.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub trusted: Vec<String>,
+    /// The CA of the certificate that it shows to every peer.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub presented: Option<String>,
+    /// The CAs of the peers' certificates on which its IKE SAs stand.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub peers: Vec<String>,
+    /// It has asked for a certificate and has not taken it up: the answer may be of any CA that has
+    /// signed since.
+    #[serde(skip_serializing_if = "is_false")]
+    pub asking: bool,
+}
+
+impl Authorities {
+    /// Whether it says nothing.
+    pub fn is_empty(&self) -> bool {
+        *self == Authorities::default()
+    }
+}
+
+fn is_false(b: &bool) -> bool {
+    !*b
 }

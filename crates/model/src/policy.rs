@@ -196,6 +196,9 @@ pub struct Certificates {
     /// Raised by one to have every node renew now (`testudo certs rotate`).
     #[serde(skip_serializing_if = "is_zero")]
     pub rotation: u64,
+    /// Raised by one to have the CA replaced (`testudo ca rotate`).
+    #[serde(skip_serializing_if = "is_zero")]
+    pub ca_rotation: u64,
 }
 
 fn is_zero(n: &u64) -> bool {
@@ -211,12 +214,17 @@ impl Default for Certificates {
                 9 * crate::duration::YEAR / 2,
             )),
             rotation: 0,
+            ca_rotation: 0,
         }
     }
 }
 
 /// Annotation of the policy that asks one node to renew: this, then the node's name; a number.
 pub const NODE_ROTATION: &str = "rotation.testudo.dev/";
+
+/// Annotation of the policy that takes a rotation of the CA back: its number
+/// ([`crate::bundle::TrustBundleStatus::rotation`]), so that no later one is meant.
+pub const TAKE_BACK_CA: &str = "testudo.dev/take-back-ca-rotation";
 
 /// The rotation that a node is to be at: the cluster's and its own added up, so that either one
 /// raises it.

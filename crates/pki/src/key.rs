@@ -18,6 +18,20 @@ pub fn key_to_pem(key: &SigningKey) -> Result<SecretBytes, PkiError> {
     Ok(SecretBytes::new(text.into_bytes()))
 }
 
+/// Every private key of a PEM text, as PKCS#8 in DER.
+pub fn keys_from_pem(text: &[u8]) -> Result<Vec<SecretBytes>, PkiError> {
+    let blocks = pem::parse_many(text).map_err(|e| PkiError::Unreadable {
+        what: "a private key",
+        why: e.to_string(),
+    })?;
+    let keys = blocks
+        .into_iter()
+        .filter(|block| block.tag() == "PRIVATE KEY");
+    Ok(keys
+        .map(|block| SecretBytes::new(block.into_contents()))
+        .collect())
+}
+
 /// Reads a private key in PKCS#8, as DER or as the first `PRIVATE KEY` block of a PEM text, which
 /// may hold certificates too.
 pub fn key_from_pem(bytes: &[u8]) -> Result<SigningKey, PkiError> {

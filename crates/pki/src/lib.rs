@@ -28,7 +28,7 @@ pub use ca::{Ca, CaOptions, IssuedCertificate};
 pub use error::{CertificateCheck, CertificateError, PkiError, RequestError};
 pub use facts::{CertificateFacts, CertificateTimes, hex, utc};
 pub use identity::{NODE_DNS_SUFFIX, NODE_URI_PREFIX, NodeIdentity};
-pub use key::{key_from_pem, key_to_pem};
+pub use key::{key_from_pem, key_to_pem, keys_from_pem};
 pub use renewal::{Renewal, RenewalPolicy, renewal};
 pub use request::{certificate_request, request_from_pem, request_to_pem};
 pub use revocation::{MAX_REVOCATION_LIST, MAX_REVOCATION_LISTS, RevocationError, Revoked};

@@ -2,7 +2,7 @@
 //!
 //! [`rollout`] is the controller's side: when the cluster may take the next step. [`node`] is the
 //! agent's side: which peers it wants, what it does with packets, and what it may acknowledge.
-//! [`renewal`] says whose turn it is to renew a certificate.
+//! [`renewal`] says whose turn it is to renew a certificate, [`authority`] when one CA follows another.
 //!
 //! # Why no packet is lost, and none leaves in clear that should not
 //!
@@ -21,6 +21,7 @@
 //! where the cluster is going.
 #![forbid(unsafe_code)]
 
+pub mod authority;
 pub mod node;
 mod peers;
 pub mod renewal;

@@ -1,9 +1,10 @@
 //! Whose turn it is to renew a certificate.
 //!
 //! By age every node renews on its own, spread by its UID so that a cluster made in one minute
-//! does not renew in one minute. On request (`certificates.rotation` raised) the nodes go one after
-//! the other in the order of their UIDs, so that the two ends of a tunnel do not reauthenticate at
-//! once; a node that is dead holds up the others for a slot and no longer.
+//! does not renew in one minute. On request (`certificates.rotation` raised), and when another CA
+//! signs than the one of its certificate, the nodes go one after the other in the order of their UIDs,
+//! so that the two ends of a tunnel do not reauthenticate at once; a node that is dead holds up the
+//! others for a slot and no longer.
 
 use std::time::Duration;
 
@@ -42,6 +43,8 @@ pub enum Reason {
     Age,
     /// `certificates.rotation` asks for it.
     Rotation(u64),
+    /// Another CA signs than the one of the certificate in use.
+    Authority,
 }
 
 /// What the decision depends on.
@@ -59,7 +62,9 @@ pub struct Known<'a> {
     pub certificate: Option<&'a CertificateFacts>,
     /// The rotation for which `certificate` was asked; tunnels may not use it all yet.
     pub certificate_rotation: u64,
-    /// When this agent first saw the rotation that is wanted.
+    /// Common name of the CA that signs, if it is known.
+    pub signer: Option<&'a str>,
+    /// When this agent first saw the rotation that is wanted, or the CA that signs.
     pub rotation_seen: UnixTime,
 }
 
@@ -73,9 +78,12 @@ pub fn turn(known: &Known<'_>, now: UnixTime) -> Turn {
         return Turn::Now(Reason::Age);
     }
     let wanted = (known.rotation_of)(known.own.name());
-    if known.certificate_rotation.max(known.own.status.rotation) >= wanted {
-        return Turn::Later(due);
-    }
+    let behind = known.certificate_rotation.max(known.own.status.rotation) < wanted;
+    let reason = match known.signer {
+        Some(signer) if certificate.issuer != signer => Reason::Authority,
+        _ if behind => Reason::Rotation(wanted),
+        _ => return Turn::Later(due),
+    };
     let key = |node: &NodeEncryption| (node.spec.uid.clone(), node.name().to_owned());
     let mine = key(known.own);
     let mut before: Vec<&NodeEncryption> = known
@@ -86,14 +94,21 @@ pub fn turn(known: &Known<'_>, now: UnixTime) -> Turn {
     before.sort_by_key(|node| key(node));
     let place = u32::try_from(before.len()).unwrap_or(u32::MAX);
     let until = known.rotation_seen + SLOT.saturating_mul(place);
-    before.retain(|node| node.status.rotation < (known.rotation_of)(node.name()));
+    before.retain(|node| is_behind(known, node));
     if before.is_empty() || now >= until {
-        return Turn::Now(Reason::Rotation(wanted));
+        return Turn::Now(reason);
     }
     Turn::After {
         nodes: before.iter().map(|node| node.name().to_owned()).collect(),
         until,
     }
+}
+
+/// Whether another node has yet to take its turn.
+fn is_behind(known: &Known<'_>, node: &NodeEncryption) -> bool {
+    let shown = node.status.authorities.presented.as_deref();
+    let other_ca = shown.is_some() && known.signer.is_some() && shown != known.signer;
+    other_ca || node.status.rotation < (known.rotation_of)(node.name())
 }
 
 /// When the certificate is old enough: `renewAfter`, less up to a tenth of it by the node's UID,

@@ -107,8 +107,8 @@ pub(crate) fn sync_parent(path: &Path) -> Result<(), StoreError> {
         .map_err(|e| StoreError::io("write", parent, e))
 }
 
-/// What temporary files end in.
-pub(crate) const TEMPORARY: &str = ".testudo-tmp";
+/// What temporary files end in; their names begin with a dot and that of the file.
+pub const TEMPORARY: &str = ".testudo-tmp";
 
 fn temporary_beside(path: &Path) -> PathBuf {
     static COUNTER: AtomicU64 = AtomicU64::new(0);

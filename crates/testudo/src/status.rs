@@ -5,10 +5,12 @@ use std::net::IpAddr;
 
 use clap::Args;
 use serde::Serialize;
+use testudo_model::bundle::TrustBundleKind;
 use testudo_model::node::NodeEncryptionKind;
 use testudo_model::policy::{CLUSTER, EncryptionPolicyKind, Enforcement, Mode};
 use testudo_model::{
-    Condition, ConditionStatus, EncryptionPolicy, NodeEncryption, NodeName, Phase, UnixTime,
+    CaPhase, Condition, ConditionStatus, EncryptionPolicy, NodeEncryption, NodeName, Phase,
+    TrustBundleStatus, UnixTime,
 };
 use testudo_store::Store;
 
@@ -16,7 +18,7 @@ use crate::exit::Outcome;
 use crate::global::Global;
 use crate::output::{self, Columns, Format};
 use crate::policy::few;
-use crate::{signals, store, tunnels};
+use crate::{ca, signals, store, tunnels};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -40,10 +42,11 @@ pub(crate) struct StatusCommand {
 /// Runs the verb.
 pub(crate) fn run(command: &StatusCommand, global: &Global) -> Outcome {
     let store = store::open_to_read(global)?;
-    let (policy, mut nodes) = signals::runtime()?.block_on(async {
+    let (policy, mut nodes, bundle) = signals::runtime()?.block_on(async {
         let policy = store.get::<EncryptionPolicyKind>(CLUSTER).await?;
         let nodes = store.list::<NodeEncryptionKind>().await?.items;
-        anyhow::Ok((policy, nodes))
+        let bundle = store.get::<TrustBundleKind>(CLUSTER).await?;
+        anyhow::Ok((policy, nodes, bundle))
     })?;
     if let Some(name) = &command.node {
         nodes.retain(|node| node.name() == name.as_str());
@@ -55,7 +58,10 @@ pub(crate) fn run(command: &StatusCommand, global: &Global) -> Outcome {
     if command.tunnels {
         return tunnels::show(&nodes, global);
     }
-    let view = View::new(policy, &nodes);
+    let mut view = View::new(policy, &nodes);
+    view.ca_rotation = bundle
+        .map(|bundle| bundle.status)
+        .filter(|status| status.phase != CaPhase::Settled);
     match global.format() {
         Format::Json | Format::Yaml => output::data(global.format(), &view),
         Format::Table => view.print(false),
@@ -75,6 +81,9 @@ struct View {
     waiting_on: Vec<String>,
     nodes: Vec<NodeView>,
     tunnels: Count,
+    /// The rotation of the CA that goes on, if there is one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    ca_rotation: Option<TrustBundleStatus>,
     conditions: Vec<Condition>,
 }
 
@@ -125,6 +134,7 @@ impl View {
                 expected: nodes.iter().map(|n| n.tunnels.expected).sum(),
             },
             nodes,
+            ca_rotation: None,
             conditions: status.conditions,
         }
     }
@@ -150,6 +160,9 @@ impl View {
         output::line(&self.summary())?;
         for (text, nodes) in self.datapaths() {
             output::line(&format!("{text}: {}", few(&nodes)))?;
+        }
+        if let Some(text) = self.ca_rotation.as_ref().and_then(ca::rotation) {
+            output::line(&text)?;
         }
         for condition in &self.conditions {
             if condition.kind == "Degraded" && condition.status == ConditionStatus::True {

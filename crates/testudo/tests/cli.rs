@@ -259,6 +259,92 @@ fn the_ca_and_tokens_of_a_controller_are_shown_without_secrets() {
     assert_eq!(status["nodes"], Value::Array(vec![]));
 }
 
+/// Without nodes a rotation has nobody to wait for.
+#[test]
+fn the_ca_is_rotated_and_both_are_shown_meanwhile() {
+    let place = Place::new();
+    let output = place.run(&["ca", "rotate"]);
+    assert_eq!(code(&output), 1);
+    assert!(errors(&output).contains("no CA yet"), "{}", errors(&output));
+    let _controller = place.controller();
+    let output = place.run(&["ca", "rotate"]);
+    assert_eq!(code(&output), 1);
+    assert!(
+        errors(&output).contains("testudo init"),
+        "{}",
+        errors(&output)
+    );
+    place.run(&["init", "--overlay", "geneve", "--wait=false"]);
+    let names = |shown: &Value| -> Vec<String> {
+        let cas = shown["cas"].as_array().unwrap().iter();
+        cas.map(|ca| format!("{} {}", ca["role"], ca["subject"]))
+            .collect()
+    };
+    let first = names(&place.json(&["ca", "show"]));
+    assert_eq!(first.len(), 1);
+    assert!(first[0].starts_with("\"signs\""), "{first:?}");
+
+    let view = place.json(&["ca", "rotate"]);
+    assert_eq!(view["done"], true, "{view:#}");
+    assert_eq!(
+        (&view["rotation"], &view["phase"]),
+        (&1.into(), &"Settled".into())
+    );
+    let second = names(&place.json(&["ca", "show"]));
+    assert_ne!(first, second);
+    let shown = text(&place.run(&["ca", "show"]));
+    assert!(shown.contains("CA rotation 1: Settled"), "{shown}");
+
+    // A node without an agent: it never says that it trusts anybody.
+    let node = NODE.replace("NAME", "n1");
+    place.run(&["apply", "-f", &place.file("n1.yaml", &node)]);
+    let output = place.run(&["ca", "rotate", "--timeout", "2s"]);
+    assert_eq!(code(&output), 3, "{}", errors(&output));
+    assert!(
+        errors(&output).contains("n1 (does not trust"),
+        "{}",
+        errors(&output)
+    );
+    let both = names(&place.json(&["ca", "show"]));
+    assert_eq!(both[0], second[0]);
+    assert!(both[1].starts_with("\"follows\""), "{both:?}");
+    let output = place.run(&["ca", "rotate", "--wait=false"]);
+    assert_eq!(code(&output), 1);
+    assert!(errors(&output).contains("rotation 2 of the CA goes on"));
+    let status = text(&place.run(&["status"]));
+    assert!(status.contains("CA rotation 2: Trusting"), "{status}");
+
+    let output = place.run(&["ca", "rotate", "--abort"]);
+    assert_eq!(code(&output), 0, "{}", errors(&output));
+    assert!(
+        text(&output).starts_with("rotation taken back"),
+        "{}",
+        text(&output)
+    );
+    assert_eq!(names(&place.json(&["ca", "show"])), second);
+    let output = place.run(&["ca", "rotate", "--abort"]);
+    assert_eq!(code(&output), 1);
+    assert!(errors(&output).contains("no rotation"));
+}
+
+#[test]
+fn without_a_controller_a_rotation_is_asked_for_once_and_is_exit_code_3() {
+    let place = Place::new();
+    drop(place.controller());
+    place.run(&["init", "--overlay", "geneve", "--wait=false"]);
+    for _ in 0..2 {
+        let output = place.run(&["ca", "rotate", "--timeout", "300ms"]);
+        assert_eq!(code(&output), 3, "{}", errors(&output));
+        assert!(
+            errors(&output).contains("does it run"),
+            "{}",
+            errors(&output)
+        );
+        let policy = place.json(&["get", "policy", "cluster"]);
+        assert_eq!(policy["spec"]["certificates"]["caRotation"], 1);
+    }
+}
+
 #[test]
 fn a_silent_agent_is_named_and_is_exit_code_1() {
     let place = Place::new();

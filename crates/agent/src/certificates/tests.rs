@@ -294,3 +294,75 @@ fn age_counts_from_when_a_certificate_was_made() {
     assert_eq!(facts.not_before, UnixTime(NOW));
     assert!(node.facts().unwrap().not_before < UnixTime(NOW));
 }
+
+/// A certificate of a CA that has left the bundle never becomes good: a node that waited for it
+/// would wait for ever.
+#[test]
+fn an_answer_that_stays_unusable_is_asked_for_anew() {
+    let mut world = World::new();
+    let mut node = world.open();
+    let ask = world.consider(&mut node, None, NOW).ask.unwrap();
+    let status = world.answer(&ask, NOW);
+    world.ca = new_ca();
+    world.bundle = TrustBundle::from_pem(&world.ca.certificate_pem()).unwrap();
+    let wait = i64::try_from(DENIED_RETRY).unwrap();
+    for (after, asks) in [(0, false), (wait - 1, false), (wait, true)] {
+        let outcome = world.consider(&mut node, Some((&ask, &status)), NOW + after);
+        assert!(!outcome.renewed);
+        let fresh = outcome.ask.filter(|fresh| *fresh != ask);
+        assert_eq!(fresh.is_some(), asks, "{after} s");
+        assert!(node.is_asking());
+    }
+    // One that was early is taken when its CA is there.
+    let early = world.consider(&mut node, None, NOW + wait).ask.unwrap();
+    let status = world.answer(&early, NOW + wait);
+    let good = std::mem::take(&mut world.bundle);
+    world.bundle = TrustBundle::from_pem(&new_ca().certificate_pem()).unwrap();
+    let stored = Some((&early, &status));
+    assert!(!world.consider(&mut node, stored, NOW + wait).renewed);
+    world.bundle = good;
+    assert!(world.consider(&mut node, stored, NOW + wait + 1).renewed);
+    assert!(!node.is_asking());
+}
+
+#[test]
+fn a_node_asks_for_a_certificate_of_the_ca_that_signs() {
+    let mut world = World::new();
+    let mut node = world.open();
+    world.first_certificate(&mut node);
+    let old = node.facts().unwrap();
+    let signer = world.ca.facts().subject.clone();
+    assert!(!node.is_open(Some(&signer)) && !node.is_open(None));
+
+    let ca = new_ca();
+    let both = ca.certificate_pem() + &world.ca.certificate_pem();
+    world.bundle = TrustBundle::from_pem(&both).unwrap();
+    let earlier = std::mem::replace(&mut world.ca, ca);
+    assert!(node.is_open(Some(&world.ca.facts().subject)));
+    world.turn = Turn::Now(Reason::Authority);
+    let ask = world.consider(&mut node, None, NOW + 1).ask.unwrap();
+    // The controller still signed with the other one: taken, and asked again a little later.
+    let ca = std::mem::replace(&mut world.ca, earlier);
+    let status = world.answer(&ask, NOW + 1);
+    world.ca = ca;
+    assert!(
+        world
+            .consider(&mut node, Some((&ask, &status)), NOW + 1)
+            .renewed
+    );
+    assert_eq!(node.facts().unwrap().issuer, old.issuer);
+    let soon = world.consider(&mut node, None, NOW + 2);
+    assert_eq!(soon.again, Some(UnixTime(NOW + 1 + LEAST_SERVICE)));
+    let ask = world.consider(&mut node, None, NOW + 1 + LEAST_SERVICE);
+    let ask = ask.ask.unwrap();
+    let status = world.answer(&ask, NOW + 12);
+    assert!(
+        world
+            .consider(&mut node, Some((&ask, &status)), NOW + 12)
+            .renewed
+    );
+    assert_eq!(node.facts().unwrap().issuer, world.ca.facts().subject);
+    // Another one later: at once, for this one was of the CA that signed.
+    let ask = world.consider(&mut node, None, NOW + 13).ask;
+    assert!(ask.is_some());
+}

@@ -12,12 +12,18 @@ impl Node {
         let Some(policy) = &self.objects.policy else {
             return;
         };
-        if policy.spec.mode == Mode::Disabled {
+        let signer = self.trust.signer();
+        if policy.spec.mode == Mode::Disabled && !self.certificates.is_open(signer.as_deref()) {
             return;
         }
         let rotation = rotation_of(policy, self.options.node.as_str());
-        if self.rotation_seen.is_none_or(|(seen, _)| seen != rotation) {
-            self.rotation_seen = Some((rotation, now.wall));
+        let wanted = (rotation, signer.clone());
+        if self
+            .rotation_seen
+            .as_ref()
+            .is_none_or(|(seen, _)| *seen != wanted)
+        {
+            self.rotation_seen = Some((wanted, now.wall));
         }
         let turn = renewal::turn(
             &renewal::Known {
@@ -27,7 +33,8 @@ impl Node {
                 rotation_of: &|name| rotation_of(policy, name),
                 certificate: self.certificates.facts_by_age().as_ref(),
                 certificate_rotation: self.certificates.current().map_or(0, |c| c.rotation),
-                rotation_seen: self.rotation_seen.map_or(now.wall, |(_, at)| at),
+                signer: signer.as_deref(),
+                rotation_seen: self.rotation_seen.as_ref().map_or(now.wall, |(_, at)| *at),
             },
             now.wall,
         );
@@ -72,6 +79,9 @@ impl Node {
             |peer| tunnels.authenticated(peer),
             |peer| tunnels.connected(peer),
         );
+        for peer in self.late_certificates() {
+            self.rotation.ask(now.monotonic, peer);
+        }
         for peer in self.rotation.begin(now.monotonic) {
             if let Err(error) = self.core.engine.reauthenticate(&peer, now) {
                 tracing::debug!(%peer, "not reauthenticated: {error}");
@@ -82,6 +92,7 @@ impl Node {
             && self.rotation.is_done()
         {
             self.rotation_done = current.rotation;
+            self.presented = Some(current.facts.issuer.clone());
         }
     }
 }

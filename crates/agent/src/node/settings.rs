@@ -85,8 +85,14 @@ impl Node {
             self.core.engine.set_verifier(trust.verifier());
             self.core.engine.recheck_peers(now);
             self.core.settle(now);
-            self.core
-                .distrust(|peer| trust.judges_anew(peer, &self.trust));
+            let shown = self.core.tunnels.last_issuers();
+            let issuers: BTreeMap<PeerId, String> = shown
+                .map(|(peer, issuer)| (peer.clone(), issuer.to_owned()))
+                .collect();
+            self.core.distrust(|peer| {
+                let issuer = issuers.get(peer).map(String::as_str);
+                trust.judges_anew(peer, issuer, &self.trust)
+            });
             self.trust = trust;
         }
     }

@@ -38,6 +38,7 @@ fn by_age(uid: &str, certificates: &Certificates, life: u64) -> u64 {
         rotation_of: &|_| certificates.rotation,
         certificate: Some(&certificate),
         certificate_rotation: 0,
+        signer: None,
         rotation_seen: BEGIN,
     };
     let Turn::Later(due) = turn(&known, BEGIN) else {
@@ -117,6 +118,7 @@ fn a_rotation_goes_round_one_by_one() {
             rotation_of: &|_| certificates.rotation,
             certificate: Some(&certificate),
             certificate_rotation: 0,
+            signer: None,
             rotation_seen: BEGIN,
         };
         let now = BEGIN + Duration::from_secs(passed);
@@ -145,6 +147,7 @@ fn without_a_certificate_nobody_waits() {
         rotation_of: &|_| 3,
         certificate: None,
         certificate_rotation: 0,
+        signer: None,
         rotation_seen: BEGIN,
     };
     assert_eq!(turn(&known, BEGIN), Turn::Now(Reason::Missing));
@@ -162,9 +165,70 @@ fn one_node_asked_alone_waits_for_nobody() {
         rotation_of: &|name| u64::from(name == "nz"),
         certificate: Some(&certificate),
         certificate_rotation: 0,
+        signer: None,
         rotation_seen: BEGIN,
     };
     assert_eq!(turn(&known, BEGIN), Turn::Now(Reason::Rotation(1)));
     known.certificate_rotation = 1;
     assert!(matches!(turn(&known, BEGIN), Turn::Later(_)));
+}
+
+/// (own UID, the CAs of the others' certificates by their UIDs, seconds since it was seen, turn)
+#[test]
+fn when_another_ca_signs_nodes_go_round_one_by_one() {
+    let certificates = Certificates::default();
+    let mut shown = certificate(5 * YEAR);
+    shown.issuer = "old".to_owned();
+    let after = |names: &[&str], places: u32| Turn::After {
+        nodes: names.iter().map(|n| (*n).to_owned()).collect(),
+        until: BEGIN + SLOT * places,
+    };
+    let go = Turn::Now(Reason::Authority);
+    type Case<'a> = (&'a str, &'a [(&'a str, Option<&'a str>)], u64, Turn);
+    let cases: [Case<'_>; 6] = [
+        (
+            "a",
+            &[("b", Some("old")), ("c", Some("old"))],
+            0,
+            go.clone(),
+        ),
+        ("b", &[("a", Some("old"))], 0, after(&["na"], 1)),
+        ("b", &[("a", Some("old"))], 15, go.clone()),
+        ("b", &[("a", Some("new"))], 0, go.clone()),
+        // A node without a certificate has its own reason to ask, and nothing to change.
+        ("b", &[("a", None)], 0, go.clone()),
+        (
+            "c",
+            &[("a", Some("new")), ("b", Some("old"))],
+            1,
+            after(&["nb"], 2),
+        ),
+    ];
+    for (uid, others, passed, expected) in cases {
+        let own = node(&format!("n{uid}"), uid, 0);
+        let nodes: Vec<_> = others
+            .iter()
+            .map(|(uid, ca)| {
+                let mut other = node(&format!("n{uid}"), uid, 0);
+                other.status.authorities.presented = ca.map(str::to_owned);
+                other
+            })
+            .collect();
+        let known = Known {
+            certificates: &certificates,
+            own: &own,
+            nodes: &nodes,
+            rotation_of: &|_| 0,
+            certificate: Some(&shown),
+            certificate_rotation: 0,
+            signer: Some("new"),
+            rotation_seen: BEGIN,
+        };
+        let now = BEGIN + Duration::from_secs(passed);
+        assert_eq!(turn(&known, now), expected, "{uid} {others:?} {passed}");
+        for signer in [Some("old"), None] {
+            let same = Known { signer, ..known };
+            assert!(matches!(turn(&same, now), Turn::Later(_)), "{signer:?}");
+        }
+    }
 }
