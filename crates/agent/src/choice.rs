@@ -39,6 +39,9 @@ pub(crate) trait Side {
     /// As [`Host::open`].
     fn open(&mut self, wake: Arc<Notify>) -> Result<Box<dyn Datapath>, DatapathError>;
 
+    /// Waits for what it has begun and not finished: the other side is about to begin.
+    fn finish(&mut self) {}
+
     /// Removes all that it put into the host, ever. Nothing there is no error.
     fn clear(&mut self) -> Result<(), DatapathError>;
 
@@ -107,6 +110,8 @@ impl ChoosingHost {
 
     fn take(&mut self, which: Which) {
         if self.chosen != which {
+            let before = self.chosen;
+            self.side(before).finish();
             self.chosen = which;
             self.settled = false;
         }

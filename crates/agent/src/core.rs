@@ -170,8 +170,15 @@ impl Core {
             self.switch(child, &peer, now);
         }
         for child in self.linger.over(now.monotonic) {
+            // What still leaves on it has no other way than the new one now.
+            for new in self.tunnels.fellows(child) {
+                if let Some(peer) = self.linger.proven(new) {
+                    self.switch(new, &peer, now);
+                }
+            }
             self.drop_child(child);
         }
+        self.settle(now);
     }
 
     /// When that is due.
@@ -209,7 +216,7 @@ impl Core {
     pub(crate) fn settle(&mut self, now: Now) {
         loop {
             let events: Vec<Event> = std::iter::from_fn(|| self.engine.poll_event()).collect();
-            if events.is_empty() {
+            if events.is_empty() && !self.switch_to_proven(now) {
                 break;
             }
             // What goes because the peer's agent was away is known before what takes its place.
@@ -315,9 +322,11 @@ impl Core {
         }
     }
 
-    /// What the peer has begun and was not seen to use waits while packets leave on what the peer's
-    /// kernel still knows: a child of before its restart, or an SA of before ours. The peer installs
-    /// the new child when our answer has reached it.
+    /// What the peer has begun waits until the peer is known to have it, while packets leave on what
+    /// the peer's kernel still knows: a child of before its restart, or an SA of before ours. The peer
+    /// installs the new child when our answer has reached it, however long that takes; it is asked
+    /// with a probe, for packets may go one way only. Of the first child that we have begun we tell the
+    /// peer in the same way: it may be waiting.
     fn use_outbound(&mut self, child: ChildId, peer: &PeerId, now: Now) {
         let cpus = self.datapath.as_ref().map_or(0, |d| d.cpus());
         let resource = self.tunnels.child(child).map(|c| c.resource);
@@ -328,19 +337,43 @@ impl Core {
             // The engine has chosen anew.
             self.linger.proven(other);
         }
-        let began = self.tunnels.child(child).is_some_and(|c| c.initiator);
         let before = self.tunnels.sends_before(child);
-        let restarted = before.is_none()
-            && !began
-            && self
-                .datapath
-                .as_ref()
-                .is_some_and(|d| d.follows_earlier_run(child));
-        let peer_restarted = !began && before.is_some_and(|before| self.linger.is_old(before));
-        match restarted || peer_restarted {
-            true => self.linger.wait(child, peer, restarted, now.monotonic),
+        let waits = match before {
+            _ if self.engine.is_confirmed(child) => false,
+            Some(before) => self.linger.is_old(before),
+            None => self.follows_earlier_run(child),
+        };
+        match waits {
+            true => self.linger.wait(child, peer, now.monotonic),
             false => self.switch(child, peer, now),
         }
+        let began = self.tunnels.child(child).is_some_and(|c| c.initiator);
+        if (waits || began && before.is_none())
+            && let Err(error) = self.engine.probe_child(child, now)
+        {
+            tracing::debug!(%peer, "not probed: {error}");
+        }
+    }
+
+    fn follows_earlier_run(&self, child: ChildId) -> bool {
+        let datapath = self.datapath.as_ref();
+        datapath.is_some_and(|datapath| datapath.follows_earlier_run(child))
+    }
+
+    /// Switches to the new children of which it is known by now that the peer has them. Whether there
+    /// were any.
+    fn switch_to_proven(&mut self, now: Now) -> bool {
+        let engine = &self.engine;
+        let waiting = self.linger.waiting();
+        let proven: Vec<ChildId> = waiting
+            .filter(|child| engine.is_confirmed(*child))
+            .collect();
+        for child in &proven {
+            if let Some(peer) = self.linger.proven(*child) {
+                self.switch(*child, &peer, now);
+            }
+        }
+        !proven.is_empty()
     }
 
     fn switch(&mut self, child: ChildId, peer: &PeerId, now: Now) {

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use testudo_datapath::{Datapath, DatapathError};
-use testudo_datapath_kernel::{self as path, KernelDatapath, Options as PathOptions};
+use testudo_datapath_kernel::{self as path, Closing, KernelDatapath, Options as PathOptions};
 use testudo_model::TrafficPolicy;
 use tokio::sync::Notify;
 
@@ -13,6 +13,8 @@ use crate::choice::Side;
 /// This network namespace, with the kernel's own ESP.
 pub(crate) struct KernelSide {
     options: PathOptions,
+    /// The firewall that is being set since the host was closed.
+    closing: Closing,
 }
 
 impl KernelSide {
@@ -22,6 +24,7 @@ impl KernelSide {
                 udp_port: options.ports.nat,
                 ..PathOptions::default()
             },
+            closing: Closing::default(),
         }
     }
 }
@@ -43,21 +46,34 @@ impl Side for KernelSide {
     fn close(&mut self, policy: &TrafficPolicy) -> Result<(), DatapathError> {
         // The first is the one that the process before left: it says whose its SAs are.
         self.options.kept.get_or_insert_with(|| policy.clone());
-        path::close(&self.options, policy)
+        // What was begun before is over first.
+        drop(std::mem::take(&mut self.closing));
+        let (closing, closed) = path::close_soon(&self.options, policy);
+        if let Ok(()) | Err(DatapathError::Partly { .. }) = closed {
+            self.closing = closing;
+        }
+        closed
     }
 
     fn open(&mut self, bell: Arc<Notify>) -> Result<Box<dyn Datapath>, DatapathError> {
         let mut datapath = KernelDatapath::open(self.options.clone())?;
         self.options.kept = None;
+        datapath.take_over(std::mem::take(&mut self.closing));
         datapath.set_waker(Arc::new(move || bell.notify_one()));
         Ok(Box::new(datapath))
     }
 
+    fn finish(&mut self) {
+        drop(std::mem::take(&mut self.closing));
+    }
+
     fn clear(&mut self) -> Result<(), DatapathError> {
+        drop(std::mem::take(&mut self.closing));
         path::clear(&self.options)
     }
 
     fn make_way(&mut self) -> Result<(), DatapathError> {
+        drop(std::mem::take(&mut self.closing));
         path::make_way(&self.options)
     }
 }

@@ -4,8 +4,8 @@
 //! An agent that was killed has forgotten its SAs, its kernel has not: the peer goes on receiving
 //! and sending on them until their successors are in use at both ends. So when such a peer's IKE SA
 //! ends because its agent is gone ([`DownReason::Dead`]) or has come back
-//! ([`DownReason::InitialContact`]), its children stay for a while, and while no packet has come in
-//! on a new child, packets leave on the old one for a moment longer.
+//! ([`DownReason::InitialContact`]), its children stay for a while. A new child that the peer began
+//! is sent on when it is known that the peer has installed it; until then packets leave on the old one.
 //!
 //! Nobody can ask an absent agent for its certificate again. So its children never outlive the
 //! certificate that they were made with, and go at once when what it was judged by changes.
@@ -20,13 +20,12 @@ use testudo_model::{ChildId, Monotonic, Now, PeerId, UnixTime};
 const BACK: Duration = Duration::from_secs(10);
 /// The same while the peer's agent does not answer: an upgrade may take its time.
 const AWAY: Duration = Duration::from_secs(600);
-/// How long packets leave on an old child when none comes in on the new one. A peer that has
-/// begun the new one has installed it after a round trip.
-const UNPROVEN: Duration = Duration::from_millis(500);
-/// The same after our own restart, while packets leave on an SA of before it. A peer that was
-/// restarted with us has to verify our answer before it installs the new child, on a busy machine,
-/// and it receives on the old one for longer than this.
-const UNPROVEN_AFTER_RESTART: Duration = Duration::from_secs(2);
+/// How long packets leave on an old child at most while it is not known that the peer has the new
+/// one. A peer that was restarted too may be starved
+/// of its processor between our answer and the moment at which it installs the child; its kernel
+/// hears the old one until it has switched itself, and for 30 s more. A peer that does not answer is
+/// taken for dead about then.
+const LONGEST_UNPROVEN: Duration = Duration::from_secs(30);
 /// Old children of one peer and name at most: one that comes back again and again holds no more.
 const MOST: usize = 2;
 
@@ -108,15 +107,18 @@ impl Linger {
         self.old.contains_key(&child)
     }
 
-    /// Packets go on leaving on the old child, or on an SA of before our `restarted`; `new` waits for
-    /// its first packet, or its time.
-    pub(crate) fn wait(&mut self, new: ChildId, peer: &PeerId, restarted: bool, now: Monotonic) {
-        let wait = match restarted {
-            true => UNPROVEN_AFTER_RESTART,
-            false => UNPROVEN,
-        };
-        let (peer, due) = (peer.clone(), now + wait);
-        self.waiting.entry(new).or_insert(Waiting { peer, due });
+    /// Packets go on leaving on the old child, or on an SA of before our restart; `new` waits until
+    /// the peer is known to have it.
+    pub(crate) fn wait(&mut self, new: ChildId, peer: &PeerId, now: Monotonic) {
+        self.waiting.entry(new).or_insert(Waiting {
+            peer: peer.clone(),
+            due: now + LONGEST_UNPROVEN,
+        });
+    }
+
+    /// New children that wait.
+    pub(crate) fn waiting(&self) -> impl Iterator<Item = ChildId> {
+        self.waiting.keys().copied()
     }
 
     /// Ends the wait of a new child, if it waits: its peer.
@@ -259,16 +261,16 @@ mod tests {
     }
 
     #[test]
-    fn a_new_child_waits_for_its_first_packet_and_not_for_long() {
+    fn a_new_child_waits_until_the_peer_is_known_to_have_it() {
         let mut linger = linger();
-        linger.wait(ChildId(7), &peer(), false, at(1));
-        linger.wait(ChildId(8), &peer(), false, at(1));
-        linger.wait(ChildId(9), &peer(), true, at(1));
+        linger.wait(ChildId(7), &peer(), at(1));
+        linger.wait(ChildId(8), &peer(), at(1));
         assert_eq!(linger.proven(ChildId(7)), Some(peer()));
         assert_eq!(linger.proven(ChildId(7)), None);
-        assert_eq!(linger.due(at(1)), []);
-        assert_eq!(linger.due(at(2)), [(ChildId(8), peer())]);
-        assert_eq!(linger.due(at(3)), [(ChildId(9), peer())]);
+        assert_eq!(linger.waiting().collect::<Vec<_>>(), [ChildId(8)]);
+        assert_eq!(linger.due(at(30)), []);
+        assert_eq!(linger.deadline(), Some(at(31)));
+        assert_eq!(linger.due(at(31)), [(ChildId(8), peer())]);
         assert_eq!(linger.deadline(), None);
     }
 }

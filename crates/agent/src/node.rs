@@ -76,6 +76,8 @@ pub(crate) struct Node {
     /// The policy that was applied to the datapath, or to the host without one.
     in_force: Option<InForce>,
     told: Monotonic,
+    /// The datapath is at it, and rings when it is to be asked again.
+    enforcing: bool,
     pub(crate) trust: Trust,
     has_identity: bool,
     peers: BTreeMap<PeerId, reconcile::Peer>,
@@ -146,6 +148,7 @@ impl Node {
             enforcement,
             in_force: None,
             told: Monotonic::default(),
+            enforcing: false,
             trust: Trust::default(),
             has_identity: false,
             peers: BTreeMap::new(),
@@ -165,7 +168,8 @@ impl Node {
     pub(crate) fn update(&mut self, now: Now) {
         self.core.handle_timeout(now);
         let due = self.own_deadline(now) <= now.monotonic;
-        if !self.objects.is_synced() || !(due || self.changed || self.core.changed) {
+        let news = self.changed || self.core.changed || self.enforcing;
+        if !self.objects.is_synced() || !(due || news) {
             return;
         }
         if due || self.changed {

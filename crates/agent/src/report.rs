@@ -169,7 +169,8 @@ impl Node {
             certificate: self.certificates.facts().map(|f| (f.subject, f.issuer)),
             policies: self.policies(),
         };
-        let counters = self.counters();
+        let datapath = self.core.datapath.as_ref();
+        let counters = datapath.map_or_else(Counters::default, |d| d.sa_counters());
         let mtu = |child: &Child| self.pod_mtu(child, kind != "routed");
         self.core.tunnels.views(&common, &counters, mtu, now)
     }

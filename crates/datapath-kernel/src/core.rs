@@ -13,6 +13,7 @@ use testudo_netlink::{Nft, Xfrm, XfrmPolicy, XfrmPolicyKey, XfrmSaId};
 
 use crate::Options;
 use crate::event::Events;
+use crate::firewall::Set;
 use crate::leftover::{Kind, Leftovers};
 use crate::nft;
 use crate::plan::{
@@ -181,7 +182,7 @@ impl Core {
     pub(crate) fn traffic_set(
         &mut self,
         policy: &TrafficPolicy,
-        set: Result<Option<String>, DatapathError>,
+        set: Set,
     ) -> Result<(), DatapathError> {
         if let Some(notice) = set?
             && !std::mem::replace(&mut self.told_no_nft, true)
@@ -279,7 +280,7 @@ impl Core {
 
     /// Removes what an earlier run left of peers that are not wanted any more, and forgets those
     /// that have no SAs.
-    fn drop_strangers(&mut self, policy: &TrafficPolicy) -> Result<(), DatapathError> {
+    pub(crate) fn drop_strangers(&mut self, policy: &TrafficPolicy) -> Result<(), DatapathError> {
         let peers: BTreeSet<&PeerId> = policy.peers.iter().map(|p| &p.peer).collect();
         let wanted = |peer: &PeerId| peers.contains(peer);
         for reqid in self.leftovers.reqids() {
@@ -415,16 +416,22 @@ pub(crate) fn set_firewall(
     nft: &Nft,
     policy: &TrafficPolicy,
     policies: Result<(), DatapathError>,
-) -> Result<Option<String>, DatapathError> {
-    // Where policies could not be set, the firewall closes all the same; it does not open.
-    let closes = [policy.clear_inbound, policy.clear_outbound] == [ClearTraffic::Drop; 2];
-    match policies {
-        Err(error) if !closes => Err(error),
-        policies => {
-            let firewall = nft::apply(nft, policy);
-            policies.and(firewall.map_err(|error| partly("set the firewall", error.to_string())))
-        }
+) -> Set {
+    match wants_firewall(policy, &policies) {
+        true => firewall_set(policies, nft::apply(nft, policy)),
+        false => policies.map(|()| None),
     }
+}
+
+/// Where policies could not be set, the firewall closes all the same; it does not open.
+pub(crate) fn wants_firewall(policy: &TrafficPolicy, policies: &Result<(), DatapathError>) -> bool {
+    let closes = [policy.clear_inbound, policy.clear_outbound] == [ClearTraffic::Drop; 2];
+    policies.is_ok() || closes
+}
+
+/// What came of both.
+pub(crate) fn firewall_set(policies: Result<(), DatapathError>, firewall: Set) -> Set {
+    policies.and(firewall.map_err(|error| partly("set the firewall", error.to_string())))
 }
 
 /// The overlay's port, where an overlay is protected.

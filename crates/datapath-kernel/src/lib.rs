@@ -18,6 +18,7 @@ mod core;
 mod count;
 pub mod doctor;
 mod event;
+mod firewall;
 mod leftover;
 pub mod nft;
 mod pairs;
@@ -48,6 +49,7 @@ pub use tag::{
 
 use crate::core::Core;
 use event::Events;
+use firewall::{Firewall, Progress};
 use udp::UdpSockets;
 use worker::{Worker, lock};
 
@@ -101,11 +103,41 @@ pub fn probe() -> Result<Facts, DatapathError> {
 /// those that the text names.
 pub fn close(options: &Options, policy: &TrafficPolicy) -> Result<(), DatapathError> {
     let (xfrm, facts) = probe::probe()?;
-    let options = Options {
+    Core::new(xfrm, facts, kept_or(options, policy))?.set_traffic(policy)
+}
+
+fn kept_or(options: &Options, policy: &TrafficPolicy) -> Options {
+    Options {
         kept: options.kept.clone().or_else(|| Some(policy.clone())),
         ..options.clone()
-    };
-    Core::new(xfrm, facts, options)?.set_traffic(policy)
+    }
+}
+
+/// A firewall that is still being set, after [`close_soon`]. Dropped, it is waited for.
+#[derive(Default)]
+pub struct Closing(Firewall);
+
+/// As [`close`], but returns when the policies stand: they close the host. The firewall behind them
+/// is being set meanwhile; [`KernelDatapath::take_over`] takes what comes of it.
+///
+/// # Errors
+/// As [`close`], less what the firewall says.
+pub fn close_soon(
+    options: &Options,
+    policy: &TrafficPolicy,
+) -> (Closing, Result<(), DatapathError>) {
+    let mut closing = Closing::default();
+    let closed = (|| {
+        let (xfrm, facts) = probe::probe()?;
+        let mut core = Core::new(xfrm, facts, kept_or(options, policy))?;
+        let policies = core.set_policies(policy);
+        if core::wants_firewall(policy, &policies) {
+            closing.0.begin(&core.nft, policy);
+        }
+        policies?;
+        core.drop_strangers(policy)
+    })();
+    (closing, closed)
 }
 
 /// Removes all of ours from the kernel without opening the datapath. A kernel without XFRM has
@@ -146,6 +178,10 @@ pub struct KernelDatapath {
     facts: Facts,
     /// The kernel's counters as they were at the beginning.
     before: BTreeMap<String, u64>,
+    firewall: Firewall,
+    /// The policy whose policies stand while its firewall is being set, and what came of them.
+    begun: Option<(TrafficPolicy, Result<(), DatapathError>)>,
+    waker: Option<Waker>,
 }
 
 impl KernelDatapath {
@@ -183,7 +219,15 @@ impl KernelDatapath {
             worker,
             facts,
             before,
+            firewall: Firewall::default(),
+            begun: None,
+            waker: None,
         })
+    }
+
+    /// Takes over the firewall that is being set since the host was closed.
+    pub fn take_over(&mut self, closing: Closing) {
+        self.firewall = closing.0;
     }
 
     /// What this kernel can do.
@@ -214,7 +258,36 @@ impl Datapath for KernelDatapath {
         "kernel"
     }
 
+    fn begin_traffic(&mut self, policy: &TrafficPolicy) -> Result<bool, DatapathError> {
+        if self.begun.as_ref().is_none_or(|(begun, _)| begun != policy) {
+            let policies = self.with(|core| core.set_policies(policy));
+            if !core::wants_firewall(policy, &policies) {
+                self.begun = None;
+                return policies.map(|()| false);
+            }
+            self.begun = Some((policy.clone(), policies));
+        }
+        let set = loop {
+            match self.firewall.poll(self.waker.as_ref()) {
+                Progress::Running => return Ok(false),
+                Progress::Done(of, set) if of == *policy => break set,
+                // Of a policy that is not wanted any more.
+                Progress::Done(..) => {}
+                Progress::Idle => {
+                    let nft = lock(&self.core).nft.clone();
+                    self.firewall.begin(&nft, policy);
+                }
+            }
+        };
+        let policies = self.begun.take().map_or(Ok(()), |(_, policies)| policies);
+        let set = core::firewall_set(policies, set);
+        self.with(|core| core.traffic_set(policy, set))
+            .map(|()| true)
+    }
+
     fn set_traffic(&mut self, policy: &TrafficPolicy) -> Result<(), DatapathError> {
+        self.firewall.wait();
+        self.begun = None;
         let (policies, nft) = self.with(|core| (core.set_policies(policy), core.nft.clone()));
         // nft may take seconds; the worker hears the kernel meanwhile.
         let set = core::set_firewall(&nft, policy, policies);
@@ -285,6 +358,7 @@ impl Datapath for KernelDatapath {
     }
 
     fn set_waker(&mut self, waker: Waker) {
+        self.waker = Some(Arc::clone(&waker));
         self.events.set_waker(waker);
     }
 
@@ -299,6 +373,10 @@ impl Datapath for KernelDatapath {
         all
     }
 
+    fn sa_counters(&self) -> Counters {
+        lock(&self.core).counters(&self.before)
+    }
+
     fn pair_counters(&self, child: ChildId) -> (SaCounters, SaCounters) {
         lock(&self.core).pair_counters(child)
     }
@@ -308,6 +386,8 @@ impl Datapath for KernelDatapath {
     }
 
     fn clear(&mut self) -> Result<(), DatapathError> {
+        self.firewall.wait();
+        self.begun = None;
         self.with(Core::clear)
     }
 }

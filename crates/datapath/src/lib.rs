@@ -40,6 +40,12 @@ pub trait Datapath: Send {
     /// alone. On an error the stricter of the old and the new holds.
     fn set_traffic(&mut self, policy: &TrafficPolicy) -> Result<(), DatapathError>;
 
+    /// As [`Datapath::set_traffic`], but waits for nothing that may take long. False: what is begun
+    /// goes on; whoever [`Datapath::set_waker`] names is called when to ask again with the same policy.
+    fn begin_traffic(&mut self, policy: &TrafficPolicy) -> Result<bool, DatapathError> {
+        self.set_traffic(policy).map(|()| true)
+    }
+
     /// Installs an SA that opens packets. It accepts from the moment this returns.
     fn install_inbound(&mut self, sa: InboundSaSpec) -> Result<(), DatapathError>;
 
@@ -102,6 +108,11 @@ pub trait Datapath: Send {
 
     /// Counters of every SA and every reason for a drop.
     fn counters(&self) -> Counters;
+
+    /// Counters of every SA; reasons for drops that cost more to read may be left out.
+    fn sa_counters(&self) -> Counters {
+        self.counters()
+    }
 
     /// Counters of one pair, inbound and outbound; zero where there is none. Cheaper than all.
     fn pair_counters(&self, child: ChildId) -> (SaCounters, SaCounters) {

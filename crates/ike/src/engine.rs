@@ -371,6 +371,25 @@ impl Engine {
         self.command(ike, peer, Task::Probe, now)
     }
 
+    /// Whether the peer is known to have installed a child: we began it and have the answer, or the
+    /// peer has used it, or its IKE SA, since.
+    pub fn is_confirmed(&self, child: ChildId) -> bool {
+        let known = self.children.get(&child);
+        known.is_some_and(|child| child.confirmed && child.is_up())
+    }
+
+    /// Uses the IKE SA of a child at once, by a probe. The end that began the child tells the other
+    /// so that it has it; the other end asks for it where that is the first child of its IKE SA.
+    pub fn probe_child(&mut self, child: ChildId, now: Now) -> Result<(), Misuse> {
+        let known = self
+            .children
+            .get(&child)
+            .filter(|c| c.is_up())
+            .ok_or(Misuse::UnknownChild(child))?;
+        let (ike, peer) = (known.ike, known.peer.clone());
+        self.command(ike, &peer, Task::Probe, now)
+    }
+
     /// The next event.
     pub fn poll_event(&mut self) -> Option<Event> {
         self.events.pop_front()

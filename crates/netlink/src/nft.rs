@@ -1,8 +1,10 @@
 //! The program nft, run with a script: firewall tables change in one transaction.
 
+use std::collections::BTreeMap;
 use std::io::{ErrorKind, Read as _, Write as _};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 /// nft commits in milliseconds, but at its end the kernel makes it wait until the transaction's
@@ -11,6 +13,12 @@ use std::time::{Duration, Instant};
 const TIMEOUT: Duration = Duration::from_secs(60);
 /// What is read of the program's complaints, bytes.
 const COMPLAINT: u64 = 2000;
+/// A kernel that had no tables is not asked again for so long. Each try starts programs, nft and
+/// those that look for a module, and takes seconds on a busy machine.
+const ABSENT: Duration = Duration::from_secs(60);
+
+/// Kernels have tables or not, whoever asks: when a program said that there are none, and why.
+static NO_TABLES: Mutex<BTreeMap<PathBuf, (Instant, String)>> = Mutex::new(BTreeMap::new());
 
 /// What went wrong with nft.
 #[derive(Debug, thiserror::Error)]
@@ -61,14 +69,29 @@ impl Nft {
     /// [`NftError`]. Whether it is the kernel that has no tables is found out by asking for an
     /// empty one.
     pub fn apply(&self, script: &str) -> Result<(), NftError> {
+        if let Some(reason) = self.absent() {
+            return Err(NftError::NoTables(reason));
+        }
         match self.run(&["-f", "-"], script) {
             Ok(_) => Ok(()),
             Err(NftError::Failed(reason)) => match self.check() {
-                Err(none @ NftError::NoTables(_)) => Err(none),
+                Err(NftError::NoTables(why)) => {
+                    let found = (Instant::now(), why.clone());
+                    let mut all = NO_TABLES.lock().unwrap_or_else(PoisonError::into_inner);
+                    all.insert(self.program.clone(), found);
+                    Err(NftError::NoTables(why))
+                }
                 _ => Err(NftError::Failed(reason)),
             },
             Err(other) => Err(other),
         }
+    }
+
+    /// Why the kernel has no tables, where that was found out a moment ago (at most a minute).
+    pub fn absent(&self) -> Option<String> {
+        let all = NO_TABLES.lock().unwrap_or_else(PoisonError::into_inner);
+        let (at, reason) = all.get(&self.program)?;
+        (at.elapsed() < ABSENT).then(|| reason.clone())
     }
 
     /// Removes a table of the family `inet` if it is there.

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use testudo_model::{Now, TrafficPolicy};
 
 use super::settings::hard_lifetime;
@@ -31,10 +31,14 @@ impl Node {
                 let open = self.ensure_open(now);
                 if open && self.has_identity {
                     self.add_peers(&plan.peers, now);
+                    // Peers compute while the host is told.
+                    self.core.settle(now);
                 }
                 let applied = self.enforce(traffic, now);
                 if open && applied {
                     self.remove_peers(&plan.peers, now);
+                }
+                if open {
                     self.call_peers(now);
                 }
                 open && applied
@@ -133,30 +137,41 @@ impl Node {
         self.core.datapath.is_some() && self.core.sockets.is_some()
     }
 
+    /// Has the host and the datapath say what `traffic` says. Whether they do now.
     fn enforce(&mut self, traffic: &TrafficPolicy, now: Now) -> bool {
         let wanted = match self.core.datapath {
             Some(_) => InForce::Full(traffic.clone()),
             None => InForce::Closed(traffic.clone()),
         };
+        let stands = self.in_force.as_ref() == Some(&wanted);
         let fresh = now.monotonic.since(self.told) < RETELL;
-        if fresh && self.in_force.as_ref() == Some(&wanted) {
+        if fresh && stands && !self.enforcing {
             return true;
         }
         let host = &mut self.host;
         let datapath = &mut self.core.datapath;
+        let mut goes_on = false;
         let applied = self.enforcement.change(Some(traffic), || match datapath {
             Some(datapath) => {
-                let set = datapath.set_traffic(traffic);
+                let set = datapath.begin_traffic(traffic);
+                if let Ok(false) = set {
+                    goes_on = true;
+                    bail!("the policy is not in force yet");
+                }
                 // One flow that is not as it should be is no reason to leave all to the rules of a
                 // datapath that is not there.
-                if let Ok(()) | Err(testudo_datapath::DatapathError::Partly { .. }) = set {
+                if let Ok(_) | Err(testudo_datapath::DatapathError::Partly { .. }) = set {
                     host.settled()
                         .context("clearing what another datapath left")?;
                 }
-                set.context("setting the traffic policy")
+                set.map(|_| ()).context("setting the traffic policy")
             }
             None => host.close(traffic).context("closing the host"),
         });
+        self.enforcing = goes_on;
+        if goes_on {
+            return stands;
+        }
         match applied {
             Ok(()) => {
                 self.in_force = Some(wanted);

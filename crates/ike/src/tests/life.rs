@@ -68,6 +68,26 @@ fn a_restarted_end_comes_back_at_once() {
     }
 }
 
+// Packets may go one way only: that the other end has a child is known by messages too.
+#[test]
+fn a_probe_of_either_end_tells_the_responder_that_its_peer_has_the_child() {
+    for asks in 0..2 {
+        let mut net = pair(8, config());
+        let sending = |n: usize| *net.nodes[n].twin.sending.values().next().unwrap();
+        let children = [sending(0), sending(1)];
+        assert!(net.nodes[0].engine.is_confirmed(children[0]));
+        assert!(!net.nodes[1].engine.is_confirmed(children[1]));
+        net.act(asks, |e, now| e.probe_child(children[asks], now))
+            .unwrap();
+        net.run_ms(100);
+        assert!(net.nodes[1].engine.is_confirmed(children[1]), "{asks}");
+        let unknown = testudo_model::ChildId(u64::MAX);
+        assert!(!net.nodes[0].engine.is_confirmed(unknown));
+        let refused = net.act(0, |e, now| e.probe_child(unknown, now));
+        assert_eq!(refused, Err(Misuse::UnknownChild(unknown)));
+    }
+}
+
 #[test]
 fn a_silent_peer_is_noticed_and_tried_again() {
     let mut net = pair(2, watchful());

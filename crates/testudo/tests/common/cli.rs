@@ -77,9 +77,12 @@ pub(crate) fn testudo<S: AsRef<str>>(arguments: &[S]) -> Answer {
 pub(crate) fn run(mut command: Command) -> Answer {
     let line = describe(&command);
     let start = Instant::now();
+    match std::env::var_os("TESTUDO_TEST_LOG") {
+        Some(level) => command.env("TESTUDO_LOG", level),
+        None => command.env_remove("TESTUDO_LOG"),
+    };
     let mut child = command
         .env_remove("TESTUDO_STORE")
-        .env_remove("TESTUDO_LOG")
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())

@@ -332,6 +332,13 @@ impl Lab {
             .map(|path| (path.clone(), fs::read_to_string(path).unwrap_or_default()))
             .collect();
         logs.sort();
+        if let Some(folder) = std::env::var_os("TESTUDO_GUEST_SHARED") {
+            let folder = Path::new(&folder).join(&self.name);
+            let _ = fs::create_dir_all(&folder);
+            for (path, text) in &logs {
+                let _ = fs::write(folder.join(path.file_name().unwrap_or_default()), text);
+            }
+        }
         logs
     }
 
