@@ -5,13 +5,10 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
-use testudo_interop::{Cable, Daemon, End, LINK, Peer, World};
-use testudo_pki::{chain_to_pem, key_to_pem};
+use testudo_interop::{Cable, Daemon, End, Peer, World};
 
 use crate::daemons::vici::Vici;
-use crate::daemons::{
-    ENDS, LONGEST, Outcome, Used, WINDOW, connection, folder, inner, node, other,
-};
+use crate::daemons::{ENDS, Files, LONGEST, Outcome, Used, WINDOW, connection, folder, inner};
 use crate::ends::Authority;
 
 const SETTINGS: &str = "charon-systemd {
@@ -31,7 +28,12 @@ pub(super) fn measure(connections: u32) -> anyhow::Result<Outcome> {
     let world = World::new(Cable::Direct)?;
     let authority = Authority::new()?;
     for end in ENDS {
-        configure(&world, &authority, end, connections)?;
+        let files = Files {
+            world: &world,
+            authority: &authority,
+            end,
+        };
+        configure(&files, connections)?;
     }
     for end in ENDS {
         inner_addresses(&world, end, connections)?;
@@ -66,31 +68,22 @@ pub(super) fn measure(connections: u32) -> anyhow::Result<Outcome> {
     after.since(before, connections, elapsed)
 }
 
-fn configure(
-    world: &World,
-    authority: &Authority,
-    end: End,
-    connections: u32,
-) -> anyhow::Result<()> {
-    let folder = folder(end);
-    let place = world.place.path().join(folder);
+fn configure(files: &Files<'_>, connections: u32) -> anyhow::Result<()> {
+    let place = files.world.place.path().join(folder(files.end));
     let settings = SETTINGS.replace("PLACE", &place.display().to_string());
-    let write =
-        |name: &str, content: &[u8]| world.place.write(&format!("{folder}/{name}"), content);
-    write("strongswan.conf", settings.as_bytes())?;
-    let ca = chain_to_pem(&[authority.certificate()]);
-    write("x509ca/ca.pem", ca.as_bytes())?;
+    files.write("strongswan.conf", settings.as_bytes())?;
+    files.trusted("x509ca/ca.pem")?;
     let mut text = String::from("connections {\n");
     for number in 0..connections {
-        let (us, them) = (node(end, number), node(other(end), number));
-        let (certificate, key) = authority.issue(&us)?;
-        let pem = chain_to_pem(&[&certificate]);
-        write(&format!("x509/{us}.pem"), pem.as_bytes())?;
-        write(&format!("pkcs8/{us}.pem"), key_to_pem(&key)?.as_bytes())?;
-        text += &section(end, number, &us, &them);
+        let nodes = files.issue(
+            number,
+            |us| format!("x509/{us}.pem"),
+            |us| format!("pkcs8/{us}.pem"),
+        )?;
+        text += &section(files, number, &nodes);
     }
     text += "}\n";
-    write("swanctl.conf", text.as_bytes())
+    files.write("swanctl.conf", text.as_bytes())
 }
 
 /// Gives an end its inner addresses: charon's own ESP installs no child without one of its own.
@@ -111,12 +104,9 @@ fn inner_addresses(world: &World, end: End, connections: u32) -> anyhow::Result<
     Ok(())
 }
 
-fn section(end: End, number: u32, us: &str, them: &str) -> String {
-    let [v4, ..] = LINK;
-    let (local, remote) = match end {
-        End::Ours => (v4[0], v4[1]),
-        End::Theirs => (v4[1], v4[0]),
-    };
+fn section(files: &Files<'_>, number: u32, [us, them]: &[String; 2]) -> String {
+    let [local, remote] = files.addresses();
+    let [local_ts, remote_ts] = files.inner(number);
     let suffix = testudo_pki::NODE_DNS_SUFFIX;
     let name = connection(number);
     format!(
@@ -125,9 +115,7 @@ fn section(end: End, number: u32, us: &str, them: &str) -> String {
          unique = no\n local {{\n auth = pubkey\n certs = {us}.pem\n id = {us}{suffix}\n }}\n \
          remote {{\n auth = pubkey\n id = {them}{suffix}\n }}\n children {{ {name} {{\n \
          local_ts = {local_ts}/32\n remote_ts = {remote_ts}/32\n \
-         mode = tunnel\n esp_proposals = aes256gcm16-noesn\n }} }} }}\n",
-        local_ts = inner(end, number),
-        remote_ts = inner(other(end), number),
+         mode = tunnel\n esp_proposals = aes256gcm16-noesn\n }} }} }}\n"
     )
 }
 

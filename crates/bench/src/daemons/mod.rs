@@ -10,8 +10,10 @@ mod vici;
 
 use std::time::Duration;
 
-use testudo_interop::{Daemon, End, Peer, why_not};
+use testudo_interop::{Daemon, End, LINK, Peer, World, why_not};
+use testudo_pki::{chain_to_pem, key_to_pem};
 
+use crate::ends::Authority;
 use crate::usage;
 
 /// Key exchanges under way at once.
@@ -139,6 +141,55 @@ impl Used {
             elapsed,
             grown: i64::try_from(self.resident)? - i64::try_from(before.resident)?,
         })
+    }
+}
+
+/// What an end is configured with.
+struct Files<'m> {
+    world: &'m World,
+    authority: &'m Authority,
+    end: End,
+}
+
+impl Files<'_> {
+    fn write(&self, name: &str, content: &[u8]) -> anyhow::Result<()> {
+        let name = format!("{}/{name}", folder(self.end));
+        self.world.place.write(&name, content)
+    }
+
+    /// The certificate of the CA that both ends trust.
+    fn trusted(&self, name: &str) -> anyhow::Result<()> {
+        let pem = chain_to_pem(&[self.authority.certificate()]);
+        self.write(name, pem.as_bytes())
+    }
+
+    /// A certificate and a key for this end of a connection, under names made of the node's; the
+    /// names of both nodes.
+    fn issue(
+        &self,
+        number: u32,
+        certificate: impl Fn(&str) -> String,
+        key: impl Fn(&str) -> String,
+    ) -> anyhow::Result<[String; 2]> {
+        let [us, them] = [self.end, other(self.end)].map(|end| node(end, number));
+        let (issued, secret) = self.authority.issue(&us)?;
+        self.write(&certificate(&us), chain_to_pem(&[&issued]).as_bytes())?;
+        self.write(&key(&us), key_to_pem(&secret)?.as_bytes())?;
+        Ok([us, them])
+    }
+
+    /// Outer addresses: this end's and the other's.
+    fn addresses(&self) -> [&'static str; 2] {
+        let [[ours, theirs], ..] = LINK;
+        match self.end {
+            End::Ours => [ours, theirs],
+            End::Theirs => [theirs, ours],
+        }
+    }
+
+    /// Inner addresses of a connection, in the same order.
+    fn inner(&self, number: u32) -> [String; 2] {
+        [self.end, other(self.end)].map(|end| inner(end, number))
     }
 }
 

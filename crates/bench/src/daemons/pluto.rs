@@ -6,12 +6,10 @@ use std::fmt::Write;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
-use testudo_interop::{Cable, Daemon, End, LINK, Peer, World, pretend_xfrm};
-use testudo_pki::{NODE_DNS_SUFFIX, chain_to_pem, key_to_pem};
+use testudo_interop::{Cable, Daemon, End, Peer, World, pretend_xfrm};
+use testudo_pki::NODE_DNS_SUFFIX;
 
-use crate::daemons::{
-    ENDS, LONGEST, Outcome, Used, WINDOW, connection, folder, inner, node, other,
-};
+use crate::daemons::{ENDS, Files, LONGEST, Outcome, Used, WINDOW, connection, folder};
 use crate::ends::Authority;
 
 /// Until all keys are in its database and all connections are read.
@@ -35,7 +33,12 @@ pub(super) fn measure(connections: u32) -> anyhow::Result<Outcome> {
     let world = World::new(Cable::Direct)?;
     let authority = Authority::new()?;
     for end in ENDS {
-        configure(&world, &authority, end, connections)?;
+        let files = Files {
+            world: &world,
+            authority: &authority,
+            end,
+        };
+        configure(&files, connections)?;
     }
     let library = pretend_xfrm(&world.place)?;
     let line = LINE.replace("LIBRARY", &library.display().to_string());
@@ -68,26 +71,10 @@ pub(super) fn measure(connections: u32) -> anyhow::Result<Outcome> {
     Used::by(&daemons)?.since(before, connections, elapsed)
 }
 
-fn configure(
-    world: &World,
-    authority: &Authority,
-    end: End,
-    connections: u32,
-) -> anyhow::Result<()> {
-    let write = |name: &str, content: &[u8]| {
-        let name = format!("{}/{name}", folder(end));
-        world.place.write(&name, content)
-    };
-    write(
-        "ca.pem",
-        chain_to_pem(&[authority.certificate()]).as_bytes(),
-    )?;
-    write("secrets", b"")?;
-    let [v4, ..] = LINK;
-    let (local, remote) = match end {
-        End::Ours => (v4[0], v4[1]),
-        End::Theirs => (v4[1], v4[0]),
-    };
+fn configure(files: &Files<'_>, connections: u32) -> anyhow::Result<()> {
+    files.trusted("ca.pem")?;
+    files.write("secrets", b"")?;
+    let [local, remote] = files.addresses();
     let mut text = format!(
         "config setup\n plutodebug=none\n\nconn %default\n left={local}\n right={remote}\n \
          authby=ecdsa\n leftsendcert=always\n rightca=%any\n type=tunnel\n ikev2=insist\n \
@@ -95,21 +82,16 @@ fn configure(
          retransmit-timeout=60s\n keyingtries=1\n auto=add\n"
     );
     for number in 0..connections {
-        let (us, them) = (node(end, number), node(other(end), number));
-        let (certificate, key) = authority.issue(&us)?;
-        let pem = chain_to_pem(&[&certificate]);
-        write(&format!("{us}.pem"), pem.as_bytes())?;
-        write(&format!("{us}.key"), key_to_pem(&key)?.as_bytes())?;
+        let [us, them] = files.issue(number, |us| format!("{us}.pem"), |us| format!("{us}.key"))?;
+        let [local, remote] = files.inner(number);
         write!(
             text,
             "\nconn {}\n leftid=@{us}{NODE_DNS_SUFFIX}\n rightid=@{them}{NODE_DNS_SUFFIX}\n \
-             leftcert={us}\n leftsubnet={}/32\n rightsubnet={}/32\n",
+             leftcert={us}\n leftsubnet={local}/32\n rightsubnet={remote}/32\n",
             connection(number),
-            inner(end, number),
-            inner(other(end), number),
         )?;
     }
-    write("ipsec.conf", text.as_bytes())
+    files.write("ipsec.conf", text.as_bytes())
 }
 
 /// Waits until a daemon has read all that it is given.

@@ -5,17 +5,18 @@ use std::time::Duration;
 
 use testudo_datapath::Datapath;
 use testudo_datapath_kernel::{KernelDatapath, Options};
-use testudo_interop::{Daemon, Peer};
+use testudo_interop::Peer;
 use testudo_model::{
     ClearTraffic, Outbound, PeerId, PeerTraffic, ProtectedFlows, SaMode, TrafficPolicy,
 };
 
 use crate::accounts::{self, Flow};
+use crate::alike::{Tell, Them};
 use crate::nodes::wire::{Sink, Source, Stream};
 use crate::nodes::{Node, PORT};
 use crate::ours::Us;
 use crate::trace::{Frame, Kind, Trace};
-use crate::wanted::{TheirEsp, Wanted, ip};
+use crate::wanted::{Wanted, ip};
 use crate::{charon, in_guest, pluto, soon_over};
 
 /// Packets a second, each way.
@@ -71,12 +72,11 @@ fn own_inner_address(wanted: &Wanted) {
 /// a daemon that is `hasty` costs: `accounts` says what that is.
 fn under_traffic(
     us: &mut Us,
-    daemon: &Daemon,
+    nodes: &[Node; 2],
     wanted: &Wanted,
     hasty: bool,
     body: impl FnOnce(&mut Us),
 ) {
-    let nodes = [Node::us(), Node::of(daemon)];
     let addresses = wanted.inner().map(ip);
     let traces = [0, 1].map(|n| Trace::start(&nodes[n]));
     let sinks = [1, 0].map(|n| Sink::start(&nodes[n], addresses[n]));
@@ -129,71 +129,53 @@ fn only_esp(trace: &[Frame], passed: u64, in_udp: bool) {
     assert_eq!(((esp, esp_in_udp), others), (expected, 0));
 }
 
-/// Children and IKE SAs rekeyed by us and by the daemon, twice each. `order` has the daemon do it,
-/// with the child or else the IKE SA.
-fn rekeys(us: &mut Us, mut order: impl FnMut(&mut Us, bool)) {
-    for ours in [true, false, true, false] {
-        let old = us.sending.unwrap();
-        match ours {
-            true => us.rekey_child(),
-            false => order(us, true),
+/// Children and IKE SAs rekeyed by us and by the daemon, twice each, under traffic.
+fn rekeys<T: Tell>(wanted: &Wanted, told: T, hasty: bool) {
+    let mut them = T::Them::start(wanted, told);
+    let mut us = us(wanted);
+    us.go();
+    them.begin(&mut us, wanted);
+    us.established();
+    them.settles(&mut us, 1, 1);
+    let nodes = [Node::us(), Node::of(them.daemon())];
+    under_traffic(&mut us, &nodes, wanted, hasty, |us| {
+        for ours in [true, false, true, false] {
+            let old = us.sending.unwrap();
+            match ours {
+                true => us.rekey_child(),
+                false => them.rekey_child(us),
+            }
+            us.until("a successor of the child", |us| {
+                us.sending.is_some_and(|c| c != old) && us.children().len() == 1
+            });
+            let count = us.ups.len();
+            match ours {
+                true => us.rekey_ike(),
+                false => them.rekey_ike(us),
+            }
+            us.until("a successor of the IKE SA", |us| {
+                us.ups.len() > count && us.standing().len() == 1
+            });
         }
-        us.until("a successor of the child", |us| {
-            us.sending.is_some_and(|c| c != old) && us.children().len() == 1
-        });
-        let count = us.ups.len();
-        match ours {
-            true => us.rekey_ike(),
-            false => order(us, false),
-        }
-        us.until("a successor of the IKE SA", |us| {
-            us.ups.len() > count && us.standing().len() == 1
-        });
-    }
-    assert_eq!(us.failures, []);
+        assert_eq!(us.failures, []);
+    });
+    them.settles(&mut us, 1, 1);
 }
 
 fn with_charon(wanted: &Wanted) {
-    let mut told = charon::Told::by(wanted);
-    told.through = TheirEsp::Kernel;
-    told.esp = told.esp.replace("-noesn", "-esn");
+    let mut told = charon::Told::on_a_kernel(wanted);
     if wanted.mode == SaMode::Transport {
         told.child = "local_ts = dynamic[udp]\n remote_ts = dynamic[udp]\n".into();
     }
-    let charon = charon::Charon::start(wanted, told);
-    let mut us = us(wanted);
-    us.go();
-    charon.begin(&mut us, wanted);
-    us.established();
-    charon.holds(&mut us, 1, 1);
-    under_traffic(&mut us, &charon.daemon, wanted, false, |us| {
-        rekeys(us, |us, child| {
-            let what = if child { "--child net" } else { "--ike t" };
-            charon.order(us, &format!("--rekey {what}"));
-        });
-    });
-    charon.holds(&mut us, 1, 1);
+    rekeys(wanted, told, false);
 }
 
 fn with_pluto(wanted: &Wanted) {
-    let mut told = pluto::Told::by(wanted);
-    told.through = TheirEsp::Kernel;
+    let mut told = pluto::Told::on_a_kernel(wanted);
     if wanted.mode == SaMode::Transport {
         told.more = " leftprotoport=udp\n rightprotoport=udp\n".into();
     }
-    let pluto = pluto::Pluto::start(wanted, told);
-    let mut us = us(wanted);
-    us.go();
-    pluto.begin(&mut us, wanted);
-    us.established();
-    pluto.settles(&mut us, 1, 1);
-    under_traffic(&mut us, &pluto.daemon, wanted, true, |us| {
-        rekeys(us, |us, child| match child {
-            true => pluto.rekey_child(us),
-            false => pluto.rekey_ike(us),
-        });
-    });
-    pluto.settles(&mut us, 1, 1);
+    rekeys(wanted, told, true);
 }
 
 /// Either family, as ESP and in UDP, either end beginning.

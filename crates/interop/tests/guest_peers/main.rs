@@ -3,6 +3,8 @@
 #![allow(dead_code, unreachable_pub, clippy::unwrap_used)]
 
 mod accounts;
+#[path = "../peers/alike/mod.rs"]
+mod alike;
 #[path = "../peers/carrier.rs"]
 mod carrier;
 #[path = "../peers/certificates.rs"]

@@ -7,6 +7,7 @@ use testudo_crypto::KeMethod;
 use testudo_interop::{Cable, Daemon, Peer, World, pretend_xfrm};
 use testudo_model::SaMode;
 
+use crate::alike::{Tell, Terms, Them};
 use crate::certificates::Issued;
 use crate::ours::Us;
 use crate::wanted::{PATIENCE, PEER, SECRET, TheirEsp, US, Wanted, run_alone};
@@ -17,6 +18,7 @@ pub struct Charon {
     pub world: World,
     peer: Peer,
     preload: String,
+    through: TheirEsp,
 }
 
 /// What charon is told apart from what `Wanted` says.
@@ -41,32 +43,6 @@ pub struct Told {
 }
 
 impl Told {
-    pub fn by(wanted: &Wanted) -> Self {
-        let group = match wanted.ke {
-            KeMethod::X25519 => "x25519",
-            KeMethod::P256 => "ecp256",
-            KeMethod::P384 => "ecp384",
-            KeMethod::P521 => "ecp521",
-            KeMethod::Modp2048 => "modp2048",
-            other => panic!("charon has no {other:?}"),
-        };
-        Self {
-            peer: Peer::StrongSwan,
-            ike: format!("aes256gcm16-prfsha256-{group}"),
-            esp: format!("aes256gcm16-{group}-noesn"),
-            secret: SECRET,
-            dpd: "0s",
-            through: TheirEsp::Libipsec,
-            certificates: None,
-            connection: String::new(),
-            remote: String::new(),
-            child: String::new(),
-            settings: String::new(),
-            secrets: String::new(),
-            files: Vec::new(),
-        }
-    }
-
     /// The same for a charon of Debian's next release.
     pub fn next(wanted: &Wanted) -> Self {
         Self {
@@ -147,43 +123,62 @@ impl Told {
     }
 }
 
-impl Charon {
-    pub fn start(wanted: &Wanted, told: Told) -> Self {
-        let world = World::new(wanted.cable).unwrap();
-        let place = &world.place;
-        let settings = told.strongswan_conf(&place.path().display().to_string());
-        place.write("strongswan.conf", settings.as_bytes()).unwrap();
-        let connections = told.swanctl_conf(wanted);
-        place.write("swanctl.conf", connections.as_bytes()).unwrap();
-        if let Some((own, trusted)) = &told.certificates {
-            place.write("x509/peer.pem", &own.leaf_pem()).unwrap();
-            place.write("x509ca/ca.pem", trusted.as_bytes()).unwrap();
-            for (n, pem) in own.intermediates_pem().iter().enumerate() {
-                place.write(&format!("x509ca/sub{n}.pem"), pem).unwrap();
-            }
-            place.write("private/peer.pem", &own.key_pem()).unwrap();
-        }
-        for (name, content) in &told.files {
-            place.write(name, content).unwrap();
-        }
-        let preload = match told.through {
-            TheirEsp::Pretended => format!(
-                "export LD_PRELOAD={}",
-                pretend_xfrm(place).unwrap().display()
-            ),
-            TheirEsp::Libipsec | TheirEsp::Kernel => String::new(),
+impl Told {
+    /// Under a kernel with ESP, that charon uses.
+    // Only the tests in a guest have that.
+    #[allow(dead_code)]
+    pub fn on_a_kernel(wanted: &Wanted) -> Self {
+        let mut told = Self::by(wanted);
+        told.through = TheirEsp::Kernel;
+        told.esp = told.esp.replace("-noesn", "-esn");
+        told
+    }
+}
+
+impl Tell for Told {
+    type Them = Charon;
+
+    fn by(wanted: &Wanted) -> Self {
+        let group = match wanted.ke {
+            KeMethod::X25519 => "x25519",
+            KeMethod::P256 => "ecp256",
+            KeMethod::P384 => "ecp384",
+            KeMethod::P521 => "ecp521",
+            KeMethod::Modp2048 => "modp2048",
+            other => panic!("charon has no {other:?}"),
         };
-        let daemon = Self::exec(&world, told.peer, &preload);
-        let charon = Self {
-            daemon,
-            world,
-            peer: told.peer,
-            preload,
-        };
-        charon.load();
-        charon
+        Self {
+            peer: Peer::StrongSwan,
+            ike: format!("aes256gcm16-prfsha256-{group}"),
+            esp: format!("aes256gcm16-{group}-noesn"),
+            secret: SECRET,
+            dpd: "0s",
+            through: TheirEsp::Libipsec,
+            certificates: None,
+            connection: String::new(),
+            remote: String::new(),
+            child: String::new(),
+            settings: String::new(),
+            secrets: String::new(),
+            files: Vec::new(),
+        }
     }
 
+    fn terms(&mut self) -> Terms<'_> {
+        Terms {
+            ike: &mut self.ike,
+            esp: &mut self.esp,
+            secret: &mut self.secret,
+            certificates: &mut self.certificates,
+        }
+    }
+
+    fn probe(&mut self) {
+        self.dpd = "1s";
+    }
+}
+
+impl Charon {
     fn exec(world: &World, peer: Peer, preload: &str) -> Daemon {
         let line = format!(
             "{preload}\nexport STRONGSWAN_CONF={0}/strongswan.conf SWANCTL_DIR={0}\nexec charon-systemd",
@@ -237,22 +232,93 @@ impl Charon {
         text
     }
 
-    /// Lets charon begin, if that is wanted.
-    pub fn begin(&self, us: &mut Us, wanted: &Wanted) {
-        if !wanted.initiate {
-            self.order(us, "--initiate --child net --timeout 45");
-        }
-    }
-
     /// Its SAs as swanctl lists them.
     pub fn sas(&self, us: &mut Us) -> String {
         let (ok, text) = us.beside(&mut self.swanctl("--list-sas"));
         assert!(ok, "{text}");
         text
     }
+}
 
-    /// Waits until it holds so many IKE SAs and children.
-    pub fn holds(&self, us: &mut Us, ike: usize, children: usize) {
+impl Them for Charon {
+    type Told = Told;
+
+    fn start(wanted: &Wanted, told: Told) -> Self {
+        let world = World::new(wanted.cable).unwrap();
+        let place = &world.place;
+        let settings = told.strongswan_conf(&place.path().display().to_string());
+        place.write("strongswan.conf", settings.as_bytes()).unwrap();
+        let connections = told.swanctl_conf(wanted);
+        place.write("swanctl.conf", connections.as_bytes()).unwrap();
+        if let Some((own, trusted)) = &told.certificates {
+            place.write("x509/peer.pem", &own.leaf_pem()).unwrap();
+            place.write("x509ca/ca.pem", trusted.as_bytes()).unwrap();
+            for (n, pem) in own.intermediates_pem().iter().enumerate() {
+                place.write(&format!("x509ca/sub{n}.pem"), pem).unwrap();
+            }
+            place.write("private/peer.pem", &own.key_pem()).unwrap();
+        }
+        for (name, content) in &told.files {
+            place.write(name, content).unwrap();
+        }
+        let preload = match told.through {
+            TheirEsp::Pretended => format!(
+                "export LD_PRELOAD={}",
+                pretend_xfrm(place).unwrap().display()
+            ),
+            TheirEsp::Libipsec | TheirEsp::Kernel => String::new(),
+        };
+        let daemon = Self::exec(&world, told.peer, &preload);
+        let charon = Self {
+            daemon,
+            world,
+            peer: told.peer,
+            preload,
+            through: told.through,
+        };
+        charon.load();
+        charon
+    }
+
+    fn daemon(&mut self) -> &mut Daemon {
+        &mut self.daemon
+    }
+
+    fn log(&self) -> String {
+        self.world.text("output") + &self.world.text("log")
+    }
+
+    fn begin(&self, us: &mut Us, wanted: &Wanted) {
+        if !wanted.initiate {
+            self.order(us, "--initiate --child net --timeout 45");
+        }
+    }
+
+    fn begin_in_vain(&self, us: &mut Us, wanted: &Wanted) {
+        if !wanted.initiate {
+            self.order_in_vain(us, "--initiate --child net --timeout 45");
+        }
+    }
+
+    fn rekey_child(&self, us: &mut Us) {
+        self.order(us, "--rekey --child net");
+    }
+
+    fn rekey_ike(&self, us: &mut Us) {
+        self.order(us, "--rekey --ike t");
+    }
+
+    fn terminate(&self, us: &mut Us) {
+        self.order(us, "--terminate --ike t");
+    }
+
+    fn is_up(&self) -> bool {
+        let output = self.swanctl("--list-sas").output().unwrap();
+        assert!(output.status.success(), "{}", self.log());
+        String::from_utf8_lossy(&output.stdout).contains("ESTABLISHED")
+    }
+
+    fn settles(&self, us: &mut Us, ike: usize, children: usize) {
         let end = Instant::now() + PATIENCE;
         loop {
             let text = self.sas(us);
@@ -265,8 +331,10 @@ impl Charon {
         }
     }
 
-    pub fn log(&self) -> String {
-        self.world.text("output") + &self.world.text("log")
+    fn ping(&self, us: &mut Us) {
+        if self.through != TheirEsp::Pretended {
+            us.ping();
+        }
     }
 }
 
@@ -277,26 +345,6 @@ impl Drop for Charon {
             println!("{}", self.log());
         }
     }
-}
-
-/// Establishes, passes packets both ways, and gives both ends.
-pub fn established(wanted: &Wanted, told: Told) -> (Charon, Us) {
-    established_with(wanted, told, |_| {})
-}
-
-/// The same with changes to our engine's settings.
-pub fn established_with(
-    wanted: &Wanted,
-    told: Told,
-    change: impl FnOnce(&mut testudo_ike::EngineConfig),
-) -> (Charon, Us) {
-    let charon = Charon::start(wanted, told);
-    let mut us = Us::with(wanted, change);
-    us.go();
-    charon.begin(&mut us, wanted);
-    us.established();
-    us.ping();
-    (charon, us)
 }
 
 /// Runs a test against the machine's own strongSwan.

@@ -5,7 +5,8 @@ use std::time::Duration;
 use testudo_crypto::KeMethod;
 use testudo_model::SaMode;
 
-use crate::pluto::{Told, established, on_pluto};
+use crate::alike::{Tell, Them, established};
+use crate::pluto::{Told, on_pluto};
 use crate::wanted::Wanted;
 
 /// Pre-shared keys, each key exchange, either end beginning.
@@ -25,7 +26,7 @@ fn plain(v6: bool, mode: SaMode, initiate: bool) {
         us.wait(Duration::from_millis(200));
         assert_eq!(us.failures, []);
         assert_eq!(us.children().len(), 1, "{}", us.story());
-        assert!(pluto.holds());
+        assert!(pluto.is_up());
     }
 }
 

@@ -3,9 +3,10 @@
 use testudo_crypto::{Cipher, KeMethod, Prf, SecretBytes};
 use testudo_ike::{PpkConfig, Suites};
 
+use crate::alike::{Tell, Them, established};
 use crate::certificates::{ForeignCa, Kind};
 use crate::ours::Us;
-use crate::pluto::{Pluto, Told, established, on_pluto};
+use crate::pluto::{Pluto, Told, on_pluto};
 use crate::wanted::{US, Wanted};
 
 /// Certificates with intermediates in fragments, both ways (RFC 7383).
@@ -94,7 +95,7 @@ fn without_the_post_quantum_key_no_sa() {
             pluto.begin(&mut us, &wanted);
             us.until("a failure", |us| !us.failures.is_empty());
             assert!(us.standing().is_empty() && us.children().is_empty());
-            assert!(!pluto.holds());
+            assert!(!pluto.is_up());
         }
     });
 }

@@ -5,8 +5,9 @@ use std::time::Duration;
 
 use testudo_ike::DownReason;
 
+use crate::alike::{Tell, Them, established};
 use crate::ours::Us;
-use crate::pluto::{Pluto, Told, established, on_pluto};
+use crate::pluto::{Pluto, Told, on_pluto};
 use crate::wanted::Wanted;
 
 /// pluto shows by its probes that it has got our last answer, as it would by ESP.

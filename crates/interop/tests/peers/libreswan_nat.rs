@@ -3,8 +3,9 @@
 use testudo_interop::Cable;
 use testudo_model::SaMode;
 
+use crate::alike::{Tell, Them, established};
 use crate::ours::Us;
-use crate::pluto::{Pluto, Told, established, on_pluto};
+use crate::pluto::{Pluto, Told, on_pluto};
 use crate::wanted::{Wanted, ip};
 
 fn behind(cable: Cable) -> Wanted {

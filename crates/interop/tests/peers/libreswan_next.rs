@@ -3,8 +3,9 @@
 use testudo_interop::Peer;
 use testudo_model::SaMode;
 
-use crate::libreswan_life::rekeys;
-use crate::pluto::{Told, established};
+use crate::alike::life::rekeys;
+use crate::alike::{Them, established};
+use crate::pluto::Told;
 use crate::wanted::{Wanted, run_alone};
 
 fn on_next_pluto(body: impl FnOnce() + Send + 'static) {

@@ -1,23 +1,22 @@
 //! libreswan: what either end refuses, and what is said of it.
 
-use testudo_crypto::{KeMethod, KeyType};
+use testudo_crypto::KeyType;
 use testudo_ike::FailedCheck;
 
-use crate::libreswan_certificates::certified;
-use crate::ours::Us;
-use crate::pluto::{Pluto, Told, on_pluto};
+use crate::alike::Them;
+use crate::alike::certificates::certified;
+use crate::alike::refusals::{
+    a_wrong_pre_shared_key, another_key_exchange, no_common_esp_proposal, no_common_proposal,
+};
+use crate::pluto::{Pluto, on_pluto};
 use crate::wanted::Wanted;
 
 #[test]
 fn our_certificate_of_another_ca_is_refused() {
     on_pluto(|| {
         for initiate in [true, false] {
-            let wanted = Wanted {
-                initiate,
-                secret: None,
-                ..Wanted::default()
-            };
-            let (pluto, mut us) = certified(&wanted, KeyType::EcdsaP256, [true, false]);
+            let wanted = Wanted::certified(initiate);
+            let (pluto, mut us) = certified::<Pluto>(&wanted, KeyType::EcdsaP256, [true, false]);
             pluto.begin(&mut us, &wanted);
             if initiate {
                 us.until("pluto's refusal", |us| {
@@ -31,7 +30,7 @@ fn our_certificate_of_another_ca_is_refused() {
                     pluto.log().contains("certificate payload rejected")
                 });
             }
-            assert!(!pluto.holds());
+            assert!(!pluto.is_up());
         }
     });
 }
@@ -40,12 +39,8 @@ fn our_certificate_of_another_ca_is_refused() {
 fn its_certificate_of_another_ca_is_named() {
     on_pluto(|| {
         for initiate in [true, false] {
-            let wanted = Wanted {
-                initiate,
-                secret: None,
-                ..Wanted::default()
-            };
-            let (pluto, mut us) = certified(&wanted, KeyType::EcdsaP256, [false, true]);
+            let wanted = Wanted::certified(initiate);
+            let (pluto, mut us) = certified::<Pluto>(&wanted, KeyType::EcdsaP256, [false, true]);
             pluto.begin(&mut us, &wanted);
             us.until("a failure that names the CA", |us| {
                 us.failed(FailedCheck::CertificateUnknownCa)
@@ -57,89 +52,22 @@ fn its_certificate_of_another_ca_is_named() {
 
 #[test]
 fn a_wrong_pre_shared_key_is_named() {
-    on_pluto(|| {
-        for initiate in [true, false] {
-            let wanted = Wanted {
-                initiate,
-                ..Wanted::default()
-            };
-            let mut told = Told::by(&wanted);
-            told.secret = "another secret that is long";
-            let pluto = Pluto::start(&wanted, told);
-            let mut us = Us::new(&wanted);
-            us.go();
-            pluto.begin(&mut us, &wanted);
-            let check = if initiate {
-                FailedCheck::RefusedByPeer
-            } else {
-                FailedCheck::PreSharedKey
-            };
-            us.until("a failure that names the key", |us| us.failed(check));
-            assert!(us.ups.is_empty() && us.made.is_empty());
-        }
-    });
+    on_pluto(a_wrong_pre_shared_key::<Pluto>);
 }
 
 #[test]
 fn no_common_proposal_is_named() {
-    on_pluto(|| {
-        for initiate in [true, false] {
-            let wanted = Wanted {
-                initiate,
-                ..Wanted::default()
-            };
-            let mut told = Told::by(&wanted);
-            told.ike = "aes256-sha1-modp2048".into();
-            let pluto = Pluto::start(&wanted, told);
-            let mut us = Us::with(&wanted, |config| config.retransmission.tries = 4);
-            us.go();
-            pluto.begin(&mut us, &wanted);
-            if initiate {
-                us.until("a failure that names the proposal", |us| {
-                    us.failed(FailedCheck::Proposal)
-                });
-            } else {
-                us.until("our refusal", |_| {
-                    pluto.log().contains("NO_PROPOSAL_CHOSEN")
-                });
-            }
-            assert!(us.ups.is_empty());
-        }
-    });
+    on_pluto(|| no_common_proposal::<Pluto>("aes256-sha1-modp2048"));
 }
 
 #[test]
 fn no_common_esp_proposal_is_named() {
     on_pluto(|| {
-        let wanted = Wanted::default();
-        let mut told = Told::by(&wanted);
-        told.esp = "aes128-sha2_256".into();
-        let _pluto = Pluto::start(&wanted, told);
-        let mut us = Us::new(&wanted);
-        us.go();
-        us.until("a failure that names the child", |us| {
-            let of_child = |f: &testudo_ike::Failure| f.child.as_deref() == Some("net");
-            let about = |f: &testudo_ike::Failure| f.check == FailedCheck::Proposal;
-            us.failures.iter().any(|f| of_child(f) && about(f))
-        });
-        assert!(us.made.is_empty());
+        no_common_esp_proposal::<Pluto>("aes128-sha2_256");
     });
 }
 
 #[test]
 fn another_key_exchange_is_asked_for() {
-    on_pluto(|| {
-        let wanted = Wanted {
-            ke: KeMethod::P256,
-            ..Wanted::default()
-        };
-        let pluto = Pluto::start(&wanted, Told::by(&wanted));
-        let mut us = Us::with(&wanted, |config| {
-            config.suites.ke_methods = vec![KeMethod::X25519, KeMethod::P256];
-        });
-        us.go();
-        us.established();
-        assert!(us.ups[0].suite.ends_with("ECP_256"), "{}", us.ups[0].suite);
-        drop(pluto);
-    });
+    on_pluto(another_key_exchange::<Pluto>);
 }

@@ -1,5 +1,6 @@
 //! libreswan: messages that are lost.
 
+use crate::alike::{Tell, Them};
 use crate::ours::Us;
 use crate::pluto::{Pluto, Told, on_pluto};
 use crate::wanted::Wanted;

@@ -2,6 +2,7 @@
 //! they mostly wait.
 #![allow(unreachable_pub, clippy::unwrap_used)]
 
+mod alike;
 mod carrier;
 mod certificates;
 mod charon;

@@ -9,6 +9,7 @@ use testudo_crypto::KeMethod;
 use testudo_interop::{Cable, Daemon, Peer, World, pretend_xfrm};
 use testudo_model::SaMode;
 
+use crate::alike::{Tell, Terms, Them};
 use crate::certificates::Issued;
 use crate::ours::Us;
 use crate::wanted::{PATIENCE, PEER, SECRET, TheirEsp, US, Wanted, run_alone};
@@ -19,6 +20,7 @@ pub struct Pluto {
     pub world: World,
     peer: Peer,
     line: String,
+    through: TheirEsp,
 }
 
 /// What pluto is told apart from what `Wanted` says.
@@ -40,29 +42,6 @@ pub struct Told {
 }
 
 impl Told {
-    pub fn by(wanted: &Wanted) -> Self {
-        let group = match wanted.ke {
-            KeMethod::X25519 => "dh31",
-            KeMethod::P256 => "dh19",
-            KeMethod::P384 => "dh20",
-            KeMethod::P521 => "dh21",
-            KeMethod::Modp2048 => "modp2048",
-            other => panic!("pluto has no {other:?}"),
-        };
-        Self {
-            peer: Peer::Libreswan,
-            ike: format!("aes_gcm256-sha2_256-{group}"),
-            esp: "aes_gcm256".into(),
-            secret: SECRET,
-            through: TheirEsp::Pretended,
-            more: String::new(),
-            certificates: None,
-            authby: "ecdsa",
-            secrets: String::new(),
-            setup: "",
-        }
-    }
-
     /// The same for a pluto of Debian's next release.
     pub fn next(wanted: &Wanted) -> Self {
         Self {
@@ -117,42 +96,59 @@ fn import(place: &testudo_interop::Place, own: &Issued, trusted: &str) -> String
     script + "pk12util -i peer.p12 -d $nss -W x\n"
 }
 
-impl Pluto {
-    pub fn start(wanted: &Wanted, told: Told) -> Self {
-        let world = World::new(wanted.cable).unwrap();
-        let place = &world.place;
-        let connection = told.connection(wanted);
-        place.write("ipsec.conf", connection.as_bytes()).unwrap();
-        let secrets = format!("@{US} @{PEER} : PSK \"{}\"\n{}", told.secret, told.secrets);
-        place.write("secrets", secrets.as_bytes()).unwrap();
-        let certificates = told.certificates.as_ref();
-        let import = certificates.map(|(own, ca)| import(place, own, ca));
-        let preload = match told.through {
-            TheirEsp::Kernel => String::new(),
-            _ => format!(
-                "export LD_PRELOAD={}\n",
-                pretend_xfrm(place).unwrap().display()
-            ),
+impl Told {
+    /// Under a kernel with ESP, that pluto uses.
+    // Only the tests in a guest have that.
+    #[allow(dead_code)]
+    pub fn on_a_kernel(wanted: &Wanted) -> Self {
+        Self {
+            through: TheirEsp::Kernel,
+            ..Self::by(wanted)
+        }
+    }
+}
+
+impl Tell for Told {
+    type Them = Pluto;
+
+    fn by(wanted: &Wanted) -> Self {
+        let group = match wanted.ke {
+            KeMethod::X25519 => "dh31",
+            KeMethod::P256 => "dh19",
+            KeMethod::P384 => "dh20",
+            KeMethod::P521 => "dh21",
+            KeMethod::Modp2048 => "modp2048",
+            other => panic!("pluto has no {other:?}"),
         };
-        let line = format!(
-            "nss=sql:/var/lib/ipsec/nss\nmkdir -p /run/pluto /var/lib/ipsec/nss d\n\
-             certutil -N -d $nss --empty-password\n{}\
-             {preload}\
-             exec /usr/libexec/ipsec/pluto --nofork --stderrlog --rundir /run/pluto --no-dnssec \
-             --config $PWD/ipsec.conf --secretsfile $PWD/secrets --ipsecdir $PWD/d",
-            import.unwrap_or_default(),
-        );
-        let daemon = world.start(told.peer, &line).unwrap();
-        let pluto = Self {
-            daemon,
-            world,
-            peer: told.peer,
-            line,
-        };
-        pluto.loaded(1);
-        pluto
+        Self {
+            peer: Peer::Libreswan,
+            ike: format!("aes_gcm256-sha2_256-{group}"),
+            esp: "aes_gcm256".into(),
+            secret: SECRET,
+            through: TheirEsp::Pretended,
+            more: String::new(),
+            certificates: None,
+            authby: "ecdsa",
+            secrets: String::new(),
+            setup: "",
+        }
     }
 
+    fn terms(&mut self) -> Terms<'_> {
+        Terms {
+            ike: &mut self.ike,
+            esp: &mut self.esp,
+            secret: &mut self.secret,
+            certificates: &mut self.certificates,
+        }
+    }
+
+    fn probe(&mut self) {
+        self.more += " dpddelay=1\n dpdtimeout=4\n dpdaction=clear\n";
+    }
+}
+
+impl Pluto {
     /// Ends pluto at once, as a crash does, and starts it anew.
     pub fn crash_and_return(&mut self) {
         self.daemon.kill();
@@ -184,16 +180,62 @@ impl Pluto {
         command.args(line.split(' '));
         command
     }
+}
 
-    /// Lets pluto begin, if that is wanted.
-    pub fn begin(&self, us: &mut Us, wanted: &Wanted) {
+impl Them for Pluto {
+    type Told = Told;
+
+    fn start(wanted: &Wanted, told: Told) -> Self {
+        let world = World::new(wanted.cable).unwrap();
+        let place = &world.place;
+        let connection = told.connection(wanted);
+        place.write("ipsec.conf", connection.as_bytes()).unwrap();
+        let secrets = format!("@{US} @{PEER} : PSK \"{}\"\n{}", told.secret, told.secrets);
+        place.write("secrets", secrets.as_bytes()).unwrap();
+        let certificates = told.certificates.as_ref();
+        let import = certificates.map(|(own, ca)| import(place, own, ca));
+        let preload = match told.through {
+            TheirEsp::Kernel => String::new(),
+            _ => format!(
+                "export LD_PRELOAD={}\n",
+                pretend_xfrm(place).unwrap().display()
+            ),
+        };
+        let line = format!(
+            "nss=sql:/var/lib/ipsec/nss\nmkdir -p /run/pluto /var/lib/ipsec/nss d\n\
+             certutil -N -d $nss --empty-password\n{}\
+             {preload}\
+             exec /usr/libexec/ipsec/pluto --nofork --stderrlog --rundir /run/pluto --no-dnssec \
+             --config $PWD/ipsec.conf --secretsfile $PWD/secrets --ipsecdir $PWD/d",
+            import.unwrap_or_default(),
+        );
+        let daemon = world.start(told.peer, &line).unwrap();
+        let pluto = Self {
+            daemon,
+            world,
+            peer: told.peer,
+            line,
+            through: told.through,
+        };
+        pluto.loaded(1);
+        pluto
+    }
+
+    fn daemon(&mut self) -> &mut Daemon {
+        &mut self.daemon
+    }
+
+    fn log(&self) -> String {
+        self.world.text("output")
+    }
+
+    fn begin(&self, us: &mut Us, wanted: &Wanted) {
         if !wanted.initiate {
             us.beside(&mut self.whack("--name t --initiate --asynchronous"));
         }
     }
 
-    /// Lets pluto rekey the child.
-    pub fn rekey_child(&self, us: &mut Us) {
+    fn rekey_child(&self, us: &mut Us) {
         let word = match self.peer {
             Peer::NextLibreswan => "--rekey-child",
             _ => "--rekey-ipsec",
@@ -201,23 +243,25 @@ impl Pluto {
         us.beside(&mut self.whack(&format!("--name t {word} --asynchronous")));
     }
 
-    /// Lets pluto rekey the IKE SA.
-    pub fn rekey_ike(&self, us: &mut Us) {
+    fn rekey_ike(&self, us: &mut Us) {
         us.beside(&mut self.whack("--name t --rekey-ike --asynchronous"));
     }
 
-    pub fn log(&self) -> String {
-        self.world.text("output")
+    fn begin_in_vain(&self, us: &mut Us, wanted: &Wanted) {
+        // It is not waited for.
+        self.begin(us, wanted);
     }
 
-    /// Whether pluto holds an established IKE SA.
-    pub fn holds(&self) -> bool {
+    fn terminate(&self, us: &mut Us) {
+        us.beside(&mut self.whack("--name t --terminate"));
+    }
+
+    fn is_up(&self) -> bool {
         let output = self.whack("--showstates").output().unwrap();
         String::from_utf8_lossy(&output.stdout).contains("ESTABLISHED_IKE_SA")
     }
 
-    /// Waits until it holds so many IKE SAs and children.
-    pub fn settles(&self, us: &mut Us, ike: usize, children: usize) {
+    fn settles(&self, us: &mut Us, ike: usize, children: usize) {
         let end = Instant::now() + PATIENCE;
         loop {
             let (_, text) = us.beside(&mut self.whack("--showstates"));
@@ -228,6 +272,14 @@ impl Pluto {
             }
             assert!(Instant::now() < end, "{text}{}", us.story());
             us.wait(Duration::from_millis(100));
+        }
+    }
+
+    fn ping(&self, us: &mut Us) {
+        if self.through == TheirEsp::Kernel {
+            // It answers from when it has installed what it began.
+            self.settles(us, 1, 1);
+            us.ping();
         }
     }
 }
@@ -245,22 +297,4 @@ impl Drop for Pluto {
 
 pub fn on_pluto(body: impl FnOnce() + Send + 'static) {
     run_alone(Peer::Libreswan, body);
-}
-
-pub fn established(wanted: &Wanted, told: Told) -> (Pluto, Us) {
-    established_with(wanted, told, |_| {})
-}
-
-/// The same with changes to our engine's settings.
-pub fn established_with(
-    wanted: &Wanted,
-    told: Told,
-    change: impl FnOnce(&mut testudo_ike::EngineConfig),
-) -> (Pluto, Us) {
-    let pluto = Pluto::start(wanted, told);
-    let mut us = Us::with(wanted, change);
-    us.go();
-    pluto.begin(&mut us, wanted);
-    us.established();
-    (pluto, us)
 }

@@ -2,7 +2,8 @@
 
 use testudo_crypto::KeMethod;
 
-use crate::charon::{Told, established, on_charon};
+use crate::alike::{Tell, established};
+use crate::charon::{Told, on_charon};
 use crate::wanted::Wanted;
 
 /// Pre-shared keys, each key exchange, both families, either end beginning.

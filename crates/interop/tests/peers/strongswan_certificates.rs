@@ -3,91 +3,45 @@
 use testudo_crypto::{KeyType, SignatureScheme};
 use testudo_ike::{FailedCheck, Suites};
 
-use crate::certificates::{Authority, ForeignCa, Issued, Kind};
+use crate::alike::certificates::{
+    agree, intermediate_cas, its_rsa, meet, of_ours, our_rsa, roots_of_their_own,
+};
+use crate::alike::{Tell, Them};
+use crate::certificates::{ForeignCa, Kind};
 use crate::charon::{Charon, Told, on_charon};
 use crate::ours::Us;
 use crate::wanted::{US, Wanted};
 
-/// Both ends with certificates, each trusting a CA; charon is told what `change` says.
-fn meet(
-    wanted: &Wanted,
-    [own, peer]: [Issued; 2],
-    [ours, theirs]: [&ForeignCa; 2],
-    change: impl FnOnce(&mut Told),
-) -> (Charon, Us) {
-    let mut told = Told::by(wanted);
-    told.certificates = Some((peer, theirs.certificate_pem()));
-    change(&mut told);
-    let charon = Charon::start(wanted, told);
-    let mut us = Us::new(wanted);
-    us.certified(ours.verifier(), own.into_identity(US));
-    us.go();
-    (charon, us)
-}
-
-/// Begins and passes packets.
-fn agree(charon: &Charon, us: &mut Us, wanted: &Wanted) {
-    charon.begin(us, wanted);
-    us.established();
-    us.ping();
-    assert!(us.ups[0].certificate);
-}
-
-/// Certificates of Testudo's own CA.
-fn certified(kind: KeyType, v6: bool) {
-    for initiate in [true, false] {
-        let wanted = Wanted {
-            v6,
-            ..Wanted::certified(initiate)
-        };
-        let authority = Authority::new();
-        let mut told = Told::by(&wanted);
-        let peer = authority.issue("peer", kind);
-        told.certificates = Some((peer, authority.ca.certificate_pem()));
-        let charon = Charon::start(&wanted, told);
-        let mut us = Us::new(&wanted);
-        let own = authority.issue("us", kind).into_identity(US);
-        us.certified(authority.verifier(), own);
-        us.go();
-        agree(&charon, &mut us, &wanted);
-    }
-}
-
 #[test]
 fn certificates_with_ecdsa_p256() {
-    on_charon(|| certified(KeyType::EcdsaP256, false));
+    on_charon(|| of_ours::<Charon>(KeyType::EcdsaP256, false));
 }
 
 #[test]
 fn certificates_with_ecdsa_p384() {
-    on_charon(|| certified(KeyType::EcdsaP384, false));
+    on_charon(|| of_ours::<Charon>(KeyType::EcdsaP384, false));
 }
 
 #[test]
 fn certificates_with_ecdsa_p521() {
-    on_charon(|| certified(KeyType::EcdsaP521, false));
+    on_charon(|| of_ours::<Charon>(KeyType::EcdsaP521, false));
 }
 
 #[test]
 fn certificates_with_ed25519() {
-    on_charon(|| certified(KeyType::Ed25519, false));
+    on_charon(|| of_ours::<Charon>(KeyType::Ed25519, false));
 }
 
 #[test]
 fn certificates_over_ipv6() {
-    on_charon(|| certified(KeyType::EcdsaP256, true));
+    on_charon(|| of_ours::<Charon>(KeyType::EcdsaP256, true));
 }
 
-/// Charon has an RSA key; we have ECDSA.
-fn rsa(kind: Kind, settings: &'static str) {
+fn rsa(kind: Kind, settings: &str) {
     for initiate in [true, false] {
-        let wanted = Wanted::certified(initiate);
-        let ca = ForeignCa::new(kind);
-        let issued = [ca.issue("us", Kind::P256), ca.issue("peer", kind)];
-        let (charon, mut us) = meet(&wanted, issued, [&ca, &ca], |told| {
+        its_rsa(initiate, kind, |told: &mut Told| {
             told.settings = settings.into();
         });
-        agree(&charon, &mut us, &wanted);
     }
 }
 
@@ -103,23 +57,14 @@ fn its_rsa_signatures_with_pss() {
     on_charon(|| rsa(Kind::Rsa3072, "rsa_pss = yes"));
 }
 
-/// Each end under an intermediate CA of its own, of one root that both trust. Each must send
-/// the intermediate, which the other lacks.
+#[test]
+fn our_rsa_signatures() {
+    on_charon(|| our_rsa(|_: &mut Told| {}));
+}
+
 #[test]
 fn intermediate_cas_travel_along() {
-    on_charon(|| {
-        for initiate in [true, false] {
-            let wanted = Wanted::certified(initiate);
-            let root = ForeignCa::new(Kind::P384);
-            let subs = [0, 1].map(|_| root.subordinate(Kind::P256));
-            let issued = [
-                subs[0].issue("us", Kind::P256),
-                subs[1].issue("peer", Kind::P256),
-            ];
-            let (charon, mut us) = meet(&wanted, issued, [&root, &root], |_| {});
-            agree(&charon, &mut us, &wanted);
-        }
-    });
+    on_charon(|| intermediate_cas(Kind::P256, |_: &mut Told| {}));
 }
 
 #[test]
@@ -134,27 +79,16 @@ fn a_chain_of_two_intermediate_cas() {
                 subs[0].issue("us", Kind::P256),
                 subs[1].issue("peer", Kind::P256),
             ];
-            let (charon, mut us) = meet(&wanted, issued, [&root, &root], |_| {});
+            let (charon, mut us) = meet(&wanted, issued, [&root, &root], |_: &mut Told| {});
             agree(&charon, &mut us, &wanted);
         }
     });
 }
 
-/// Each end trusts only the other's CA: CERTREQ names another than its own (lesson L42).
+// Lesson L42.
 #[test]
 fn each_end_has_its_own_root() {
-    on_charon(|| {
-        for initiate in [true, false] {
-            let wanted = Wanted::certified(initiate);
-            let roots = [0, 1].map(|_| ForeignCa::new(Kind::P256));
-            let issued = [
-                roots[0].issue("us", Kind::P256),
-                roots[1].issue("peer", Kind::P256),
-            ];
-            let (charon, mut us) = meet(&wanted, issued, [&roots[1], &roots[0]], |_| {});
-            agree(&charon, &mut us, &wanted);
-        }
-    });
+    on_charon(roots_of_their_own::<Charon>);
 }
 
 #[test]
@@ -170,10 +104,8 @@ fn without_the_intermediate_either_end_refuses() {
                 subs[1].issue("peer", Kind::P256),
             ];
             issued[usize::from(!of_us)].chain.truncate(1);
-            let (charon, mut us) = meet(&wanted, issued, [&root, &root], |_| {});
-            if !initiate {
-                charon.order_in_vain(&mut us, "--initiate --child net");
-            }
+            let (charon, mut us) = meet(&wanted, issued, [&root, &root], |_: &mut Told| {});
+            charon.begin_in_vain(&mut us, &wanted);
             let check = match of_us {
                 true => FailedCheck::RefusedByPeer,
                 false => FailedCheck::CertificateUnknownCa,
@@ -200,26 +132,10 @@ fn a_signature_scheme_that_is_not_allowed() {
             };
             let ca = ForeignCa::new(Kind::P256);
             let issued = [ca.issue("us", Kind::P256), ca.issue("peer", Kind::Rsa2048)];
-            let (charon, mut us) = meet(&wanted, issued, [&ca, &ca], |_| {});
-            if !initiate {
-                charon.order_in_vain(&mut us, "--initiate --child net --timeout 45");
-            }
+            let (charon, mut us) = meet(&wanted, issued, [&ca, &ca], |_: &mut Told| {});
+            charon.begin_in_vain(&mut us, &wanted);
             us.until("a refusal", |us| us.failed(FailedCheck::AuthMethod));
             us.until("nothing left", |us| us.standing().is_empty());
-        }
-    });
-}
-
-/// We have an RSA key, and sign with it.
-#[test]
-fn our_rsa_signatures() {
-    on_charon(|| {
-        for (initiate, kind) in [(true, Kind::Rsa2048), (false, Kind::Rsa3072)] {
-            let wanted = Wanted::certified(initiate);
-            let ca = ForeignCa::new(Kind::P256);
-            let issued = [ca.issue("us", kind), ca.issue("peer", Kind::P256)];
-            let (charon, mut us) = meet(&wanted, issued, [&ca, &ca], |_| {});
-            agree(&charon, &mut us, &wanted);
         }
     });
 }
@@ -243,9 +159,7 @@ fn its_certificate_revoked_by_a_crl_is_refused() {
                 agree(&charon, &mut us, &wanted);
                 continue;
             }
-            if !initiate {
-                charon.order_in_vain(&mut us, "--initiate --child net --timeout 45");
-            }
+            charon.begin_in_vain(&mut us, &wanted);
             us.until("a refusal", |us| us.failed(FailedCheck::CertificateRevoked));
             us.until("nothing left", |us| us.standing().is_empty());
         }
@@ -262,7 +176,7 @@ fn our_certificate_revoked_by_a_crl_is_refused() {
             let issued = [ca.issue("us", Kind::P256), ca.issue("peer", Kind::P256)];
             let another = ca.issue("another", Kind::P256);
             let crl = ca.crl(&[if revoked { &issued[0] } else { &another }]);
-            let (charon, mut us) = meet(&wanted, issued, [&ca, &ca], |told| {
+            let (charon, mut us) = meet(&wanted, issued, [&ca, &ca], |told: &mut Told| {
                 told.remote = "revocation = strict".into();
                 told.files = vec![("x509crl/ca.pem", crl)];
             });

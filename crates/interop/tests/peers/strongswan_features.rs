@@ -4,8 +4,9 @@
 use testudo_crypto::{Cipher, KeMethod, Prf, SecretBytes};
 use testudo_ike::{FailedCheck, PpkConfig, Suites};
 
+use crate::alike::{Tell, Them, established, established_with};
 use crate::certificates::{ForeignCa, Kind};
-use crate::charon::{Charon, Told, established, established_with, on_charon};
+use crate::charon::{Charon, Told, on_charon};
 use crate::ours::Us;
 use crate::wanted::{US, Wanted};
 

@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use crate::charon::{Told, established, established_with, on_charon};
+use crate::alike::{Tell, established, established_with};
+use crate::charon::{Told, on_charon};
 use crate::ours::Us;
 use crate::wanted::Wanted;
 

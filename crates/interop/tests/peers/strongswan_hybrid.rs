@@ -4,10 +4,11 @@ use testudo_crypto::{KeMethod, KeyType};
 use testudo_ike::{AdditionalKe, EngineConfig, FailedCheck};
 use testudo_interop::Peer;
 
+use crate::alike::life::rekeys;
+use crate::alike::{Them, established, established_with};
 use crate::certificates::Authority;
-use crate::charon::{Charon, Told, established, established_with};
+use crate::charon::{Charon, Told};
 use crate::ours::Us;
-use crate::strongswan_life::rekeys;
 use crate::wanted::{US, Wanted, run_alone};
 
 fn on_next_charon(body: impl FnOnce() + Send + 'static) {

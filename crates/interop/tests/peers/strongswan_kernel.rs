@@ -5,6 +5,7 @@ use testudo_crypto::KeMethod;
 use testudo_interop::Cable;
 use testudo_model::SaMode;
 
+use crate::alike::{Tell, Them};
 use crate::charon::{Charon, Told, on_charon};
 use crate::ours::Us;
 use crate::wanted::{TheirEsp, Wanted};
@@ -37,7 +38,7 @@ fn rekeys(charon: &Charon, us: &mut Us) {
         });
     }
     assert_eq!(us.failures, []);
-    charon.holds(us, 1, 1);
+    charon.settles(us, 1, 1);
 }
 
 fn meet(wanted: &Wanted) -> (Charon, Us) {

@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use testudo_ike::DownReason;
 
-use crate::charon::{Charon, Told, established, on_charon};
+use crate::alike::{Tell, Them, established};
+use crate::charon::{Charon, Told, on_charon};
 use crate::ours::Us;
 use crate::wanted::Wanted;
 
@@ -27,7 +28,7 @@ fn both_begin_at_once() {
             us.go();
             us.until("charon has begun", |_| begun.try_wait().unwrap().is_some());
             us.established();
-            charon.holds(&mut us, 1, 1);
+            charon.settles(&mut us, 1, 1);
             us.until("one of each", Us::is_tidy);
             us.ping();
         }
@@ -52,7 +53,7 @@ fn charon_begins_several_times_at_once() {
         us.until("one of each", |us| {
             us.standing().len() == 1 && us.children().len() == 1
         });
-        charon.holds(&mut us, 1, 1);
+        charon.settles(&mut us, 1, 1);
         us.ping();
     });
 }
@@ -104,7 +105,7 @@ fn charon_crashes_and_begins_again() {
         assert_eq!(down.reason, DownReason::InitialContact);
         us.ping();
         assert_eq!((us.standing().len(), us.children().len()), (1, 1));
-        charon.holds(&mut us, 1, 1);
+        charon.settles(&mut us, 1, 1);
     });
 }
 
@@ -123,7 +124,7 @@ fn charon_crashes_and_we_begin_again() {
         });
         us.ping();
         assert_eq!((us.standing().len(), us.children().len()), (1, 1));
-        charon.holds(&mut us, 1, 1);
+        charon.settles(&mut us, 1, 1);
     });
 }
 
@@ -138,6 +139,6 @@ fn we_crash_and_begin_again() {
         us.go();
         us.established();
         us.ping();
-        charon.holds(&mut us, 1, 1);
+        charon.settles(&mut us, 1, 1);
     });
 }

@@ -2,7 +2,8 @@
 
 use testudo_interop::{BEHIND, Cable};
 
-use crate::charon::{Charon, Told, established, on_charon};
+use crate::alike::{Tell, established};
+use crate::charon::{Charon, Told, on_charon};
 use crate::ours::Us;
 use crate::wanted::{Wanted, ip};
 

@@ -3,10 +3,11 @@
 use testudo_crypto::{KeMethod, KeyType};
 use testudo_interop::Peer;
 
+use crate::alike::life::rekeys;
+use crate::alike::{Them, established};
 use crate::certificates::Authority;
-use crate::charon::{Charon, Told, established};
+use crate::charon::{Charon, Told};
 use crate::ours::Us;
-use crate::strongswan_life::rekeys;
 use crate::wanted::{US, Wanted, run_alone};
 
 fn on_next_charon(body: impl FnOnce() + Send + 'static) {
@@ -24,7 +25,7 @@ fn pre_shared_keys() {
                     ..Wanted::begun_by_us(initiate)
                 };
                 let (charon, mut us) = established(&wanted, Told::next(&wanted));
-                charon.holds(&mut us, 1, 1);
+                charon.settles(&mut us, 1, 1);
             }
         }
     });

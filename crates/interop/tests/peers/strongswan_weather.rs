@@ -3,7 +3,8 @@
 use std::process::Stdio;
 use std::time::Duration;
 
-use crate::charon::{Charon, Told, established, on_charon};
+use crate::alike::{Tell, Them, established};
+use crate::charon::{Charon, Told, on_charon};
 use crate::ours::Us;
 use crate::wanted::Wanted;
 
@@ -25,7 +26,7 @@ fn cross(charon: &Charon, us: &mut Us, ours: Act, theirs: Act, delay: u64) {
     });
     us.until("something new", |us| us.made.len() + us.ups.len() > before);
     us.until("one of each", Us::is_tidy);
-    charon.holds(us, 1, 1);
+    charon.settles(us, 1, 1);
     us.until("one of each", Us::is_tidy);
     us.ping();
 }
@@ -87,7 +88,7 @@ fn lost_messages_are_sent_again() {
                     us.ping();
                 }
             }
-            charon.holds(&mut us, 1, 1);
+            charon.settles(&mut us, 1, 1);
             assert_eq!(us.failures, []);
         }
     });
