@@ -12,6 +12,7 @@ use testudo_model::{ChildId, Encapsulation, Monotonic, Now, PeerId, SaMode};
 
 use crate::keys::KeyExport;
 use crate::linger::Linger;
+use crate::path::Paths;
 use crate::resources::Sender;
 use crate::sockets::{Datagram, Sockets};
 use crate::tunnels::{Child, Tunnels};
@@ -30,6 +31,7 @@ pub(crate) struct Core {
     pub(crate) engine: Engine,
     pub(crate) tunnels: Tunnels,
     pub(crate) linger: Linger,
+    pub(crate) paths: Paths,
     pub(crate) datapath: Option<Box<dyn Datapath>>,
     pub(crate) sockets: Option<Sockets>,
     pub(crate) keys: Option<KeyExport>,
@@ -50,6 +52,7 @@ impl Core {
             engine,
             tunnels: Tunnels::default(),
             linger: Linger::default(),
+            paths: Paths::default(),
             datapath: None,
             sockets: None,
             keys,
@@ -179,11 +182,16 @@ impl Core {
             self.drop_child(child);
         }
         self.settle(now);
+        self.watch_paths(now);
     }
 
     /// When that is due.
     pub(crate) fn deadline(&self) -> Option<Monotonic> {
-        let all = [self.engine.poll_timeout(), self.linger.deadline()];
+        let all = [
+            self.engine.poll_timeout(),
+            self.linger.deadline(),
+            self.paths.deadline(),
+        ];
         all.into_iter().flatten().min()
     }
 
@@ -193,6 +201,7 @@ impl Core {
             self.drop_child(child);
         }
         self.tunnels.forget(peer);
+        self.paths.forget(peer);
         self.addresses.retain(|_, other| other != peer);
     }
 
@@ -279,6 +288,7 @@ impl Core {
             Event::ChildDown(down) => self.child_down(&down),
             Event::PathChanged(path) => self.path_changed(&path, now),
             Event::Failed(failure) => self.negotiation_failed(&failure, now),
+            Event::Receipt(receipt) => self.receipt(receipt, now),
         }
     }
 
@@ -296,6 +306,7 @@ impl Core {
         }
         self.linger.came_back(&up.peer, now.monotonic);
         self.tunnels.ike_up(up, now);
+        self.tell_verdict(up, now);
     }
 
     fn child_up(&mut self, mut up: ChildUp, now: Now) {
@@ -304,6 +315,8 @@ impl Core {
             tracing::warn!("{error:#}");
         }
         self.tunnels.child_up(&up, now);
+        let path = &up.outbound.encapsulation;
+        self.paths.came_up(&up.peer, path, now.monotonic);
         let (child, peer) = (up.child, up.peer.clone());
         tracing::debug!(%peer, spi_in = %up.inbound.spi, spi_out = %up.outbound.spi, "child SA is up");
         let Some(datapath) = &mut self.datapath else {

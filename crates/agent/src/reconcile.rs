@@ -182,12 +182,18 @@ fn peer(node: &Node, policy: &EncryptionPolicy, wanted: &PeerWanted) -> Peer {
         local: pair.local,
         remote: pair.remote,
     });
+    let addresses: Vec<PeerAddress> = addresses.collect();
+    let ends = addresses.iter().map(|pair| (pair.local, pair.remote));
+    let forced = node.core.paths.forces(&wanted.peer, ends);
     Peer {
         id: wanted.peer.clone(),
-        addresses: addresses.collect(),
+        addresses,
         initiate: wanted.initiate && can_answer,
         leads: wanted.initiate,
-        encapsulation: wanted.encapsulation,
+        encapsulation: match forced {
+            true => EncapsulationMode::Always,
+            false => wanted.encapsulation,
+        },
         suites: suites(&policy.spec),
         children: children.collect(),
         uid: wanted.uid.clone(),

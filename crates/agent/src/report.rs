@@ -168,6 +168,7 @@ impl Node {
             tunnel_type: kind,
             certificate: self.certificates.facts().map(|f| (f.subject, f.issuer)),
             policies: self.policies(),
+            filtered: self.core.paths.all_filtered(),
         };
         let datapath = self.core.datapath.as_ref();
         let counters = datapath.map_or_else(Counters::default, |d| d.sa_counters());

@@ -76,6 +76,8 @@ pub(crate) struct Common<'a> {
     pub(crate) tunnel_type: &'a str,
     pub(crate) certificate: Option<(String, String)>,
     pub(crate) policies: BTreeMap<PeerId, u32>,
+    /// Peers with which ESP is known to be filtered on the path.
+    pub(crate) filtered: BTreeSet<PeerId>,
 }
 
 impl Tunnels {
@@ -249,6 +251,12 @@ impl Tunnels {
         sending.map(|(id, child)| (*id, child))
     }
 
+    /// The children that are ESP without UDP.
+    pub(crate) fn plain_children(&self) -> impl Iterator<Item = (ChildId, &Child)> {
+        let plain = self.children.iter().filter(|(_, child)| child.is_plain());
+        plain.map(|(id, child)| (*id, child))
+    }
+
     /// Whether an IKE SA with the peer stands.
     pub(crate) fn connected(&self, peer: &PeerId) -> bool {
         self.ikes.values().any(|ike| ike.peer == *peer)
@@ -371,10 +379,11 @@ impl Tunnels {
             security_associations_installed: 2 * u32::try_from(own.len()).unwrap_or(u32::MAX),
             connections_active: self.ikes.values().map(|i| u32::from(i.peer == *peer)).sum(),
             up: self.sends(peer, name),
-            encapsulation: first.map(|c| match c.encapsulation {
-                Encapsulation::None { .. } => "ESP".to_owned(),
-                Encapsulation::Udp { .. } => "UDP".to_owned(),
+            encapsulation: first.map(|c| match c.is_plain() {
+                true => "ESP".to_owned(),
+                false => "UDP".to_owned(),
             }),
+            esp_filtered: first.is_some_and(|c| !c.is_plain()) && common.filtered.contains(peer),
             ike: ike.map(|ike| ike.view(now)),
             children,
             packets_in: total_in.packets,
@@ -402,6 +411,11 @@ impl Child {
     /// Those for single CPUs carry nothing without it.
     fn is_for_all(&self) -> bool {
         self.resource == 0
+    }
+
+    /// ESP without UDP.
+    fn is_plain(&self) -> bool {
+        matches!(self.encapsulation, Encapsulation::None { .. })
     }
 
     fn view(&self, inbound: SaCounters, outbound: SaCounters, now: Now) -> ChildView {

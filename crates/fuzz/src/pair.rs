@@ -241,7 +241,7 @@ impl Pair {
                 Event::OutboundReady { child, .. } => {
                     assert!(twin.children.contains_key(&child), "not installed");
                 }
-                Event::PathChanged(_) | Event::Failed(_) => {}
+                Event::PathChanged(_) | Event::Failed(_) | Event::Receipt(_) => {}
             }
         }
         while let Some(t) = self.engines[n].poll_transmit() {

@@ -456,7 +456,13 @@ impl Engine {
     }
 
     /// Queues a command of the agent's on an IKE SA.
-    fn command(&mut self, ike: IkeId, peer: &PeerId, task: Task, now: Now) -> Result<(), Misuse> {
+    pub(crate) fn command(
+        &mut self,
+        ike: IkeId,
+        peer: &PeerId,
+        task: Task,
+        now: Now,
+    ) -> Result<(), Misuse> {
         let limit = self.config.limits.pending_commands;
         let est = self
             .sas

@@ -15,6 +15,9 @@ pub enum Misuse {
     /// No such child.
     #[error("child {} is not there, or is being replaced already", .0.0)]
     UnknownChild(testudo_model::ChildId),
+    /// No such IKE SA, or none whose peer is known.
+    #[error("IKE SA {} is not there", .0.0)]
+    UnknownIke(crate::event::IkeId),
     /// The peer has no established IKE SA.
     #[error("peer {0} has no established IKE SA; wait for IkeUp")]
     NotEstablished(PeerId),

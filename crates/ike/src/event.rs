@@ -56,6 +56,8 @@ pub enum Event {
     PathChanged(PathChanged),
     /// A negotiation failed.
     Failed(Failure),
+    /// The peer speaks of ESP on the path between us.
+    Receipt(Receipt),
 }
 
 /// An authenticated IKE SA.
@@ -219,6 +221,45 @@ pub struct PathChanged {
     pub encapsulation: Encapsulation,
     /// The children whose outer addresses and ports change.
     pub children: Vec<ChildId>,
+}
+
+/// What a peer of our kind says of ESP.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Receipt {
+    /// It asks what came in on a child: [`crate::Engine::tell_esp`] answers.
+    Asked {
+        /// The child.
+        child: ChildId,
+        /// The peer.
+        peer: PeerId,
+        /// The question's number, for the answer.
+        number: u32,
+    },
+    /// Its counts of a child, in answer to [`crate::Engine::ask_esp`].
+    Counts {
+        /// The child.
+        child: ChildId,
+        /// The peer.
+        peer: PeerId,
+        /// The number of the question.
+        number: u32,
+        /// What it has received of us, and sent.
+        counts: EspCounts,
+    },
+    /// It has found that ESP is filtered on the path, and asks for UDP encapsulation therefore.
+    Filtered {
+        /// The peer.
+        peer: PeerId,
+    },
+}
+
+/// How far one end of a child has come, in sequence numbers.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct EspCounts {
+    /// The highest that it has accepted; 0: nothing came in.
+    pub received: u64,
+    /// The highest that it has sent; 0: nothing was sent.
+    pub sent: u64,
 }
 
 /// A negotiation that failed.

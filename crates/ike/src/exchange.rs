@@ -497,6 +497,7 @@ impl Engine {
             Task::DeleteSpi(spi) => self.send_delete_spi(id, spi, Pending::DeleteSpi, now),
             Task::RekeyIke => self.start_rekey_ike(id, now),
             Task::DeleteIke => self.start_delete_ike(id, now),
+            Task::Say(word) => self.start_say(id, word, now),
         }
     }
 }

@@ -31,6 +31,7 @@ mod peer;
 mod ppk;
 mod proof;
 mod proposal;
+mod receipt;
 mod refused;
 mod registry;
 mod sa;
@@ -52,8 +53,9 @@ pub use config::{
 pub use engine::Engine;
 pub use error::Misuse;
 pub use event::{
-    CertificateFacts, ChildDown, ChildStatus, ChildUp, Counters, DangerIkeKeys, DownReason, Event,
-    Failure, IkeDown, IkeId, IkeStatus, IkeUp, PathChanged, Transmit, UseOutbound,
+    CertificateFacts, ChildDown, ChildStatus, ChildUp, Counters, DangerIkeKeys, DownReason,
+    EspCounts, Event, Failure, IkeDown, IkeId, IkeStatus, IkeUp, PathChanged, Receipt, Transmit,
+    UseOutbound,
 };
 pub use offload::{Done, Job};
 pub use suites::Suites;

@@ -14,7 +14,7 @@ pub(crate) struct Nat {
     pub(crate) local: bool,
     /// A NAT changes the peer's address, or the peer wants encapsulation.
     pub(crate) remote: bool,
-    /// We want encapsulation.
+    /// We want encapsulation, or the peer has said that it does.
     pub(crate) forced: bool,
 }
 

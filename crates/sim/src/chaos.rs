@@ -162,6 +162,11 @@ fn offloads(seed: u64) -> bool {
     matches!(seed % 20, 5 | 6 | 12 | 19)
 }
 
+/// Before each command both ends ask each other about all their children.
+fn asks(seed: u64) -> bool {
+    seed % 13 == 2
+}
+
 fn restless(seed: u64) -> bool {
     seed % 8 == 3
 }
@@ -361,6 +366,10 @@ impl Chaos {
         let end = self.net.pick(&[0, 1]);
         let (own, other) = (self.pairs[pair].ends[end], self.pairs[pair].ends[1 - end]);
         let peer = peer_id(other);
+        if asks(self.seed) {
+            self.ask_of_esp(own, other);
+            self.ask_of_esp(other, own);
+        }
         // Refusals are as good as anything: the peer may be down.
         match self.net.below(18) {
             0..4 => self.rekey_child(own, other),
@@ -427,6 +436,15 @@ impl Chaos {
         let child = status.iter().flat_map(|s| &s.children).next();
         if let Some(child) = child.map(|c| c.child) {
             let _ = self.net.act(own, |e, now| e.rekey_child(child, now));
+        }
+    }
+
+    fn ask_of_esp(&mut self, own: usize, other: usize) {
+        for status in self.net.nodes[own].status(other) {
+            for child in &status.children {
+                let _ = self.net.act(own, |e, now| e.ask_esp(child.child, 0, now));
+            }
+            let _ = self.net.act(own, |e, now| e.tell_filtered(status.ike, now));
         }
     }
 

@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use testudo_crypto::{Cipher, Random};
 use testudo_ike::{
-    ChildUp, DownReason, Engine, EngineConfig, Event, FailedCheck, Identity, IkeId, IkeStatus, Job,
-    UseOutbound,
+    ChildUp, DownReason, Engine, EngineConfig, EspCounts, Event, FailedCheck, Identity, IkeId,
+    IkeStatus, Job, Receipt, UseOutbound,
 };
 use testudo_model::{ChildId, Monotonic, Now, PeerId, UnixTime};
 
@@ -337,6 +337,7 @@ impl Node {
                 self.tell(&format!("child {} down: {:?}", down.child.0, down.reason));
                 self.child_down(down.child, down.reason);
             }
+            Event::Receipt(receipt) => self.receipt(receipt),
             Event::PathChanged(path) => self.tell(&format!("path is {}", path.remote)),
             Event::Failed(failure) => {
                 self.tell(&format!("failed: {} {}", failure.check, failure.text));
@@ -349,6 +350,42 @@ impl Node {
                     self.break_rule(format!("blames its peer: {}", failure.text));
                 }
             }
+        }
+    }
+
+    /// Whoever is asked about a child answers with its number, so that whoever asked can tell whose
+    /// counts they are.
+    fn receipt(&mut self, receipt: Receipt) {
+        self.tell(&format!("hears {receipt:?}"));
+        match receipt {
+            Receipt::Asked { child, number, .. } => {
+                let Some(spi) = self.twin.outbound.get(&child).map(|out| out.half.spi) else {
+                    return self.break_rule(format!("asked of child {}, not up", child.0));
+                };
+                let counts = EspCounts {
+                    received: spi.into(),
+                    sent: u64::MAX,
+                };
+                let at = self.at(self.now);
+                if self.engine.tell_esp(child, number, counts, at).is_err() {
+                    self.break_rule(format!("asked of child {}, not known", child.0));
+                }
+            }
+            Receipt::Counts { child, counts, .. } => {
+                let inbound = self.twin.inbound.values();
+                let spi = inbound
+                    .filter(|half| half.child == child)
+                    .map(|half| u64::from(half.spi))
+                    .next();
+                let wanted = spi.map(|received| EspCounts {
+                    received,
+                    sent: u64::MAX,
+                });
+                if wanted != Some(counts) {
+                    self.break_rule(format!("counts of another child than {}", child.0));
+                }
+            }
+            Receipt::Filtered { .. } => {}
         }
     }
 

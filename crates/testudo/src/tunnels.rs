@@ -128,7 +128,14 @@ fn text(tunnel: &TunnelView) -> String {
         }),
     );
     block.field("MTU", tunnel.mtu.as_ref());
-    block.field("Encapsulation", tunnel.encapsulation.as_ref());
+    let encapsulation = tunnel.encapsulation.as_ref().map(|how| {
+        let why = match tunnel.esp_filtered {
+            true => " (ESP is filtered on the path)",
+            false => "",
+        };
+        format!("{how}{why}")
+    });
+    block.field("Encapsulation", encapsulation);
     block.field(
         "Kernel policies installed",
         Some(tunnel.kernel_policies_installed),
@@ -241,6 +248,7 @@ mod tests {
             connections_active: 1,
             up: true,
             encapsulation: Some("UDP".into()),
+            esp_filtered: true,
             ike: None,
             children: vec![],
             packets_in: 1,
@@ -266,6 +274,7 @@ mod tests {
             "Remote CA:",
             "PSK:",
             "MTU:",
+            "UDP (ESP is filtered on the path)",
             "Kernel policies installed:",
             "Security associations installed:",
             "Connections active:",

@@ -142,6 +142,9 @@ pub struct TunnelView {
     pub up: bool,
     /// How ESP travels: `ESP` or `UDP`.
     pub encapsulation: Option<String>,
+    /// UDP is used because ESP was found to be filtered on the path, by this end or the peer.
+    #[serde(default)]
+    pub esp_filtered: bool,
     /// The IKE SA in use.
     pub ike: Option<IkeView>,
     /// The children, the one that sends first.

@@ -156,7 +156,7 @@ impl Progress {
                 Event::Failed(failure) => bail!("{:?}: {}", failure.check, failure.text),
                 Event::IkeDown(down) => bail!("{} went: {:?}", down.peer, down.reason),
                 Event::ChildDown(down) => bail!("a child of {} went: {:?}", down.peer, down.reason),
-                Event::OutboundReady { .. } | Event::PathChanged(_) => {}
+                Event::OutboundReady { .. } | Event::PathChanged(_) | Event::Receipt(_) => {}
             }
         }
         while let Some(datagram) = engine.poll_transmit() {

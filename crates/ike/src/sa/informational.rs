@@ -32,6 +32,7 @@ impl Engine {
                 gone: Some(reason),
             });
         }
+        self.hear_words(id, &payloads);
         let mut ours = Vec::new();
         for delete in &payloads.deletes {
             if let Delete::Child { protocol, spis } = delete

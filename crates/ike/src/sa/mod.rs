@@ -26,6 +26,7 @@ use crate::keys::IkeKeys;
 use crate::message::{Datagrams, Payloads, Request};
 use crate::nat::Nat;
 use crate::ppk::PpkOffer;
+use crate::receipt::Word;
 use crate::sa::followup::{FollowUp, Follower, IkeMaking};
 use crate::suites::Suites;
 use crate::verify::FailedCheck;
@@ -243,10 +244,13 @@ pub(crate) enum Task {
     DeleteSpi(u32),
     RekeyIke,
     DeleteIke,
+    /// Something to be told of ESP.
+    Say(Word),
 }
 
 /// What the outstanding request is about.
 pub(crate) enum Pending {
+    /// Nothing: the answer is a sign of life.
     Probe,
     CreateChild(Box<ChildRequest>),
     DeleteChild(ChildId),

@@ -23,6 +23,7 @@ mod offload;
 mod places;
 mod ppk;
 mod proofs;
+mod receipt;
 mod refused;
 mod rekey;
 mod resources;

@@ -133,6 +133,7 @@ pub(crate) struct Node {
     pub(crate) twin: Twin,
     pub(crate) failures: Vec<Failure>,
     pub(crate) downs: Vec<ChildDown>,
+    pub(crate) receipts: Vec<Receipt>,
     pub(crate) log: Vec<String>,
     pub(crate) exported: Vec<(SecretBytes, SecretBytes)>,
     pub(crate) alive: bool,
@@ -334,6 +335,7 @@ impl Net {
             twin: Twin::default(),
             failures: Vec::new(),
             downs: Vec::new(),
+            receipts: Vec::new(),
             log: Vec::new(),
             exported: Vec::new(),
             alive: true,
@@ -544,6 +546,11 @@ impl Net {
             Event::Failed(f) => {
                 let line = format!("failed: {} {}", f.check, f.text);
                 node.failures.push(f);
+                line
+            }
+            Event::Receipt(receipt) => {
+                let line = format!("receipt: {receipt:?}");
+                node.receipts.push(receipt);
                 line
             }
         };

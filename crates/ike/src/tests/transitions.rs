@@ -62,6 +62,7 @@ fn command(
         let n = place.n;
         let about = About {
             n,
+            ike: place.ike,
             peer: peer_id(1 - n),
             child: place.child().unwrap_or(ChildId(u64::MAX)),
         };
@@ -72,6 +73,7 @@ fn command(
 /// What a command is about.
 struct About {
     n: usize,
+    ike: IkeId,
     peer: testudo_model::PeerId,
     child: ChildId,
 }
@@ -145,6 +147,24 @@ fn delete_child(known: bool) -> Event {
         });
         let id = place.next_id(false);
         let bytes = place.seal(ExchangeType::INFORMATIONAL, false, id, &[delete]);
+        place.hand(&bytes);
+        Ok(())
+    })
+}
+
+/// A word about a child's ESP.
+fn word(kind: NotifyType, known: bool, data: Vec<u8>) -> Event {
+    Box::new(move |place| {
+        let peer = place.peer();
+        let children = place.net.nodes[peer].engine.children.values();
+        let spi = children.map(|c| c.spi_in).next().unwrap_or(1);
+        let notify = Notify {
+            data: data.clone(),
+            ..Notify::about_esp(kind, if known { spi } else { spi ^ 1 })
+        };
+        let id = place.next_id(false);
+        let payloads = [Payload::Notify(notify)];
+        let bytes = place.seal(ExchangeType::INFORMATIONAL, false, id, &payloads);
         place.hand(&bytes);
         Ok(())
     })
@@ -262,6 +282,29 @@ fn requests() -> Vec<(String, Event)> {
         (
             "critical unknown payload",
             request(X::INFORMATIONAL, vec![critical()]),
+        ),
+        (
+            "TESTUDO_ESP_ASKED",
+            word(NotifyType::TESTUDO_ESP_ASKED, true, vec![1; 4]),
+        ),
+        (
+            "TESTUDO_ESP_ASKED of an unknown child",
+            word(NotifyType::TESTUDO_ESP_ASKED, false, vec![1; 4]),
+        ),
+        (
+            "TESTUDO_ESP_COUNTS",
+            word(NotifyType::TESTUDO_ESP_COUNTS, true, vec![1; 20]),
+        ),
+        (
+            "TESTUDO_ESP_COUNTS, cut short",
+            word(NotifyType::TESTUDO_ESP_COUNTS, true, vec![1; 19]),
+        ),
+        (
+            "TESTUDO_ESP_FILTERED",
+            request(
+                X::INFORMATIONAL,
+                vec![notify(NotifyType::TESTUDO_ESP_FILTERED)],
+            ),
         ),
         ("create a child", create(None)),
         ("rekey a child", create(Some(true))),
@@ -396,6 +439,15 @@ fn commands() -> Vec<(String, Event)> {
         (
             "refuse_child",
             command(|e, p, now| e.refuse_child(p.child, now)),
+        ),
+        ("ask_esp", command(|e, p, now| e.ask_esp(p.child, 1, now))),
+        (
+            "tell_esp",
+            command(|e, p, now| e.tell_esp(p.child, 1, EspCounts::default(), now)),
+        ),
+        (
+            "tell_filtered",
+            command(|e, p, now| e.tell_filtered(p.ike, now)),
         ),
         (
             "note_moved",
@@ -544,6 +596,7 @@ fn outcome(mut place: Place, name: &str, event: &Event) -> String {
             Some("child") if has(" down") => "a child down",
             Some("child") => "sends on a child",
             Some("failed:") => "tells a failure",
+            Some("receipt:") => "tells of ESP",
             _ => "moves",
         };
         if !out.iter().any(|o| o == what) {
@@ -595,6 +648,7 @@ fn every_command_is_an_event() {
     let sources = [
         include_str!("../engine.rs"),
         include_str!("../moves.rs"),
+        include_str!("../receipt.rs"),
         include_str!("../refused.rs"),
     ];
     let others = [

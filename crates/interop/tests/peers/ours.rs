@@ -316,6 +316,7 @@ impl Us {
                 self.moves.push(change);
             }
             Event::Failed(failure) => self.failures.push(failure),
+            Event::Receipt(receipt) => panic!("{receipt:?} of a stranger"),
         }
     }
 

@@ -119,25 +119,35 @@ pub(crate) struct Load {
     lanes: Vec<Lane>,
 }
 
+/// From each node's first pod to the next node's.
+fn ring(lab: &Lab) -> Vec<Flow> {
+    let nodes = &lab.inner().layout().nodes;
+    nodes
+        .iter()
+        .enumerate()
+        .map(|(index, node)| {
+            let next = &nodes[(index + 1) % nodes.len()];
+            Flow {
+                from: format!("{}/{}", node.name, node.pods[0].name),
+                to: format!("{}/{}", next.name, next.pods[0].name),
+                address: next.pods[0].addresses[0],
+            }
+        })
+        .collect()
+}
+
 impl Load {
     /// Sends in a ring from each node's first pod to the next node's, `rate` datagrams a second
     /// in all, and returns when each flow has been seen to arrive.
     #[track_caller]
     pub(crate) fn ring(lab: &Lab, rate: u32) -> Self {
-        let nodes = &lab.inner().layout().nodes;
-        let flows = nodes
-            .iter()
-            .enumerate()
-            .map(|(index, node)| {
-                let next = &nodes[(index + 1) % nodes.len()];
-                Flow {
-                    from: format!("{}/{}", node.name, node.pods[0].name),
-                    to: format!("{}/{}", next.name, next.pods[0].name),
-                    address: next.pods[0].addresses[0],
-                }
-            })
-            .collect();
-        Self::start(lab, flows, rate)
+        Self::start(lab, ring(lab), rate)
+    }
+
+    /// The same, without waiting for anything to arrive.
+    #[track_caller]
+    pub(crate) fn ring_unseen(lab: &Lab, rate: u32) -> Self {
+        Self::start_unseen(lab, ring(lab), rate)
     }
 
     /// Starts these flows, with `rate` datagrams a second in all.

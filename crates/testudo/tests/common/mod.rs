@@ -5,6 +5,7 @@
 #![allow(dead_code, unused_imports)]
 
 mod cli;
+pub(crate) mod filter;
 mod lab;
 mod load;
 pub(crate) mod pcap;

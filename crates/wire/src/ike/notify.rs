@@ -124,6 +124,13 @@ numbers! {
         USE_PPK_INT = 16445,
         /// RFC 9867.
         PPK_IDENTITY_KEY = 16446,
+        /// Ours, of the private range, as are the next two: which ESP packets have come in on this
+        /// SA? A number of 4 bytes for the answer.
+        TESTUDO_ESP_ASKED = 58864,
+        /// That number; the highest sequence numbers received and sent on this SA, 8 bytes each.
+        TESTUDO_ESP_COUNTS = 58865,
+        /// ESP is filtered on the path; that is why UDP encapsulation is asked for.
+        TESTUDO_ESP_FILTERED = 58866,
     }
 }
 

@@ -1,0 +1,236 @@
+//! ESP that is filtered on the path although no NAT is seen: noticed by what does not come in, and
+//! answered with UDP encapsulation for that pair of nodes.
+//!
+//! Traffic itself is the probe. A look at the counters once a second finds children on which packets
+//! leave while nothing comes in; about those the peer is asked ([`doubt`]), and its counts say whether
+//! packets arrive. A firewall may drop one direction only, so each end judges both.
+//!
+//! A verdict is about one pair of addresses and lives in memory: it ends with the process, does not
+//! hold for other addresses, and ends after an hour. Then ESP is tried again, each time after twice as
+//! long as the last if it was in vain, for the try costs what packets are lost until it is noticed.
+
+mod doubt;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::time::Duration;
+
+use testudo_datapath::SaCounters;
+use testudo_model::{ChildId, Encapsulation, Monotonic, PeerId};
+
+use doubt::Doubt;
+pub(crate) use doubt::{Told, Way};
+
+/// Between two looks at the counters.
+const LOOK: Duration = Duration::from_secs(1);
+/// The same while ESP is tried that was filtered before.
+const EAGER_LOOK: Duration = Duration::from_millis(200);
+/// How long such a try is looked at so closely, and a new verdict is one more in a row.
+const EAGER: Duration = Duration::from_secs(20);
+/// How long a verdict holds, first and at most.
+const RETRY: (Duration, Duration) = (Duration::from_secs(3600), Duration::from_secs(24 * 3600));
+
+/// A child that sends ESP without UDP, as a look finds it.
+pub(crate) struct Seen {
+    pub(crate) child: ChildId,
+    pub(crate) peer: PeerId,
+    /// Of the outer addresses.
+    pub(crate) v4: bool,
+    /// Packets to the peer leave on it.
+    pub(crate) sending: bool,
+    pub(crate) inbound: SaCounters,
+    pub(crate) outbound: SaCounters,
+}
+
+/// All paths to peers.
+#[derive(Default)]
+pub(crate) struct Paths {
+    watched: BTreeMap<ChildId, Watched>,
+    verdicts: BTreeMap<PeerId, Verdict>,
+    /// Peers to which ESP is tried again after a verdict.
+    tries: BTreeMap<PeerId, Try>,
+    /// Peers that have told us a verdict of theirs.
+    told: BTreeSet<PeerId>,
+    look: Option<Monotonic>,
+}
+
+#[derive(Default)]
+struct Watched {
+    /// Packets, and how far we had sent, at the last look.
+    inbound: u64,
+    outbound: u64,
+    sent: u64,
+    doubt: Doubt,
+}
+
+/// ESP is filtered between two addresses.
+struct Verdict {
+    ends: (IpAddr, IpAddr),
+    until: Monotonic,
+    /// How long it holds.
+    holds: Duration,
+}
+
+struct Try {
+    since: Monotonic,
+    /// How long the verdict before it held.
+    held: Duration,
+}
+
+impl Paths {
+    /// A child came up. One that sends plain ESP is looked at from now on.
+    pub(crate) fn came_up(&mut self, peer: &PeerId, encapsulation: &Encapsulation, now: Monotonic) {
+        if matches!(encapsulation, Encapsulation::None { .. }) {
+            self.told.remove(peer);
+            let at = now + self.interval(now);
+            self.look = Some(self.look.map_or(at, |look| look.min(at)));
+        }
+    }
+
+    /// Whether the counters are to be looked at.
+    pub(crate) fn is_look_due(&self, now: Monotonic) -> bool {
+        self.look.is_some_and(|at| at <= now)
+    }
+
+    /// Looks at all children that send plain ESP, or did until a moment ago. Says about which of
+    /// them the peer is to be asked, with the question's number.
+    pub(crate) fn look(&mut self, seen: &[Seen], now: Monotonic) -> Vec<(ChildId, u32)> {
+        let mut heard = BTreeSet::new();
+        for child in seen {
+            let before = self.watched.get(&child.child).map_or(0, |w| w.inbound);
+            if child.inbound.packets > before {
+                heard.insert((&child.peer, child.v4));
+            }
+        }
+        let mut ask = Vec::new();
+        let mut watched = BTreeMap::new();
+        for child in seen {
+            let mut known = self.watched.remove(&child.child).unwrap_or_default();
+            let left = child.sending && child.outbound.packets > known.outbound;
+            let unheard = left && !heard.contains(&(&child.peer, child.v4));
+            if let Some(number) = known.doubt.look(unheard, known.sent, now) {
+                ask.push((child.child, number));
+            }
+            known.inbound = child.inbound.packets;
+            known.outbound = child.outbound.packets;
+            known.sent = child.outbound.sequence;
+            watched.insert(child.child, known);
+        }
+        self.watched = watched;
+        self.look = (!seen.is_empty()).then(|| now + self.interval(now));
+        ask
+    }
+
+    fn interval(&self, now: Monotonic) -> Duration {
+        match self.tries.values().any(|t| t.is_fresh(now)) {
+            true => EAGER_LOOK,
+            false => LOOK,
+        }
+    }
+
+    /// Children about which the peer is to be asked once more.
+    pub(crate) fn due(&mut self, now: Monotonic) -> Vec<(ChildId, u32)> {
+        let watched = self.watched.iter_mut();
+        let due = watched.filter_map(|(id, w)| Some((*id, w.doubt.due(now)?)));
+        due.collect()
+    }
+
+    /// Peers whose verdict is over: ESP is tried again.
+    pub(crate) fn over(&mut self, now: Monotonic) -> Vec<PeerId> {
+        self.tries.retain(|_, t| t.is_fresh(now));
+        let over: Vec<_> = self
+            .verdicts
+            .extract_if(.., |_, verdict| verdict.until <= now)
+            .collect();
+        for (peer, verdict) in &over {
+            let held = verdict.holds;
+            self.tries.insert(peer.clone(), Try { since: now, held });
+        }
+        over.into_iter().map(|(peer, _)| peer).collect()
+    }
+
+    /// The peer has told its counts of a child. Says which packets are filtered, if that is certain
+    /// now.
+    pub(crate) fn told_counts(
+        &mut self,
+        child: ChildId,
+        peer: &PeerId,
+        told: Told,
+        now: Monotonic,
+    ) -> Option<Way> {
+        let step = match self.tries.get(peer).is_some_and(|t| t.is_fresh(now)) {
+            true => doubt::EAGER_STEP,
+            false => doubt::STEP,
+        };
+        let watched = self.watched.get_mut(&child)?;
+        watched.doubt.told(told, step, now)
+    }
+
+    /// ESP is filtered on the path to the peer. Says for how long that is taken for true; `None`: it
+    /// was known.
+    pub(crate) fn filtered(
+        &mut self,
+        peer: &PeerId,
+        ends: (IpAddr, IpAddr),
+        now: Monotonic,
+    ) -> Option<Duration> {
+        if self.verdicts.get(peer).is_some_and(|v| v.ends == ends) {
+            return None;
+        }
+        let last = self.tries.remove(peer).filter(|t| t.is_fresh(now));
+        let holds = last.map_or(RETRY.0, |t| (t.held * 2).min(RETRY.1));
+        let until = now + holds;
+        let verdict = Verdict { ends, until, holds };
+        self.verdicts.insert(peer.clone(), verdict);
+        Some(holds)
+    }
+
+    /// Whether UDP is to be asked for with a peer that is reached between these addresses.
+    pub(crate) fn forces(
+        &self,
+        peer: &PeerId,
+        mut ends: impl Iterator<Item = (IpAddr, IpAddr)>,
+    ) -> bool {
+        let verdict = self.verdicts.get(peer);
+        verdict.is_some_and(|verdict| ends.any(|pair| pair == verdict.ends))
+    }
+
+    /// Whether we have found that ESP to the peer is filtered.
+    pub(crate) fn found(&self, peer: &PeerId) -> bool {
+        self.verdicts.contains_key(peer)
+    }
+
+    /// The peer has found it.
+    pub(crate) fn heard_verdict(&mut self, peer: &PeerId) {
+        self.told.insert(peer.clone());
+    }
+
+    /// All peers with which ESP is known to be filtered, by either end.
+    pub(crate) fn all_filtered(&self) -> BTreeSet<PeerId> {
+        let told = self.told.iter();
+        told.chain(self.verdicts.keys()).cloned().collect()
+    }
+
+    /// A peer is not wanted any more.
+    pub(crate) fn forget(&mut self, peer: &PeerId) {
+        self.verdicts.remove(peer);
+        self.tries.remove(peer);
+        self.told.remove(peer);
+    }
+
+    /// The next moment at which something is due.
+    pub(crate) fn deadline(&self) -> Option<Monotonic> {
+        let doubts = self.watched.values().filter_map(|w| w.doubt.deadline());
+        let verdicts = self.verdicts.values().map(|v| v.until);
+        doubts.chain(verdicts).chain(self.look).min()
+    }
+}
+
+impl Try {
+    fn is_fresh(&self, now: Monotonic) -> bool {
+        now.since(self.since) < EAGER
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,138 @@
+//! What the node does about ESP that may be filtered: looks, asks, answers, and goes over to UDP.
+
+use testudo_datapath::SaCounters;
+use testudo_ike::{EspCounts, IkeUp, Receipt};
+use testudo_model::{ChildId, Now, PeerId};
+
+use crate::core::Core;
+use crate::path::{Seen, Told, Way};
+
+impl Core {
+    /// Looks at children that send plain ESP, when it is time, and asks peers about the doubtful.
+    pub(crate) fn watch_paths(&mut self, now: Now) {
+        for peer in self.paths.over(now.monotonic) {
+            tracing::info!(%peer, "ESP was filtered on the path: it is tried again");
+            self.changed = true;
+        }
+        let mut ask = self.paths.due(now.monotonic);
+        if self.paths.is_look_due(now.monotonic) {
+            let seen = self.plain_counters();
+            ask.extend(self.paths.look(&seen, now.monotonic));
+        }
+        for (child, number) in ask {
+            if let Err(error) = self.engine.ask_esp(child, number, now) {
+                tracing::debug!(child = child.0, "not asked about its packets: {error}");
+            }
+            self.settle(now);
+        }
+    }
+
+    fn plain_counters(&self) -> Vec<Seen> {
+        let Some(datapath) = &self.datapath else {
+            return Vec::new();
+        };
+        let plain = self.tunnels.plain_children();
+        plain
+            .map(|(child, known)| {
+                let (inbound, outbound) = datapath.pair_counters(child);
+                Seen {
+                    child,
+                    peer: known.peer.clone(),
+                    v4: known.encapsulation.remote().is_ipv4(),
+                    sending: known.sending,
+                    inbound,
+                    outbound,
+                }
+            })
+            .collect()
+    }
+
+    /// The peer speaks of ESP.
+    pub(crate) fn receipt(&mut self, receipt: Receipt, now: Now) {
+        match receipt {
+            Receipt::Asked {
+                child,
+                peer,
+                number,
+            } => self.answer_asked(child, &peer, number, now),
+            Receipt::Counts {
+                child,
+                peer,
+                number,
+                counts,
+            } => self.counted(child, &peer, (number, counts), now),
+            Receipt::Filtered { peer } => {
+                tracing::info!(%peer, "ESP is filtered on the path, as the peer has found: UDP is used");
+                self.paths.heard_verdict(&peer);
+            }
+        }
+    }
+
+    fn answer_asked(&mut self, child: ChildId, peer: &PeerId, number: u32, now: Now) {
+        // Without SAs in the datapath nothing came in, and that says nothing of the path.
+        let known = self.tunnels.child(child).is_some();
+        let Some(datapath) = self.datapath.as_ref().filter(|_| known) else {
+            return;
+        };
+        let counts = esp_counts(datapath.pair_counters(child));
+        if let Err(error) = self.engine.tell_esp(child, number, counts, now) {
+            tracing::debug!(%peer, "not told what came in: {error}");
+        }
+    }
+
+    fn counted(
+        &mut self,
+        child: ChildId,
+        peer: &PeerId,
+        (number, theirs): (u32, EspCounts),
+        now: Now,
+    ) {
+        let Some(datapath) = &self.datapath else {
+            return;
+        };
+        let own = esp_counts(datapath.pair_counters(child));
+        let told = Told {
+            number,
+            own,
+            theirs,
+        };
+        let Some(way) = self.paths.told_counts(child, peer, told, now.monotonic) else {
+            return;
+        };
+        let Some(path) = self.tunnels.child(child).map(|c| c.encapsulation) else {
+            return;
+        };
+        let (local, remote) = (path.local(), path.remote());
+        let (from, to) = match way {
+            Way::Out => (local, remote),
+            Way::In => (remote, local),
+        };
+        if let Some(holds) = self.paths.filtered(peer, (local, remote), now.monotonic) {
+            let hours = holds.as_secs() / 3600;
+            tracing::warn!(
+                %peer,
+                "ESP (IP protocol 50) from {from} is filtered on its way to {to}: ESP goes into UDP \
+                 4500 from now on, 8 bytes less a packet; let protocol 50 pass between the nodes, or \
+                 set full.encapsulation: Always; tried again in {hours} h"
+            );
+            self.changed = true;
+        }
+    }
+
+    /// A peer with which ESP is filtered is told why UDP is asked for, on each IKE SA that is made.
+    pub(crate) fn tell_verdict(&mut self, up: &IkeUp, now: Now) {
+        if up.replaces.is_some() || !up.nat || !self.paths.found(&up.peer) {
+            return;
+        }
+        if let Err(error) = self.engine.tell_filtered(up.ike, now) {
+            tracing::debug!(peer = %up.peer, "not told that ESP is filtered: {error}");
+        }
+    }
+}
+
+fn esp_counts((inbound, outbound): (SaCounters, SaCounters)) -> EspCounts {
+    EspCounts {
+        received: inbound.sequence,
+        sent: outbound.sequence,
+    }
+}

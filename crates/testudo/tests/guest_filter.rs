@@ -1,0 +1,48 @@
+//! A path that drops ESP and passes all else, where the kernel's own ESP carries the packets: the
+//! nodes find out, and go over to UDP. Needs a kernel with ESP: `cargo xtask guest`.
+
+mod common;
+
+use common::filter::{Filter, goes_over_to_udp};
+use common::{Options, begin, seconds};
+
+const KERNEL: Options = Options {
+    datapath: "kernel",
+    ..Options::VXLAN
+};
+
+#[test]
+fn esp_that_never_passed() {
+    run("esp_that_never_passed", KERNEL, Filter::First);
+}
+
+#[test]
+fn esp_that_passes_no_longer() {
+    run("esp_that_passes_no_longer", KERNEL, Filter::Later);
+}
+
+#[test]
+fn esp_that_passes_one_way_only() {
+    run("esp_that_leaves", KERNEL, Filter::In);
+    run("esp_that_comes_in", KERNEL, Filter::Out);
+}
+
+/// One end's kernel and the other's own datapath: the two find out together.
+#[test]
+fn esp_between_a_kernel_and_userspace() {
+    let mixed = Options {
+        datapath_of: Some("n2=user"),
+        ..KERNEL
+    };
+    run("esp_between_a_kernel_and_userspace", mixed, Filter::Later);
+}
+
+#[track_caller]
+fn run(test: &str, options: Options, filter: Filter) {
+    assert!(
+        std::env::var_os("TESTUDO_GUEST").is_some(),
+        "this test needs a kernel with ESP: cargo xtask guest -- THIS-PROGRAM {test}"
+    );
+    let _turn = begin(test).expect("guests run as root");
+    goes_over_to_udp(options, filter, 500, seconds(120));
+}
