@@ -122,7 +122,7 @@ fn drop_esp(lab: &Lab, filter: Filter) {
         lab,
         &format!(
             "table bridge path {{ chain forward {{\n\
-             type filter hook forward priority 0; policy accept;\n{rules}}} }}"
+             type filter hook forward priority 0; policy accept;\n{rules}}}\n}}"
         ),
     );
 }
