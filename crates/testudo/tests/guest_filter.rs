@@ -27,14 +27,14 @@ fn esp_that_passes_one_way_only() {
     run("esp_that_comes_in", KERNEL, Filter::Out);
 }
 
-/// One end's kernel and the other's own datapath: the two find out together.
 #[test]
-fn esp_between_a_kernel_and_userspace() {
-    let mixed = Options {
-        datapath_of: Some("n2=user"),
+fn esp_between_pod_prefixes_over_ipv6() {
+    let routed = Options {
+        overlay: "routed",
+        family: "v6",
         ..KERNEL
     };
-    run("esp_between_a_kernel_and_userspace", mixed, Filter::Later);
+    run("esp_between_pod_prefixes_over_ipv6", routed, Filter::Later);
 }
 
 #[track_caller]
