@@ -6,7 +6,7 @@
 
 use testudo_datapath::{DatapathError, Event};
 use testudo_model::{ChildId, Encapsulation, PeerId, SaDirection, Spi};
-use testudo_netlink::{XfrmDirection, XfrmSa, XfrmSaId};
+use testudo_netlink::{XfrmDirection, XfrmListedSa, XfrmSa, XfrmSaId};
 
 use crate::core::{Core, refused};
 use crate::pairs::misuse;
@@ -52,8 +52,8 @@ impl Core {
         let (peer, before) = (pair.peer.clone(), pair.in_use());
         may_be_made_anew(&self.read(OPERATION, child, old)?.sa)?;
         let place = self.bindings.stop_using(&peer, Spi(old.spi));
-        let sa = match self.take_out(child, &peer, old, place.is_some()) {
-            Ok(sa) => sa,
+        let listed = match self.take_out(child, &peer, old, place.is_some()) {
+            Ok(listed) => listed,
             Err(error) => {
                 // It stands, alone, and goes on.
                 self.own(*old, child, SaDirection::Outbound);
@@ -64,7 +64,7 @@ impl Core {
                 return Err(error);
             }
         };
-        let sa = advanced(sa, to);
+        let sa = advanced(listed, to);
         let added = self.make_room(&sa.id).and_then(|()| {
             let added = self.xfrm.add_sa(&sa);
             added.map_err(|e| refused(OPERATION, &e))
@@ -101,19 +101,23 @@ impl Core {
         peer: &PeerId,
         old: &XfrmSaId,
         used: bool,
-    ) -> Result<XfrmSa, DatapathError> {
+    ) -> Result<XfrmListedSa, DatapathError> {
         if used {
             self.sync_peer(peer)?;
         }
-        let sa = self.read(OPERATION, child, old)?.sa;
-        may_be_made_anew(&sa)?;
+        let listed = self.read(OPERATION, child, old)?;
+        may_be_made_anew(&listed.sa)?;
         self.delete_sa(old)?;
-        Ok(sa)
+        Ok(listed)
     }
 }
 
-/// The SA at the other address.
-fn advanced(mut sa: XfrmSa, to: &Encapsulation) -> XfrmSa {
+/// The SA at the other address. The kernel counts from 0 again, the key has done what it has done.
+fn advanced(listed: XfrmListedSa, to: &Encapsulation) -> XfrmSa {
+    let XfrmListedSa { mut sa, used } = listed;
+    let less = |most: Option<u64>, used: u64| most.map(|most| most.saturating_sub(used).max(1));
+    sa.limits.hard_bytes = less(sa.limits.hard_bytes, used.bytes);
+    sa.limits.hard_packets = less(sa.limits.hard_packets, used.packets);
     sa.id.destination = to.remote();
     sa.encapsulation = sa::ports(to, XfrmDirection::Out);
     sa.replay.sent = sa.replay.sent.saturating_add(SEQUENCE_LEAP);
@@ -145,7 +149,7 @@ fn may_be_made_anew(sa: &XfrmSa) -> Result<(), DatapathError> {
 
 #[cfg(test)]
 mod tests {
-    use testudo_netlink::{XfrmAlgorithm, XfrmKey};
+    use testudo_netlink::{XfrmAlgorithm, XfrmKey, XfrmSaUse};
 
     use super::*;
     use crate::probe::sample;
@@ -180,8 +184,25 @@ mod tests {
         };
         let mut sa = sample(true, &[7; 36]);
         sa.replay.sent = 41;
-        let moved = advanced(sa, &to);
+        sa.limits.hard_bytes = Some(1000);
+        sa.limits.hard_packets = Some(40);
+        let used = XfrmSaUse {
+            packets: 41,
+            bytes: 900,
+            ..XfrmSaUse::default()
+        };
+        let moved = advanced(XfrmListedSa { sa, used }, &to);
         assert_eq!(moved.replay.sent, 41 + SEQUENCE_LEAP);
+        assert_eq!(
+            moved.limits.hard_bytes,
+            Some(100),
+            "of what the key may seal"
+        );
+        assert_eq!(
+            moved.limits.hard_packets,
+            Some(1),
+            "none is no limit at all"
+        );
         assert_eq!(moved.id.destination, to.remote());
         for (esn, sent) in [(false, u64::from(u32::MAX)), (true, u64::MAX)] {
             let mut sa = sample(true, &[7; 36]);

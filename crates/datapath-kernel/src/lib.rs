@@ -334,10 +334,7 @@ impl Datapath for KernelDatapath {
     ) -> Result<(), DatapathError> {
         self.udp
             .send_ike(local.ip(), remote, message)
-            .map_err(|e| DatapathError::Refused {
-                operation: format!("send an IKE message from {} to {remote}", local.ip()),
-                reason: e.to_string(),
-            })
+            .map_err(|e| DatapathError::unsent("an IKE message", local, remote, &e))
     }
 
     fn send_keepalive(
@@ -347,10 +344,7 @@ impl Datapath for KernelDatapath {
     ) -> Result<(), DatapathError> {
         self.udp
             .send(local.ip(), remote, &[0xff])
-            .map_err(|e| DatapathError::Refused {
-                operation: format!("send a keepalive from {} to {remote}", local.ip()),
-                reason: e.to_string(),
-            })
+            .map_err(|e| DatapathError::unsent("a keepalive", local, remote, &e))
     }
 
     fn poll_event(&mut self) -> Option<Event> {

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 use testudo_model::{
-    Cipher, Encapsulation, InboundSaSpec, OutboundSaSpec, SaMode, TrafficSelector,
+    Cipher, Encapsulation, InboundSaSpec, OutboundSaSpec, SaLimits, SaMode, TrafficSelector,
 };
 use testudo_netlink::{
     PortMatch, XfrmAlgorithm, XfrmDirection, XfrmEncapsulation, XfrmKey, XfrmLimits, XfrmMode,
@@ -17,6 +17,11 @@ use crate::probe::Facts;
 /// The largest window that the kernel takes (XFRMA_REPLAY_ESN_MAX), packets.
 const LARGEST_WINDOW: u32 = 4096;
 const UDP: u8 = 17;
+/// What one key seals at most. With 2^48 blocks of AES, in GCM and in CBC, an attacker who sees all
+/// tells them from random ones with a probability of 2^-33 (blocks squared over 2^129). Half of them
+/// are those of so many bytes, the others the two that each packet may cost beside.
+const MOST_BYTES: u64 = 1 << 51;
+const MOST_PACKETS: u64 = 1 << 46;
 /// A peer that has moved is told of once in this time, not at each packet.
 const MAPPING_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -89,16 +94,31 @@ pub(crate) fn outbound(spec: &OutboundSaSpec, extras: &Extras, cpu: Option<u32>)
             ..XfrmReplay::default()
         },
         direction: extras.facts.directions.then_some(XfrmDirection::Out),
-        limits: XfrmLimits {
-            soft_bytes: Some(spec.limits.soft_bytes),
-            soft_packets: Some(spec.limits.soft_packets),
-            hard_time: extras.hard_time,
-            ..XfrmLimits::default()
-        },
+        limits: outbound_limits(&spec.limits, spec.esn, extras.hard_time),
         output_mark: extras.output_mark,
         if_id: 0,
         cpu,
         mapping_interval: None,
+    }
+}
+
+/// An agent that runs replaces an SA at its soft limits. One that does not come back leaves it to the
+/// kernel, which removes it at its hard ones: no sequence number and no key does more than it may.
+fn outbound_limits(limits: &SaLimits, esn: bool, hard_time: Option<Duration>) -> XfrmLimits {
+    let most_packets = match esn {
+        true => MOST_PACKETS,
+        // The last sequence number (RFC 4303 3.3.3); the kernel seals none past it either, but
+        // does not say so.
+        false => u32::MAX.into(),
+    };
+    let before = |most: u64| most / 4 * 3;
+    XfrmLimits {
+        soft_bytes: Some(limits.soft_bytes.min(before(MOST_BYTES))),
+        soft_packets: Some(limits.soft_packets.min(before(most_packets))),
+        hard_bytes: Some(MOST_BYTES),
+        hard_packets: Some(most_packets),
+        hard_time,
+        ..XfrmLimits::default()
     }
 }
 
@@ -302,6 +322,31 @@ mod tests {
         assert_eq!(made.replay.window, LARGEST_WINDOW);
         let ports = made.encapsulation.unwrap();
         assert_eq!((ports.source_port, ports.destination_port), (1111, 4500));
+    }
+
+    #[test]
+    fn a_successor_is_wanted_before_an_sa_must_end() {
+        let limits = |soft_bytes, soft_packets, esn| {
+            let soft = SaLimits {
+                soft_bytes,
+                soft_packets,
+            };
+            outbound_limits(&soft, esn, None)
+        };
+        for esn in [false, true] {
+            let never = limits(u64::MAX, u64::MAX, esn);
+            assert!(never.soft_bytes < never.hard_bytes);
+            assert!(never.soft_packets < never.hard_packets);
+            assert_eq!(never.hard_bytes, Some(MOST_BYTES));
+            let asked = limits(1000, 10, esn);
+            assert_eq!(
+                (asked.soft_bytes, asked.soft_packets),
+                (Some(1000), Some(10))
+            );
+        }
+        assert_eq!(limits(1, 1, false).hard_packets, Some(u32::MAX.into()));
+        // All blocks: of bytes, of what does not fill one, and of each packet's tag.
+        assert_eq!(MOST_BYTES / 16 + 2 * MOST_PACKETS, 1 << 48);
     }
 
     #[test]

@@ -8,7 +8,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
 use testudo_datapath::DatapathError;
-use testudo_netlink::{Family, bypass_policies};
+use testudo_netlink::{Family, bypass_policies, set_socket_option};
 
 const SOL_UDP: i32 = 17;
 const UDP_ENCAP: i32 = 100;
@@ -119,40 +119,23 @@ fn socket(family: Family, port: u16) -> io::Result<OwnedFd> {
     let fd = socket.as_fd();
     match family {
         Family::V4 => {
-            set(fd, libc::IPPROTO_IP, libc::IP_PKTINFO, 1)?;
+            set_socket_option(fd, libc::IPPROTO_IP, libc::IP_PKTINFO, 1)?;
             // IKE messages that are longer than the path are sent in fragments, never lost.
             let dont = libc::IP_PMTUDISC_DONT;
-            set(fd, libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, dont)?;
+            set_socket_option(fd, libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, dont)?;
         }
         Family::V6 => {
             rustix::net::sockopt::set_ipv6_v6only(fd, true)?;
-            set(fd, libc::IPPROTO_IPV6, libc::IPV6_RECVPKTINFO, 1)?;
+            set_socket_option(fd, libc::IPPROTO_IPV6, libc::IPV6_RECVPKTINFO, 1)?;
             let dont = libc::IPV6_PMTUDISC_DONT;
-            set(fd, libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER, dont)?;
+            set_socket_option(fd, libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER, dont)?;
         }
     }
     let _ = rustix::net::sockopt::set_socket_recv_buffer_size_force(fd, BUFFER);
     bypass_policies(fd, family)?;
-    set(fd, SOL_UDP, UDP_ENCAP, UDP_ENCAP_ESPINUDP)?;
+    set_socket_option(fd, SOL_UDP, UDP_ENCAP, UDP_ENCAP_ESPINUDP)?;
     rustix::net::bind(fd, &address)?;
     Ok(socket)
-}
-
-fn set(socket: BorrowedFd<'_>, level: i32, option: i32, value: libc::c_int) -> io::Result<()> {
-    // SAFETY: the socket is open, and the kernel reads one int of a live local variable.
-    let code = unsafe {
-        libc::setsockopt(
-            socket.as_raw_fd(),
-            level,
-            option,
-            (&raw const value).cast(),
-            size_of::<libc::c_int>() as libc::socklen_t,
-        )
-    };
-    match code {
-        0 => Ok(()),
-        _ => Err(io::Error::last_os_error()),
-    }
 }
 
 /// Control messages, aligned as their headers want.

@@ -122,6 +122,44 @@ fn a_hard_end_of_time_is_a_lost_sa_and_closed() {
     assert_eq!(sink.wait(20), 20);
 }
 
+/// An SA that has sealed all that it may: none more is sealed, it is told and closed.
+#[test]
+fn a_hard_end_of_packets_is_a_lost_sa_and_closed() {
+    let mut world = world();
+    world.seal(ClearTraffic::Drop);
+    let child = Child::new(1);
+    world.connect(&child);
+    let mut xfrm = world.a.xfrm();
+    let id = XfrmSaId {
+        destination: world.b.v4,
+        spi: child.spis().1,
+        mark: (0, 0),
+    };
+    // The limit that an SA gets is out of a test's reach: it is brought near.
+    let mut sa = xfrm.sa(&id).unwrap().unwrap().sa;
+    assert_eq!(sa.limits.hard_packets, Some(1 << 46));
+    sa.limits.hard_packets = Some(10);
+    xfrm.update_sa(&sa).unwrap();
+    let capture = Capture::start(&world.a);
+    let (mut source, sink) = source_and_sink(&world);
+    source.send(10);
+    assert_eq!(sink.wait(10), 10);
+    source.send(10);
+    let lost = Event::SaLost {
+        child: child.child(),
+    };
+    world.a.event(|e| *e == lost);
+    source.send(10);
+    std::thread::sleep(Duration::from_millis(300));
+    assert_eq!(sink.got(), 10);
+    assert_eq!(capture.finish().numbers(), (10, 0, 0));
+    world.remove(&child);
+    let next = Child::new(2);
+    world.connect(&next);
+    source.send(10);
+    assert_eq!(sink.wait(20), 20);
+}
+
 /// L90, L117, L118: somebody flushes all SAs: blocked, told, and healed by a successor.
 #[test]
 fn flushed_sas_are_told_and_their_traffic_waits_closed() {

@@ -60,10 +60,15 @@ fn sas_are_read_back_as_they_were_asked_for() {
     assert!(outbound.replay.esn);
     assert_eq!(outbound.limits.soft_packets, Some(1000));
     assert_eq!(outbound.limits.soft_bytes, Some(1_000_000));
+    assert_eq!(outbound.limits.hard_packets, Some(1 << 46));
+    assert_eq!(outbound.limits.hard_bytes, Some(1 << 51));
+    assert_eq!(
+        (inbound.limits.hard_packets, inbound.limits.hard_bytes),
+        (None, None)
+    );
     for sa in [&inbound, &outbound] {
         assert_eq!(sa.mode, XfrmMode::Transport);
         assert_eq!(sa.limits.hard_time, Some(Duration::from_secs(3600)));
-        assert_eq!(sa.limits.hard_packets, None);
         let ports = XfrmEncapsulation {
             source_port: 4500,
             destination_port: 4500,

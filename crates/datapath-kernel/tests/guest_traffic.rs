@@ -96,6 +96,23 @@ fn fifty_switches_under_load_lose_nothing_and_show_nothing() {
     assert_eq!(left.len(), 2, "{left:?}");
 }
 
+/// Moves the sequence numbers of what a sends to b on, at both ends.
+fn move_on(world: &World, child: &Child, to: u64) {
+    let spi = child.spis().1;
+    for node in [&world.a, &world.b] {
+        let mut xfrm = node.xfrm();
+        let found = xfrm.sas(|l| (l.sa.id.spi == spi).then_some((l.sa.id, l.sa.replay)));
+        let (id, replay) = found.unwrap()[0];
+        let inbound = replay.window > 1;
+        let moved = XfrmReplay {
+            sent: if inbound { 0 } else { to },
+            received: if inbound { to } else { 0 },
+            ..replay
+        };
+        xfrm.danger_set_replay(&id, &moved).unwrap();
+    }
+}
+
 /// L97: 64-bit sequence numbers go on where 32 bits end.
 #[test]
 fn extended_sequence_numbers_pass_the_end_of_32_bits() {
@@ -104,19 +121,7 @@ fn extended_sequence_numbers_pass_the_end_of_32_bits() {
     let child = Child::new(1);
     world.connect(&child);
     let start = (1u64 << 32) - 100;
-    let spi = child.spis().1;
-    for node in [&world.a, &world.b] {
-        let mut xfrm = node.xfrm();
-        let found = xfrm.sas(|l| (l.sa.id.spi == spi).then_some((l.sa.id, l.sa.replay)));
-        let (id, replay) = found.unwrap()[0];
-        let inbound = replay.window > 1;
-        let moved = XfrmReplay {
-            sent: if inbound { 0 } else { start },
-            received: if inbound { start } else { 0 },
-            ..replay
-        };
-        xfrm.danger_set_replay(&id, &moved).unwrap();
-    }
+    move_on(&world, &child, start);
     let sink = Sink::start(&world.b, world.b.v4);
     let mut source = Source::new(&world.a, world.a.v4, world.b.v4);
     source.send(300);
@@ -128,6 +133,32 @@ fn extended_sequence_numbers_pass_the_end_of_32_bits() {
         (outbound.sequence, inbound.sequence),
         (start + 300, start + 300)
     );
+}
+
+/// L97: without them none is sent past the end: a number that comes twice would be an IV that does.
+#[test]
+fn sequence_numbers_of_32_bits_end_and_never_begin_again() {
+    let mut world = world();
+    world.seal(ClearTraffic::Drop);
+    let child = Child {
+        esn: false,
+        ..Child::new(1)
+    };
+    world.connect(&child);
+    let last = u64::from(u32::MAX);
+    move_on(&world, &child, last - 100);
+    let capture = Capture::start(&world.a);
+    let sink = Sink::start(&world.b, world.b.v4);
+    let mut source = Source::new(&world.a, world.a.v4, world.b.v4);
+    source.send(300);
+    assert_eq!(sink.wait(100), 100);
+    std::thread::sleep(Duration::from_millis(300));
+    assert_eq!(sink.got(), 100);
+    let (esp, _, clear) = capture.finish().numbers();
+    assert_eq!((esp, clear), (100, 0));
+    let id = child.child();
+    let (inbound, _) = world.b.dp(|dp| dp.pair_counters(id));
+    assert_eq!(inbound.sequence, last);
 }
 
 /// Without an SA nothing leaves, and forged clear packets are not let in (L80, L81, L118).

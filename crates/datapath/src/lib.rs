@@ -253,6 +253,21 @@ pub enum DatapathError {
     },
 }
 
+impl DatapathError {
+    /// A datagram to a peer that could not be sent, `what` with its article.
+    pub fn unsent(
+        what: &str,
+        local: SocketAddr,
+        remote: SocketAddr,
+        reason: &impl std::fmt::Display,
+    ) -> Self {
+        DatapathError::Refused {
+            operation: format!("send {what} from {} to {remote}", local.ip()),
+            reason: reason.to_string(),
+        }
+    }
+}
+
 /// Names a peer in an error or a log line.
 pub fn describe(peer: &PeerId, child: ChildId) -> String {
     format!("peer {peer}, child {}", child.0)

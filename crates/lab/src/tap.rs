@@ -13,7 +13,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result};
 use serde::Serialize;
-use testudo_netlink::Netlink;
+use testudo_netlink::{Netlink, set_socket_option};
 
 use crate::lab::Lab;
 use crate::packet::{Carries, Classifier};
@@ -278,7 +278,7 @@ fn open_socket(link: u32, incoming_only: bool) -> io::Result<OwnedFd> {
     }
     // SAFETY: the descriptor is new and nobody else owns it.
     let socket = unsafe { OwnedFd::from_raw_fd(fd) };
-    if set_option(
+    if set_socket_option(
         &socket,
         libc::SOL_SOCKET,
         libc::SO_RCVBUFFORCE,
@@ -286,10 +286,10 @@ fn open_socket(link: u32, incoming_only: bool) -> io::Result<OwnedFd> {
     )
     .is_err()
     {
-        set_option(&socket, libc::SOL_SOCKET, libc::SO_RCVBUF, RECEIVE_BUFFER)?;
+        set_socket_option(&socket, libc::SOL_SOCKET, libc::SO_RCVBUF, RECEIVE_BUFFER)?;
     }
     if incoming_only {
-        set_option(&socket, libc::SOL_PACKET, libc::PACKET_IGNORE_OUTGOING, 1)?;
+        set_socket_option(&socket, libc::SOL_PACKET, libc::PACKET_IGNORE_OUTGOING, 1)?;
     }
     // SAFETY: all zeros is a valid sockaddr_ll.
     let mut address: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
@@ -306,24 +306,6 @@ fn open_socket(link: u32, incoming_only: bool) -> io::Result<OwnedFd> {
     };
     if code == 0 {
         Ok(socket)
-    } else {
-        Err(io::Error::last_os_error())
-    }
-}
-
-fn set_option(socket: &OwnedFd, level: i32, option: i32, value: libc::c_int) -> io::Result<()> {
-    // SAFETY: the kernel reads one c_int from a live variable.
-    let code = unsafe {
-        libc::setsockopt(
-            socket.as_raw_fd(),
-            level,
-            option,
-            (&raw const value).cast(),
-            size_of::<libc::c_int>() as libc::socklen_t,
-        )
-    };
-    if code == 0 {
-        Ok(())
     } else {
         Err(io::Error::last_os_error())
     }

@@ -95,7 +95,7 @@ impl Encapsulation {
 }
 
 /// When a datapath says that an outbound SA wants a successor. It goes on sending after it has
-/// said so; the sequence number's end alone stops it.
+/// said so; the end of its sequence numbers stops it, and of what its key may seal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SaLimits {
     /// ESP payload bytes.

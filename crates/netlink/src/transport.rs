@@ -1,7 +1,7 @@
 //! One netlink socket of any family: the exchange of requests and answers.
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
 use rustix::net::{
@@ -12,7 +12,7 @@ use zeroize::{Zeroize, Zeroizing};
 
 use crate::abi;
 use crate::message::{Attributes, Message, Messages, Request, read_string, read_u32};
-use crate::{Error, Result};
+use crate::{Error, Result, set_socket_option};
 
 /// The kernel answers at once; a longer silence is an error and never a hang.
 const TIMEOUT: Duration = Duration::from_secs(5);
@@ -259,16 +259,5 @@ fn refused(code: i32, reason: Option<String>, operation: String) -> Result<()> {
 
 /// Turns a boolean option of the netlink socket on; failure means an old kernel.
 fn set_netlink_option(socket: BorrowedFd<'_>, option: i32) {
-    let on: libc::c_int = 1;
-    // SAFETY: the descriptor is open for the length of the call, and the kernel reads exactly
-    // `size_of::<c_int>()` bytes from a live local variable.
-    let _ = unsafe {
-        libc::setsockopt(
-            socket.as_raw_fd(),
-            abi::SOL_NETLINK,
-            option,
-            (&raw const on).cast(),
-            size_of::<libc::c_int>() as libc::socklen_t,
-        )
-    };
+    let _ = set_socket_option(socket, abi::SOL_NETLINK, option, 1);
 }

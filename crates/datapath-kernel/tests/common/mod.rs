@@ -189,6 +189,7 @@ pub struct Child {
     pub id: u64,
     pub v6: bool,
     pub udp: bool,
+    pub esn: bool,
     /// The CPU of both ends that sends on it; `None`: all.
     pub cpu: Option<u32>,
     /// What b sends does not leave on it.
@@ -206,6 +207,7 @@ impl Child {
             id,
             v6: false,
             udp: false,
+            esn: true,
             cpu: None,
             b_opens_only: false,
             mode: SaMode::Transport,
@@ -266,7 +268,7 @@ impl Child {
             spi: Spi(own),
             cipher: Cipher::AES_256_GCM,
             keymat: self.keymat(is_a),
-            esn: true,
+            esn: self.esn,
             replay_window: 1024,
             mode: self.mode,
             encapsulation,
@@ -279,7 +281,7 @@ impl Child {
             spi: Spi(others),
             cipher: Cipher::AES_256_GCM,
             keymat: self.keymat(!is_a),
-            esn: true,
+            esn: self.esn,
             mode: self.mode,
             encapsulation,
             local,

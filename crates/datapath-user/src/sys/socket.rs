@@ -6,6 +6,7 @@ use std::os::fd::AsRawFd;
 
 use socket2::{Domain, Protocol, Socket, Type};
 use testudo_datapath::DatapathError;
+use testudo_netlink::set_socket_option;
 
 const ESP: i32 = 50;
 /// Room for bursts of thousands of packets while a thread is not scheduled.
@@ -74,7 +75,7 @@ fn udp(domain: Domain, port: u16) -> Result<Socket, DatapathError> {
         socket.set_reuse_port(true)?;
         common(&socket, domain)?;
         // Without it each datagram comes alone, which is slower and nothing else.
-        let _ = set_int(&socket, SOL_UDP, UDP_GRO, 1);
+        let _ = set_socket_option(&socket, SOL_UDP, UDP_GRO, 1);
         if domain == Domain::IPV6 {
             socket.set_only_v6(true)?;
         }
@@ -110,9 +111,9 @@ fn common(socket: &Socket, domain: Domain) -> io::Result<()> {
     // The kernel fragments what is larger than the path: sealed packets are never lost for size.
     match domain {
         Domain::IPV4 => {
-            set_int(socket, libc::IPPROTO_IP, libc::IP_PKTINFO, 1)?;
-            set_int(socket, libc::IPPROTO_IP, libc::IP_RECVTOS, 1)?;
-            set_int(
+            set_socket_option(socket, libc::IPPROTO_IP, libc::IP_PKTINFO, 1)?;
+            set_socket_option(socket, libc::IPPROTO_IP, libc::IP_RECVTOS, 1)?;
+            set_socket_option(
                 socket,
                 libc::IPPROTO_IP,
                 libc::IP_MTU_DISCOVER,
@@ -120,34 +121,16 @@ fn common(socket: &Socket, domain: Domain) -> io::Result<()> {
             )
         }
         _ => {
-            set_int(socket, libc::IPPROTO_IPV6, libc::IPV6_RECVPKTINFO, 1)?;
-            set_int(socket, libc::IPPROTO_IPV6, libc::IPV6_RECVTCLASS, 1)?;
+            set_socket_option(socket, libc::IPPROTO_IPV6, libc::IPV6_RECVPKTINFO, 1)?;
+            set_socket_option(socket, libc::IPPROTO_IPV6, libc::IPV6_RECVTCLASS, 1)?;
             let dont = libc::IPV6_PMTUDISC_DONT;
-            set_int(socket, libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER, dont)
+            set_socket_option(socket, libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER, dont)
         }
     }
 }
 
 fn force_buffer(socket: &Socket, option: i32) -> io::Result<()> {
-    set_int(socket, libc::SOL_SOCKET, option, BUFFER as libc::c_int)
-}
-
-fn set_int(socket: &Socket, level: i32, option: i32, value: libc::c_int) -> io::Result<()> {
-    // SAFETY: the socket is open, and the kernel reads one int of a live local variable.
-    let code = unsafe {
-        libc::setsockopt(
-            socket.as_raw_fd(),
-            level,
-            option,
-            (&raw const value).cast(),
-            size_of::<libc::c_int>() as libc::socklen_t,
-        )
-    };
-    if code == 0 {
-        Ok(())
-    } else {
-        Err(io::Error::last_os_error())
-    }
+    set_socket_option(socket, libc::SOL_SOCKET, option, BUFFER as libc::c_int)
 }
 
 /// Accepts the packets whose SPI modulo `count` is `queue`.
