@@ -163,15 +163,25 @@ fn rekeys<T: Tell>(wanted: &Wanted, told: T, hasty: bool) {
 }
 
 fn with_charon(wanted: &Wanted) {
+    charon_of(Peer::StrongSwan, wanted);
+}
+
+fn with_pluto(wanted: &Wanted) {
+    pluto_of(Peer::Libreswan, wanted);
+}
+
+fn charon_of(peer: Peer, wanted: &Wanted) {
     let mut told = charon::Told::on_a_kernel(wanted);
+    told.peer = peer;
     if wanted.mode == SaMode::Transport {
-        told.child = "local_ts = dynamic[udp]\n remote_ts = dynamic[udp]\n".into();
+        told.child = "local_ts = dynamic[17]\n remote_ts = dynamic[17]\n".into();
     }
     rekeys(wanted, told, false);
 }
 
-fn with_pluto(wanted: &Wanted) {
+fn pluto_of(peer: Peer, wanted: &Wanted) {
     let mut told = pluto::Told::on_a_kernel(wanted);
+    told.peer = peer;
     if wanted.mode == SaMode::Transport {
         told.more = " leftprotoport=udp\n rightprotoport=udp\n".into();
     }
@@ -186,17 +196,27 @@ fn each(mode: SaMode, one: fn(&Wanted)) {
         (false, true, false),
         (true, true, true),
     ] {
-        let wanted = Wanted {
-            v6,
-            mode,
-            forced,
-            protocol: match mode {
-                SaMode::Transport => 17,
-                SaMode::Tunnel => 0,
-            },
-            ..Wanted::begun_by_us(initiate)
-        };
-        one(&wanted);
+        one(&wish(mode, v6, forced, initiate));
+    }
+}
+
+fn wish(mode: SaMode, v6: bool, forced: bool, initiate: bool) -> Wanted {
+    Wanted {
+        v6,
+        mode,
+        forced,
+        protocol: match mode {
+            SaMode::Transport => 17,
+            SaMode::Tunnel => 0,
+        },
+        ..Wanted::begun_by_us(initiate)
+    }
+}
+
+/// The overlay over IPv4 as ESP, and in UDP.
+fn next_release(one: impl Fn(&Wanted)) {
+    for (forced, initiate) in [(false, true), (true, false)] {
+        one(&wish(SaMode::Transport, false, forced, initiate));
     }
 }
 
@@ -218,4 +238,16 @@ fn tunnels_with_charon() {
 #[test]
 fn tunnels_with_pluto() {
     in_guest(Peer::Libreswan, || each(SaMode::Tunnel, with_pluto));
+}
+
+#[test]
+fn the_overlay_with_the_next_charon() {
+    let peer = Peer::NextStrongSwan;
+    in_guest(peer, move || next_release(|wanted| charon_of(peer, wanted)));
+}
+
+#[test]
+fn the_overlay_with_the_next_pluto() {
+    let peer = Peer::NextLibreswan;
+    in_guest(peer, move || next_release(|wanted| pluto_of(peer, wanted)));
 }
