@@ -44,9 +44,9 @@ fn assert_tables_are_split(lab: &Lab) {
     for node in &lab.inner().layout().nodes {
         let tables = run_in(lab, &node.name, &["cat", "/proc/net/fib_triestat"]);
         let size = |name: &str| {
-            let table = tables.split_once(name).unwrap().1;
+            let table = tables.split_once(name).expect("each table is named").1;
             let line = table.lines().find(|line| line.contains("Prefixes:"));
-            line.unwrap().trim().to_owned()
+            line.expect("a table says its size").trim().to_owned()
         };
         assert_ne!(size("Main:"), size("Local:"), "{}: {tables}", node.name);
     }
