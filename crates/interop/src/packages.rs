@@ -24,12 +24,34 @@ pub struct Unpacked {
     own_root: bool,
 }
 
-/// The switch of `testudo lab up --switch ovs`. Installed, it would start a switch of the
-/// machine's own.
+/// The switch of `testudo lab up --switch ovs`, and the network of `--overlay ovn`. Installed, they
+/// would start a switch and databases of the machine's own.
 pub const OPEN_VSWITCH: Unpacked = Unpacked {
     name: "openvswitch",
-    packages: &["openvswitch-switch", "openvswitch-common"],
-    program: "usr/lib/openvswitch-switch/ovs-vswitchd",
+    packages: &[
+        "openvswitch-switch",
+        "openvswitch-common",
+        "ovn-central",
+        "ovn-host",
+        "ovn-common",
+    ],
+    program: "usr/bin/ovn-northd",
+    own_root: false,
+};
+
+/// OVN's own IPsec, measured beside ours by `cargo xtask bench ovn`: Open vSwitch's IPsec monitor
+/// and strongSwan as it was before charon-systemd. No test needs it.
+pub const OVN_IPSEC: Unpacked = Unpacked {
+    name: "ovn-ipsec",
+    packages: &[
+        "openvswitch-ipsec",
+        "openvswitch-switch",
+        "openvswitch-common",
+        "strongswan-starter",
+        "strongswan-charon",
+        "libstrongswan-standard-plugins",
+    ],
+    program: "usr/share/openvswitch/scripts/ovs-monitor-ipsec",
     own_root: false,
 };
 
@@ -150,7 +172,7 @@ pub fn folder() -> anyhow::Result<PathBuf> {
         .with_context(|| format!("{} is not in a target folder", program.display()))
 }
 
-/// What is not unpacked yet.
+/// What the tests need and is not unpacked yet.
 pub fn missing(folder: &Path) -> Vec<Unpacked> {
     let peers = Peer::ALL.into_iter().map(Peer::unpacked);
     let all = peers.chain([OPEN_VSWITCH]);
@@ -160,7 +182,13 @@ pub fn missing(folder: &Path) -> Vec<Unpacked> {
 /// Fetches and unpacks what is missing. Needs root, for apt's locks; the machine's own lists
 /// must be fresh.
 pub fn ensure(folder: &Path) -> anyhow::Result<()> {
-    for wanted in missing(folder) {
+    ensure_these(folder, &missing(folder))
+}
+
+/// The same for `wanted`; what is there already stays.
+pub fn ensure_these(folder: &Path, wanted: &[Unpacked]) -> anyhow::Result<()> {
+    for wanted in wanted.iter().filter(|each| !each.is_there(folder)) {
+        let wanted = *wanted;
         // A mirror that is busy for a moment should not fail a whole run.
         for attempt in 1..=3 {
             match fetch(folder, wanted) {

@@ -13,7 +13,8 @@ use testudo_netlink::{
 };
 
 use crate::layout::{
-    INTERFACE, Layout, NodeLayout, POD_BRIDGE, PodLayout, UNDERLAY_BRIDGE, UNDERLAY_MTU, VNI,
+    CentralLayout, INTERFACE, Layout, NodeLayout, POD_BRIDGE, PodLayout, UNDERLAY_BRIDGE,
+    UNDERLAY_MTU, VNI,
 };
 use crate::namespaces::{Namespaces, inside, set_sysctls};
 use crate::spec::{Overlay, Switch};
@@ -50,11 +51,18 @@ pub(crate) fn build(layout: &Layout, namespaces: &Namespaces) -> Result<Vec<Stri
     set_sysctls(&underlay, SWITCH)?;
     let mut switch = Netlink::open_in(underlay.as_fd())?;
     let bridge = add_bridge(&mut switch, UNDERLAY_BRIDGE, UNDERLAY_MTU)?;
+    if let Some(central) = &layout.central {
+        build_central(central, &mut switch, &underlay, bridge, namespaces)
+            .context("build OVN's central part")?;
+    }
     let mut masquerades = true;
     for node in &layout.nodes {
         let netns = namespaces.create(&node.netns)?;
         masquerades &= build_node(layout, node, &netns, namespaces)
-            .and_then(|()| plug_in(&mut switch, &underlay, bridge, node, &netns))
+            .and_then(|()| {
+                let host = (node.name.as_str(), &node.addresses[..]);
+                plug_in(&mut switch, &underlay, bridge, host, &netns)
+            })
             .and_then(|()| connect(layout, node, &netns))
             .and_then(|()| masquerade(layout, node, &netns))
             .with_context(|| format!("build node {}", node.name))?;
@@ -64,6 +72,25 @@ pub(crate) fn build(layout: &Layout, namespaces: &Namespaces) -> Result<Vec<Stri
             .to_owned()
     });
     Ok(lacks.into_iter().collect())
+}
+
+/// A host on the underlay, like a node without pods.
+fn build_central(
+    central: &CentralLayout,
+    switch: &mut Netlink,
+    underlay: &OwnedFd,
+    bridge: u32,
+    namespaces: &Namespaces,
+) -> Result<()> {
+    let netns = namespaces.create(&central.netns)?;
+    set_sysctls(&netns, HOST)?;
+    plug_in(
+        switch,
+        underlay,
+        bridge,
+        ("central", &central.addresses),
+        &netns,
+    )
 }
 
 /// Sysctls, the pods' bridge and the pods.
@@ -111,6 +138,9 @@ pub(crate) fn plug_into_ovs(
 ) -> Result<()> {
     let mut netlink = Netlink::open_in(namespaces.open(&node.netns)?.as_fd())?;
     let port = netlink.link_index(POD_BRIDGE)?;
+    if layout.central.is_some() {
+        return plug_into_ovn(layout, node, &mut netlink, port);
+    }
     add_gateways(&mut netlink, port, node)?;
     for vtep in &node.vteps {
         netlink.add_address(port, IpNet::from(*vtep))?;
@@ -118,6 +148,28 @@ pub(crate) fn plug_into_ovs(
     netlink.set_up(port)?;
     for other in layout.nodes.iter().filter(|other| other.name != node.name) {
         over(&mut netlink, port, other)?;
+    }
+    Ok(())
+}
+
+/// The node's own port of its logical switch: its router has the pods' gateways, and leads to the
+/// pods of all other nodes.
+fn plug_into_ovn(
+    layout: &Layout,
+    node: &NodeLayout,
+    netlink: &mut Netlink,
+    port: u32,
+) -> Result<()> {
+    for own in &node.vteps {
+        netlink.add_address(port, with_prefix(*own, node)?)?;
+    }
+    netlink.set_up(port)?;
+    for cidr in &layout.cluster_cidrs {
+        let via = of_family(&node.gateways, cidr.addr()).context("a gateway of each family")?;
+        netlink.add_route(&Route {
+            via: Some(via),
+            ..Route::dev(*cidr, port)
+        })?;
     }
     Ok(())
 }
@@ -163,16 +215,16 @@ fn build_pod(
     Ok(port)
 }
 
-/// The link between a node and the underlay's bridge, named after the node on the bridge's side.
+/// The link between a host and the underlay's bridge, named after the host on the bridge's side.
 fn plug_in(
     switch: &mut Netlink,
     underlay: &OwnedFd,
     bridge: u32,
-    node: &NodeLayout,
+    (name, addresses): (&str, &[IpAddr]),
     netns: &OwnedFd,
 ) -> Result<()> {
     switch.create_link(&NewLink {
-        name: &node.name,
+        name,
         kind: LinkKind::Veth {
             peer: INTERFACE,
             peer_netns: Some(netns.as_fd()),
@@ -181,7 +233,7 @@ fn plug_in(
         address: None,
         netns: Some(underlay.as_fd()),
     })?;
-    let port = switch.link_index(&node.name)?;
+    let port = switch.link_index(name)?;
     switch.set_master(port, Some(bridge))?;
     switch.set_up(port)?;
     let mut netlink = Netlink::open_in(netns.as_fd())?;
@@ -193,7 +245,7 @@ fn plug_in(
     };
     netlink.change_link(link, &no_offloads)?;
     netlink.set_up(link)?;
-    for address in &node.addresses {
+    for address in addresses {
         let length = if address.is_ipv4() { 16 } else { 64 };
         netlink.add_address(link, IpNet::new(*address, length)?)?;
     }
@@ -269,7 +321,7 @@ fn add_overlay(
 ) -> Result<u32> {
     let port = layout.overlay_port.context("an overlay has a port")?;
     let kind = match layout.overlay {
-        Overlay::Geneve => LinkKind::Geneve(Geneve {
+        Overlay::Geneve | Overlay::Ovn => LinkKind::Geneve(Geneve {
             id: VNI,
             remote: other.primary(),
             port,

@@ -17,7 +17,7 @@ use crate::lifecycle::{Progress, tail};
 use crate::spec::{Datapath, Overlay};
 
 /// How long agents have to write their first word.
-const FIRST_WORD: Duration = Duration::from_secs(15);
+const FIRST_WORD: Duration = Duration::from_secs(90);
 
 /// The store's view at one moment.
 #[derive(Debug, Clone, Default)]
@@ -107,7 +107,7 @@ impl Lab {
         spec.overlay = policy::Overlay {
             kind: match self.spec().overlay {
                 Overlay::Vxlan => OverlayType::Vxlan,
-                Overlay::Geneve => OverlayType::Geneve,
+                Overlay::Geneve | Overlay::Ovn => OverlayType::Geneve,
                 Overlay::Routed => OverlayType::Routed,
             },
             port: None,

@@ -9,6 +9,7 @@ use anyhow::{Context, Result};
 
 use crate::lab::{Daemon, Lab, enter_on_spawn};
 use crate::ovs::Ovs;
+use crate::ovs::ovn::Central;
 use crate::place::make_directory;
 use crate::process::{Process, unblock_on_spawn};
 use crate::spec::Datapath;
@@ -31,6 +32,14 @@ pub(crate) enum Role {
     Database(String),
     /// The switch daemon of a node's Open vSwitch.
     Switch(String),
+    /// OVN's daemon of a node.
+    Chassis(String),
+    /// The server of OVN's northbound database.
+    Northbound,
+    /// The server of OVN's southbound database.
+    Southbound,
+    /// OVN's northd.
+    Northd,
 }
 
 impl Role {
@@ -41,15 +50,24 @@ impl Role {
             Self::Agent(node) => node.clone(),
             Self::Database(node) => format!("{node}-ovsdb"),
             Self::Switch(node) => format!("{node}-vswitchd"),
+            Self::Chassis(node) => format!("{node}-ovn"),
+            Self::Northbound => "ovn-nb".to_owned(),
+            Self::Southbound => "ovn-sb".to_owned(),
+            Self::Northd => "ovn-northd".to_owned(),
         }
     }
 
-    fn command(&self, lab: &Lab) -> Result<Command> {
+    /// What runs it.
+    pub(crate) fn command(&self, lab: &Lab) -> Result<Command> {
         match self {
             Self::Controller => Ok(controller_command(lab)),
             Self::Agent(node) => agent_command(lab, node),
             Self::Database(node) => Ovs::of(lab, node)?.database(),
             Self::Switch(node) => Ovs::of(lab, node)?.daemon(),
+            Self::Chassis(node) => Ovs::of(lab, node)?.controller(),
+            Self::Northbound => Central::of(lab).northbound(),
+            Self::Southbound => Central::of(lab).southbound(),
+            Self::Northd => Central::of(lab).northd(),
         }
     }
 }
@@ -137,11 +155,15 @@ impl Keeper {
         true
     }
 
-    /// A switch that was started again has its ports from its database, and no flows.
+    /// A switch that was started again has its ports from its database, and no flows. OVN's daemon
+    /// writes them by itself.
     fn write_flows_again(&self) {
         let Role::Switch(node) = self.role.clone() else {
             return;
         };
+        if self.lab.layout().central.is_some() {
+            return;
+        }
         let lab = self.lab.clone();
         // Others may need a start meanwhile.
         std::thread::spawn(move || {

@@ -5,6 +5,7 @@
 //!           state.json      which processes it has; written by the supervisor
 //!           store/          the directory store
 //!           nodes/n1/       the agent's state, socket and join token; Open vSwitch's in ovs/
+//!           ovn/            OVN's databases
 //!           controller/     the controller's state (the CA key)
 //!           logs/           one file a process
 //!           keys/           only with --danger-export-keys: keys in Wireshark's formats
@@ -20,8 +21,11 @@ use std::process::{Command, ExitStatus};
 use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
 
+use crate::keeper::Role;
 use crate::layout::Layout;
 use crate::namespaces::{Namespaces, inside};
+use crate::ovs::Ovs;
+use crate::ovs::ovn::Central;
 use crate::place::{Place, read_json};
 use crate::process::{MARK, Process};
 use crate::spec::{DEFAULT_NAME, LabSpec, check_name};
@@ -59,7 +63,8 @@ pub struct State {
     pub controller: Option<Daemon>,
     /// The agents by node.
     pub agents: BTreeMap<String, Daemon>,
-    /// Daemons of Open vSwitch by name: `n1-ovsdb`, `n1-vswitchd`.
+    /// Daemons of Open vSwitch and OVN by name: `n1-ovsdb`, `n1-vswitchd`, `n1-ovn`, `ovn-nb`,
+    /// `ovn-sb`, `ovn-northd`.
     #[serde(default)]
     pub switches: BTreeMap<String, Daemon>,
 }
@@ -211,7 +216,8 @@ impl Lab {
             .filter(|process| process.is_alive())
     }
 
-    /// The process of a node's Open vSwitch daemon, if it runs now: `n1-ovsdb`, `n1-vswitchd`.
+    /// The process of a daemon of Open vSwitch or OVN, if it runs now: `n1-ovsdb`, `n1-vswitchd`,
+    /// `n1-ovn`, `ovn-nb`, `ovn-sb`, `ovn-northd`.
     pub fn switch_process(&self, name: &str) -> Option<Process> {
         let state = self.state().ok()??;
         let daemon = state.switches.get(name)?;
@@ -303,6 +309,23 @@ impl Lab {
             .env(MARK, self.id())
             .exec();
         Err(error).with_context(|| format!("run {program}"))
+    }
+
+    /// The command of a node's agent, or of the controller, for who runs a lab without daemons.
+    pub fn daemon_command(&self, agent_of: Option<&str>) -> Result<Command> {
+        let role = agent_of.map_or(Role::Controller, |node| Role::Agent(node.to_owned()));
+        let mut command = role.command(self)?;
+        command.env(MARK, self.id());
+        Ok(command)
+    }
+
+    /// A program of Open vSwitch or OVN that asks or tells a database: `vs` is a node's, `nb` and `sb`
+    /// are OVN's.
+    pub fn database_command(&self, database: &str, node: &str, program: &str) -> Result<Command> {
+        match database {
+            "vs" => Ovs::of(self, node)?.client(program),
+            name => Central::of(self).client(name, program),
+        }
     }
 
     /// A command that runs in a namespace of the lab once it is spawned.

@@ -13,6 +13,8 @@
 //!     p1     p2                           10.244.N.11 .. / fd00:10:244:N::11 ..
 //!   testudo-NAME-n1-p1, -p2
 //! ```
+//!
+//! With OVN `testudo-NAME-central` hangs on the same bridge, with OVN's databases.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -51,6 +53,9 @@ pub struct Layout {
     pub pod_mtu: u32,
     /// The pod CIDRs of the whole cluster.
     pub cluster_cidrs: Vec<IpNet>,
+    /// Where OVN's databases are; none without OVN.
+    #[serde(default)]
+    pub central: Option<CentralLayout>,
     /// The nodes.
     pub nodes: Vec<NodeLayout>,
 }
@@ -78,6 +83,15 @@ pub struct NodeLayout {
     pub pods: Vec<PodLayout>,
 }
 
+/// OVN's central part.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CentralLayout {
+    /// Name of its network namespace.
+    pub netns: String,
+    /// Its addresses on the underlay, of the nodes' families.
+    pub addresses: Vec<IpAddr>,
+}
+
 /// One pod.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PodLayout {
@@ -103,20 +117,27 @@ impl Layout {
         Self {
             underlay_netns: format!("{}underlay", prefix(&spec.name)),
             overlay: spec.overlay,
-            switch: spec.switch,
+            switch: spec.switch(),
             overlay_port: match spec.overlay {
                 Overlay::Vxlan => Some(4789),
-                Overlay::Geneve => Some(6081),
+                Overlay::Geneve | Overlay::Ovn => Some(6081),
                 Overlay::Routed => None,
             },
             // 1500 - 46 (ESP and UDP) - the overlay's 50 over IPv4 or 70 over IPv6; a tunnel
             // mode packet of a routed pod adds at most 86 bytes. Dual: tunnels over either family
-            // stand, and the agents name what the smaller carries.
+            // stand, and the agents name what the smaller carries. OVN writes an option of 8 bytes
+            // into Geneve's header.
             pod_mtu: match (spec.overlay, spec.family) {
                 (Overlay::Vxlan | Overlay::Geneve, Family::V6 | Family::Dual) => 1380,
+                (Overlay::Ovn, Family::V6 | Family::Dual) => 1372,
+                (Overlay::Ovn, Family::V4) => 1392,
                 _ => 1400,
             },
             cluster_cidrs,
+            central: (spec.overlay == Overlay::Ovn).then(|| CentralLayout {
+                netns: format!("{}central", prefix(&spec.name)),
+                addresses: underlay_addresses(spec, 254, 0xfe),
+            }),
             nodes: (1..=spec.nodes)
                 .map(|index| NodeLayout::new(spec, index))
                 .collect(),
@@ -126,6 +147,7 @@ impl Layout {
     /// Every namespace of the lab.
     pub fn namespaces(&self) -> Vec<&str> {
         let mut all = vec![self.underlay_netns.as_str()];
+        all.extend(self.central.iter().map(|central| central.netns.as_str()));
         for node in &self.nodes {
             all.push(&node.netns);
             all.extend(node.pods.iter().map(|pod| pod.netns.as_str()));
@@ -139,7 +161,9 @@ impl Layout {
             (Overlay::Routed, _) => None,
             (_, Switch::Ovs) => Some(POD_BRIDGE.to_owned()),
             (Overlay::Vxlan, Switch::Linux) => Some(VXLAN_DEVICE.to_owned()),
-            (Overlay::Geneve, Switch::Linux) => Some(format!("geneve-{}", other.name)),
+            (Overlay::Geneve | Overlay::Ovn, Switch::Linux) => {
+                Some(format!("geneve-{}", other.name))
+            }
         }
     }
 
@@ -148,8 +172,12 @@ impl Layout {
         self.nodes.iter().find(|node| node.name == name)
     }
 
-    /// The namespace that a word names: `n1`, `host/n1`, `n1/p1`, `pod/n1/p1` or `underlay`.
+    /// The namespace that a word names: `n1`, `host/n1`, `n1/p1`, `pod/n1/p1`, `underlay`, or OVN's
+    /// `central`.
     pub fn find_namespace(&self, target: &str) -> Option<&str> {
+        if target == "central" {
+            return self.central.as_ref().map(|central| central.netns.as_str());
+        }
         if target == "underlay" {
             return Some(&self.underlay_netns);
         }
@@ -167,6 +195,7 @@ impl Layout {
     /// The words that `find_namespace` takes, for messages.
     pub fn targets(&self) -> String {
         let mut words = vec!["underlay".to_owned()];
+        words.extend(self.central.iter().map(|_| "central".to_owned()));
         for node in &self.nodes {
             words.push(node.name.clone());
             words.extend(
@@ -197,13 +226,6 @@ impl NodeLayout {
             }
             list
         };
-        let mut addresses = Vec::new();
-        if spec.family.has_v4() {
-            addresses.push(IpAddr::from([172, 18, 0, byte]));
-        }
-        if spec.family.has_v6() {
-            addresses.push(IpAddr::from([0xfd00, 0x172, 0x18, 0, 0, 0, 0, index]));
-        }
         let mut pod_cidrs = Vec::new();
         if pods_v4 {
             pod_cidrs.push(net4([10, 244, byte, 0], 24));
@@ -224,7 +246,7 @@ impl NodeLayout {
             .collect();
         Self {
             index,
-            addresses,
+            addresses: underlay_addresses(spec, byte, index),
             pod_cidrs,
             gateways: both(1, 1),
             vteps: if spec.overlay == Overlay::Routed {
@@ -274,7 +296,7 @@ pub fn is_namespace_of(lab: &str, name: &str) -> bool {
         })
     };
     match rest.split_once('-') {
-        None => rest == "underlay" || number(rest, 'n'),
+        None => rest == "underlay" || rest == "central" || number(rest, 'n'),
         Some((node, pod)) => number(node, 'n') && number(pod, 'p'),
     }
 }
@@ -286,6 +308,15 @@ fn pod_families(spec: &LabSpec) -> (bool, bool) {
     } else {
         (true, true)
     }
+}
+
+/// Addresses on the underlay of the families that it has, by their last byte and their last group.
+fn underlay_addresses(spec: &LabSpec, last4: u8, last6: u16) -> Vec<IpAddr> {
+    let v4 = IpAddr::from([172, 18, 0, last4]);
+    let v6 = IpAddr::from([0xfd00, 0x172, 0x18, 0, 0, 0, 0, last6]);
+    let v4 = spec.family.has_v4().then_some(v4);
+    let v6 = spec.family.has_v6().then_some(v6);
+    v4.into_iter().chain(v6).collect()
 }
 
 fn decimal_as_hex(value: u8) -> u16 {
@@ -353,6 +384,7 @@ mod tests {
         assert!(is_namespace_of("a", "testudo-a-n1"));
         assert!(is_namespace_of("a", "testudo-a-n12-p3"));
         assert!(is_namespace_of("a", "testudo-a-underlay"));
+        assert!(is_namespace_of("a", "testudo-a-central"));
         for other in [
             "testudo-a-n1-n1",
             "testudo-a-n1-underlay",
@@ -369,6 +401,31 @@ mod tests {
                 .iter()
                 .any(|name| is_namespace_of("a-n1", name))
         );
+    }
+
+    #[test]
+    fn ovn_has_a_place_of_its_own_on_the_underlay_and_room_for_its_option() {
+        for (family, mtu) in [(Family::V4, 1392), (Family::V6, 1372), (Family::Dual, 1372)] {
+            let layout = layout(Overlay::Ovn, family);
+            assert_eq!((layout.pod_mtu, layout.overlay_port), (mtu, Some(6081)));
+            assert_eq!(layout.switch, Switch::Ovs);
+            let central = layout.central.as_ref().unwrap();
+            assert_eq!(
+                layout.find_namespace("central"),
+                Some(central.netns.as_str())
+            );
+            assert!(layout.namespaces().contains(&central.netns.as_str()));
+            assert!(is_namespace_of("a", &central.netns));
+            for node in &layout.nodes {
+                assert_eq!(node.addresses.len(), central.addresses.len());
+                assert!(
+                    node.addresses
+                        .iter()
+                        .all(|a| !central.addresses.contains(a))
+                );
+            }
+        }
+        assert_eq!(layout(Overlay::Geneve, Family::V4).central, None);
     }
 
     #[test]

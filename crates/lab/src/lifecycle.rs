@@ -25,8 +25,10 @@ use crate::userns;
 const BUILD: Duration = Duration::from_secs(15);
 /// What each namespace may add.
 const BUILD_EACH: Duration = Duration::from_millis(100);
-/// What the Open vSwitch of each node may add.
-const BUILD_OVS: Duration = Duration::from_secs(15);
+/// What the Open vSwitch of each node may add, in a guest that is emulated and not alone.
+const BUILD_OVS: Duration = Duration::from_secs(60);
+/// What OVN may add.
+const BUILD_OVN: Duration = Duration::from_secs(300);
 /// How long processes have to end by themselves, then by SIGTERM, then by SIGKILL.
 const GRACE: Duration = Duration::from_millis(3000);
 const TERM: Duration = Duration::from_millis(1000);
@@ -41,8 +43,8 @@ pub type Progress<'a> = &'a mut dyn FnMut(&str);
 /// first when no process of it lives. When this fails nothing is left.
 pub fn up(spec: LabSpec, progress: Progress<'_>) -> Result<Lab> {
     spec.validate()?;
-    if spec.switch == Switch::Ovs {
-        ovs::check(spec.ovs_root.as_deref())?;
+    if spec.switch() == Switch::Ovs {
+        ovs::check(&spec)?;
     }
     let place = Place::current()?;
     ensure!(
@@ -245,8 +247,11 @@ fn spawn_supervisor(lab: &Lab) -> Result<Child> {
 fn wait_ready(lab: &Lab, mut supervisor: Child, progress: Progress<'_>) -> Result<()> {
     let namespaces = lab.layout().namespaces().len();
     let mut limit = BUILD + BUILD_EACH * u32::try_from(namespaces).unwrap_or(u32::MAX);
-    if lab.spec().switch == Switch::Ovs {
+    if lab.spec().switch() == Switch::Ovs {
         limit += BUILD_OVS * u32::from(lab.spec().nodes);
+    }
+    if lab.layout().central.is_some() {
+        limit += BUILD_OVN;
     }
     let start = Instant::now();
     let mut told = start;

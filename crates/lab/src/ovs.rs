@@ -15,89 +15,28 @@
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use testudo_netlink::MacAddress;
 
-use crate::lab::{Lab, enter_on_spawn};
+use crate::lab::Lab;
 use crate::layout::{Layout, NodeLayout, POD_BRIDGE, VNI};
-use crate::place::make_directory;
-use crate::process::unblock_on_spawn;
 
 mod flows;
+pub(crate) mod ovn;
+mod tools;
 
-/// How long a daemon may take until it answers.
-const PATIENCE: Duration = Duration::from_secs(15);
+pub(crate) use tools::check;
+use tools::{PATIENCE, PAUSE, finish, succeeded, wait_for};
+
 /// How long `ovs-vsctl` waits until the switch has done what the database says, in seconds.
-const APPLY: u32 = 15;
+const APPLY: u32 = 60;
 /// How long after the kernel's start Open vSwitch has counted the processors.
 const COUNTED: Duration = Duration::from_secs(12);
-/// Between two looks at a daemon that starts.
-const PAUSE: Duration = Duration::from_millis(20);
-
-/// Where distributions have Open vSwitch's programs.
-const FOLDERS: [&str; 5] = [
-    "usr/sbin",
-    "usr/bin",
-    "usr/lib/openvswitch-switch",
-    "usr/local/sbin",
-    "usr/local/bin",
-];
-/// Where the database's schema is.
-const SCHEMAS: [&str; 2] = [
-    "usr/share/openvswitch/vswitch.ovsschema",
-    "usr/local/share/openvswitch/vswitch.ovsschema",
-];
-/// Everything that a lab calls.
-const PROGRAMS: [&str; 5] = [
-    "ovs-vswitchd",
-    "ovsdb-server",
-    "ovsdb-tool",
-    "ovs-vsctl",
-    "ovs-ofctl",
-];
-
-/// Whether all of Open vSwitch that a lab needs is below `root`, or installed; else an error that
-/// says what to install.
-pub(crate) fn check(root: Option<&Path>) -> Result<()> {
-    let root = root.unwrap_or(Path::new("/"));
-    let missing = PROGRAMS
-        .iter()
-        .find(|program| find(root, program).is_none());
-    let missing = missing.or_else(|| schema(root).is_none().then_some(&"vswitch.ovsschema"));
-    if let Some(missing) = missing {
-        bail!(
-            "--switch ovs: {missing} of Open vSwitch is not below {}: apt-get install \
-             openvswitch-switch, or --ovs-root FOLDER where that package is unpacked",
-            root.display()
-        );
-    }
-    Ok(())
-}
-
-fn find(root: &Path, program: &str) -> Option<PathBuf> {
-    let mut places = FOLDERS.iter().map(|folder| root.join(folder).join(program));
-    places.find(|path| path.is_file())
-}
-
-fn schema(root: &Path) -> Option<PathBuf> {
-    let mut places = SCHEMAS.iter().map(|place| root.join(place));
-    places.find(|path| path.is_file())
-}
-
-/// The libraries that were unpacked beside the programs.
-fn libraries(root: &Path) -> Vec<PathBuf> {
-    let of = |folder: &str| std::fs::read_dir(root.join(folder)).into_iter().flatten();
-    ["usr/lib", "lib"]
-        .into_iter()
-        .flat_map(of)
-        .flatten()
-        .map(|entry| entry.path())
-        .filter(|path| path.to_string_lossy().ends_with("-linux-gnu"))
-        .collect()
-}
+/// The database's name.
+const DATABASE: &str = "db";
 
 /// Open vSwitch of one node.
 pub(crate) struct Ovs<'a> {
@@ -113,46 +52,49 @@ impl<'a> Ovs<'a> {
         Ok(Self { lab, node })
     }
 
-    /// The database server; its database is made when there is none.
+    /// The database server.
     pub(crate) fn database(&self) -> Result<Command> {
-        let folder = self.folder();
-        make_directory(&folder)?;
-        let file = folder.join("conf.db");
-        if !file.exists() {
-            let schema = schema(self.root()).context("the database's schema is gone")?;
-            let mut create = self.command("ovsdb-tool")?;
-            finish(create.arg("create").arg(&file).arg(schema))?;
-        }
-        let mut command = self.command("ovsdb-server")?;
-        command
-            .arg(&file)
-            .arg(format!("--remote=punix:{}", self.socket().display()))
-            .arg(format!("--unixctl={}/ovsdb.ctl", folder.display()))
-            .args(["-vsyslog:off", "-vconsole:info"]);
-        Ok(command)
+        let (node, folder) = (&self.node.name, self.folder());
+        tools::database(self.lab, node, &folder, DATABASE, tools::VSWITCH)
     }
 
     /// The switch daemon.
     pub(crate) fn daemon(&self) -> Result<Command> {
-        let mut command = self.command("ovs-vswitchd")?;
-        command
-            .arg(format!("unix:{}", self.socket().display()))
-            .arg(format!(
-                "--unixctl={}/vswitchd.ctl",
-                self.folder().display()
-            ))
-            .args(["-vsyslog:off", "-vconsole:info"]);
+        self.client_of_database("ovs-vswitchd")
+    }
+
+    /// OVN's daemon of the node, which writes the flows of its switch.
+    pub(crate) fn controller(&self) -> Result<Command> {
+        self.client_of_database("ovn-controller")
+    }
+
+    /// A program that asks or tells the database.
+    pub(crate) fn client(&self, program: &str) -> Result<Command> {
+        let mut command = self.command(program)?;
+        command.arg(format!("--db=unix:{}", self.socket().display()));
         Ok(command)
     }
 
-    /// Makes the bridge and its ports, and writes the flows. Both daemons run.
+    fn client_of_database(&self, program: &str) -> Result<Command> {
+        let mut command = tools::daemon(self.lab, &self.node.name, &self.folder(), program)?;
+        command.arg(format!("unix:{}", self.socket().display()));
+        Ok(command)
+    }
+
+    /// Makes the bridge and its ports, and writes the flows, unless OVN does. Both daemons run.
     pub(crate) fn configure(&self) -> Result<()> {
         wait_for(&self.socket())?;
-        let mut vsctl = self.command("ovs-vsctl")?;
+        let (layout, node) = (self.lab.layout(), self.node);
+        let mut vsctl = self.client("ovs-vsctl")?;
         vsctl
-            .arg(format!("--db=unix:{}", self.socket().display()))
             .arg(format!("--timeout={APPLY}"))
-            .args(ports(self.lab.layout(), self.node));
+            // What remains on its standard error is what the switch could not do; a busy machine is
+            // else complained of there too.
+            .arg("-vconsole:off")
+            .args(match &layout.central {
+                Some(central) => ovn::chassis(layout, node, central),
+                None => ports(layout, node),
+            });
         let said = finish(&mut vsctl)?;
         // It succeeds although the switch could not do it, and says so on its standard error.
         let refused = String::from_utf8_lossy(&said.stderr).trim().to_owned();
@@ -161,7 +103,10 @@ impl<'a> Ovs<'a> {
             "{refused}\nIs there Open vSwitch in this kernel? modprobe openvswitch; or run the lab \
              in a guest: docs/guest.md"
         );
-        self.write_flows()
+        match &layout.central {
+            Some(_) => Ok(()),
+            None => self.write_flows(),
+        }
     }
 
     /// Writes the flows: into a switch that was just made, or that has been started again.
@@ -203,32 +148,11 @@ impl<'a> Ovs<'a> {
     }
 
     fn socket(&self) -> PathBuf {
-        self.folder().join("db.sock")
+        tools::socket(&self.folder(), DATABASE)
     }
 
-    fn root(&self) -> &Path {
-        self.lab
-            .spec()
-            .ovs_root
-            .as_deref()
-            .unwrap_or(Path::new("/"))
-    }
-
-    /// A program of Open vSwitch in the node's namespace that touches nothing but its own folder.
     fn command(&self, program: &str) -> Result<Command> {
-        let root = self.root();
-        let path = find(root, program).with_context(|| format!("{program} is gone"))?;
-        let mut command = Command::new(path);
-        for variable in ["OVS_RUNDIR", "OVS_DBDIR", "OVS_LOGDIR", "OVS_SYSCONFDIR"] {
-            command.env(variable, self.folder());
-        }
-        if root != Path::new("/") {
-            let path = std::env::join_paths(libraries(root)).context("the libraries' path")?;
-            command.env("LD_LIBRARY_PATH", path);
-        }
-        enter_on_spawn(&mut command, self.lab.netns(&self.node.name)?);
-        unblock_on_spawn(&mut command);
-        Ok(command)
+        tools::command(self.lab, &self.node.name, &self.folder(), program)
     }
 }
 
@@ -257,11 +181,13 @@ fn ports(layout: &Layout, node: &NodeLayout) -> Vec<String> {
             flows::tunnel_port(other),
         ));
     }
-    let words = |line: String| -> Vec<String> {
-        let line = format!("-- {line}");
-        line.split_ascii_whitespace().map(str::to_owned).collect()
-    };
-    lines.into_iter().flat_map(words).collect()
+    lines.iter().flat_map(|line| words(line)).collect()
+}
+
+/// One command of a transaction.
+fn words(line: &str) -> Vec<String> {
+    let words = std::iter::once("--").chain(line.split_ascii_whitespace());
+    words.map(str::to_owned).collect()
 }
 
 /// Open vSwitch counts the processors no earlier than ten seconds after the kernel's start. Until
@@ -273,39 +199,6 @@ pub(crate) fn wait_for_processors() {
     if let Some(left) = COUNTED.checked_sub(Duration::from_secs(seconds.unwrap_or(u64::MAX))) {
         std::thread::sleep(left);
     }
-}
-
-fn wait_for(socket: &Path) -> Result<()> {
-    let deadline = Instant::now() + PATIENCE;
-    while std::os::unix::net::UnixStream::connect(socket).is_err() {
-        ensure!(
-            Instant::now() < deadline,
-            "{}: nobody listens after {} s",
-            socket.display(),
-            PATIENCE.as_secs()
-        );
-        std::thread::sleep(PAUSE);
-    }
-    Ok(())
-}
-
-fn finish(command: &mut Command) -> Result<Output> {
-    let output = command.stdin(Stdio::null()).output();
-    let output = output.with_context(|| format!("run {command:?}"))?;
-    succeeded(command, output)
-}
-
-fn succeeded(command: &Command, output: Output) -> Result<Output> {
-    if !output.status.success() {
-        let program = Path::new(command.get_program()).file_name();
-        bail!(
-            "{}: {}: {}",
-            program.unwrap_or_default().display(),
-            output.status,
-            String::from_utf8_lossy(&output.stderr).trim()
-        );
-    }
-    Ok(output)
 }
 
 #[cfg(test)]
@@ -325,16 +218,5 @@ mod tests {
                       options:key=1 options:dst_port=6081 ofport_request=1003";
         assert!(told.contains(tunnel), "{told}");
         assert!(!told.contains("to-n2"), "{told}");
-    }
-
-    #[test]
-    fn what_is_missing_is_said_with_a_remedy() {
-        let error = check(Some(Path::new("/nonexistent"))).unwrap_err();
-        let text = error.to_string();
-        assert!(
-            text.contains("apt-get install openvswitch-switch"),
-            "{text}"
-        );
-        assert!(!text.contains('\n'), "{text}");
     }
 }

@@ -58,6 +58,8 @@ named_enum! {
         Vxlan = "vxlan",
         /// A Geneve device on each node for each other node, UDP port 6081.
         Geneve = "geneve",
+        /// OVN: logical switches and a router over Geneve, UDP port 6081.
+        Ovn = "ovn",
         /// Plain routes between pod CIDRs, no encapsulation.
         Routed = "routed",
     }
@@ -175,6 +177,14 @@ impl LabSpec {
         }
     }
 
+    /// What pods and tunnels are plugged into: OVN's is Open vSwitch, whatever was asked for.
+    pub fn switch(&self) -> Switch {
+        match self.overlay {
+            Overlay::Ovn => Switch::Ovs,
+            _ => self.switch,
+        }
+    }
+
     /// Which datapath a node's agent shall use.
     pub fn datapath_of(&self, node: &str) -> Datapath {
         let own = self.datapath_of.iter().find(|(name, _)| name == node);
@@ -204,11 +214,11 @@ impl LabSpec {
         }
         ensure!(
             self.switch == Switch::Linux || self.overlay != Overlay::Routed,
-            "--switch ovs is for tunnels: use --overlay geneve or vxlan"
+            "--switch ovs is for tunnels: use --overlay geneve, vxlan or ovn"
         );
         ensure!(
-            self.ovs_root.is_none() || self.switch == Switch::Ovs,
-            "--ovs-root is of --switch ovs only"
+            self.ovs_root.is_none() || self.switch() == Switch::Ovs,
+            "--ovs-root is of --switch ovs and --overlay ovn only"
         );
         ensure!(
             self.keying != Keying::Psk,
@@ -278,11 +288,14 @@ mod tests {
         let mut elsewhere = spec();
         elsewhere.ovs_root = Some(PathBuf::from("/x"));
         assert!(elsewhere.validate().is_err());
+        elsewhere.overlay = Overlay::Ovn;
+        elsewhere.validate().unwrap();
+        assert_eq!(elsewhere.switch(), Switch::Ovs);
     }
 
     #[test]
     fn words_round_trip() {
-        for word in ["vxlan", "geneve", "routed"] {
+        for word in ["vxlan", "geneve", "ovn", "routed"] {
             assert_eq!(word.parse::<Overlay>().unwrap().as_str(), word);
         }
         assert!(

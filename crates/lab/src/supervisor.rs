@@ -13,6 +13,7 @@ use crate::build::{build, plug_into_ovs};
 use crate::keeper::{Keeper, Role};
 use crate::lab::{Lab, State};
 use crate::lifecycle::tail;
+use crate::ovs::ovn::Central;
 use crate::ovs::{self, Ovs};
 use crate::place::write_json;
 use crate::process::Process;
@@ -73,26 +74,47 @@ pub fn supervise(name: &str) -> Result<()> {
     Ok(())
 }
 
-/// Starts the Open vSwitch of each node and plugs all into it. What was started is in `daemons`,
-/// also after an error.
+/// Starts the Open vSwitch of each node and plugs all into it, and before and beside it OVN. What
+/// was started is in `daemons`, also after an error.
 fn switches(lab: &Lab, daemons: &mut Vec<Keeper>) -> Result<()> {
-    if lab.spec().switch != Switch::Ovs {
+    if lab.spec().switch() != Switch::Ovs {
         return Ok(());
     }
     ovs::wait_for_processors();
+    let mut start = |role: Role| {
+        let log = lab.log_path(&role.name());
+        let mut keeper = Keeper::new(role, lab.clone());
+        keeper.start_if_due();
+        daemons.push(keeper);
+        log
+    };
+    let central = lab.layout().central.as_ref().map(|_| Central::of(lab));
+    if let Some(central) = &central {
+        start(Role::Southbound);
+        let log = start(Role::Northbound);
+        central
+            .define()
+            .with_context(|| format!("OVN's network: {}", tail(&log)))?;
+        start(Role::Northd);
+    }
     for node in &lab.layout().nodes {
-        let daemon = Role::Switch(node.name.clone());
-        let log = lab.log_path(&daemon.name());
-        for role in [Role::Database(node.name.clone()), daemon] {
-            let mut keeper = Keeper::new(role, lab.clone());
-            keeper.start_if_due();
-            daemons.push(keeper);
-        }
+        let name = || node.name.clone();
+        start(Role::Database(name()));
+        let log = start(Role::Switch(name()));
         Ovs::of(lab, &node.name)?
             .configure()
             .with_context(|| format!("Open vSwitch of {}: {}", node.name, tail(&log)))?;
+        if central.is_some() {
+            start(Role::Chassis(name()));
+        }
         plug_into_ovs(lab.layout(), node, &lab.namespaces())
             .with_context(|| format!("plug node {} into Open vSwitch", node.name))?;
+    }
+    if let Some(central) = &central {
+        let log = lab.log_path(&Role::Northd.name());
+        central
+            .wait()
+            .with_context(|| format!("OVN: {}", tail(&log)))?;
     }
     Ok(())
 }
@@ -103,7 +125,7 @@ fn record(state: &mut State, daemons: &[Keeper]) {
         match daemon.role() {
             Role::Controller => state.controller = Some(entry),
             Role::Agent(_) => _ = state.agents.insert(name, entry),
-            Role::Database(_) | Role::Switch(_) => _ = state.switches.insert(name, entry),
+            _ => _ = state.switches.insert(name, entry),
         }
     }
 }

@@ -65,13 +65,13 @@ struct Up {
     /// Pods on each node
     #[arg(long, value_name = "COUNT", default_value_t = 2)]
     pods: u16,
-    /// How pods reach other nodes: vxlan, geneve or routed
+    /// How pods reach other nodes: vxlan, geneve, ovn or routed
     #[arg(long, default_value = "vxlan", value_parser = word::<Overlay>)]
     overlay: Overlay,
     /// What pods and tunnels are plugged into: linux (the kernel's own devices) or ovs
     #[arg(long, default_value = "linux", value_parser = word::<Switch>)]
     switch: Switch,
-    /// Where the packages of Open vSwitch are unpacked [default: they are installed]
+    /// Where the packages of Open vSwitch and OVN are unpacked [default: they are installed]
     #[arg(long, value_name = "FOLDER")]
     ovs_root: Option<PathBuf>,
     /// auto, user or kernel
@@ -189,13 +189,13 @@ pub(crate) fn overlay_of(store: &std::path::Path) -> Option<policy::Overlay> {
     Some(policy::Overlay {
         kind: match layout.overlay {
             Overlay::Vxlan => policy::OverlayType::Vxlan,
-            Overlay::Geneve => policy::OverlayType::Geneve,
+            Overlay::Geneve | Overlay::Ovn => policy::OverlayType::Geneve,
             Overlay::Routed => policy::OverlayType::Routed,
         },
         port: layout.overlay_port,
         pod_cidrs: match layout.overlay {
             Overlay::Routed => layout.cluster_cidrs.clone(),
-            Overlay::Vxlan | Overlay::Geneve => Vec::new(),
+            Overlay::Vxlan | Overlay::Geneve | Overlay::Ovn => Vec::new(),
         },
     })
 }

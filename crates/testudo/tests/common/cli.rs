@@ -12,6 +12,8 @@ pub(crate) const BINARY: &str = env!("CARGO_BIN_EXE_testudo");
 
 /// No command may take longer.
 const LONGEST: Duration = Duration::from_secs(60);
+/// The same where the processor is emulated.
+const LONGEST_EMULATED: Duration = Duration::from_secs(400);
 
 /// What a command said.
 #[derive(Debug)]
@@ -90,10 +92,14 @@ pub(crate) fn run(mut command: Command) -> Answer {
         .unwrap_or_else(|e| panic!("{line}: {e}"));
     let out = reader(child.stdout.take());
     let err = reader(child.stderr.take());
+    let longest = match std::env::var("TESTUDO_GUEST") {
+        Ok(kernel) if kernel != "uml" => LONGEST_EMULATED,
+        _ => LONGEST,
+    };
     let status = loop {
         match child.try_wait().expect("a child can be waited for") {
             Some(status) => break Some(status),
-            None if start.elapsed() > LONGEST => break None,
+            None if start.elapsed() > longest => break None,
             None => std::thread::sleep(Duration::from_millis(5)),
         }
     };
@@ -111,7 +117,7 @@ pub(crate) fn run(mut command: Command) -> Answer {
     assert!(
         status.is_some(),
         "it did not end within {} s: {answer}",
-        LONGEST.as_secs()
+        longest.as_secs()
     );
     answer
 }
