@@ -1,13 +1,14 @@
 //! Measures us beside other implementations, on this machine and in the same run.
 //!
-//! `testudo-bench ike` is what `cargo xtask bench ike` runs, `testudo-bench kernel` what `cargo
-//! xtask bench kernel` runs in a guest. `testudo-bench end ROLE ...` is one
+//! `testudo-bench ike` is what `cargo xtask bench ike` runs, `testudo-bench kernel` and
+//! `testudo-bench ovn` what `cargo xtask bench kernel` and `ovn` run in a guest. `testudo-bench end ROLE ...` is one
 //! end of a measurement, in a process of its own so that its memory and CPU time are its own.
 
 mod daemons;
 mod ends;
 mod ike;
 mod kernel;
+mod ovn;
 mod report;
 mod usage;
 
@@ -18,6 +19,9 @@ testudo-bench ike [-o json] [--rounds N] [--without-baseline]
     CPU, memory and rate of key exchanges, charon and libreswan beside them where they are unpacked
 testudo-bench kernel [-o json] [--rounds N] [--peers N]
     SAs and policies of many peers in this machine's kernel, `ip -batch` beside them
+testudo-bench ovn --testudo FILE --ovs FOLDER --ipsec FOLDER [-o json] [--rounds N]
+              [--only testudo|ovn]
+    what pods' traffic over real OVN suffers from changes of IPsec, OVN's own beside ours
 ";
 
 fn main() -> ExitCode {
@@ -30,6 +34,10 @@ fn main() -> ExitCode {
         },
         ["kernel", rest @ ..] => match kernel::Options::read(rest) {
             Some(options) => kernel::run(&options),
+            None => return usage_error(),
+        },
+        ["ovn", rest @ ..] => match ovn::Options::read(rest) {
+            Some(options) => ovn::run(&options),
             None => return usage_error(),
         },
         ["end", rest @ ..] => match ends::Task::read(rest) {

@@ -87,6 +87,7 @@ const TABLE: [(&str, &[&str]); 21] = [
             "datapath-kernel",
             "ike",
             "interop",
+            "lab",
             "model",
             "pki",
         ],

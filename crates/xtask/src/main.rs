@@ -35,6 +35,9 @@ cargo xtask COMMAND
   bench kernel [-o json] [--peers N]
                     what SAs and policies of 1,000 peers cost in a guest's kernel, with
                     ip -batch beside it
+  bench ovn [-o json] [--rounds N] [--only testudo|ovn]
+                    packets lost and in clear while IPsec of pods on real OVN is switched,
+                    renewed, killed and restarted, OVN's own IPsec beside ours; in a guest
   guest [--kernel uml|6.1|newest] [--cpus N] [--memory MIB] [--timeout SECONDS]
         [--shared FOLDER] [--fetch] -- COMMAND ARGS...
                     a command under a real Linux kernel with ESP, on this machine's files
@@ -109,9 +112,45 @@ fn bench(arguments: &[&str]) -> anyhow::Result<u8> {
             .context("the target directory is not text")?;
         return guest::run(&[&["--", program], arguments].concat());
     }
+    if let Some((&"ovn", rest)) = arguments.split_first() {
+        return bench_ovn(&build(PROGRAM, &["--bin", "testudo"])?, rest);
+    }
     // Beside it the library that answers for the kernel where another daemon is measured.
     let also = ["--example", "pretend_xfrm"];
     release(PROGRAM, &also, arguments)
+}
+
+/// How long a guest has for the bench of OVN, in seconds: who is not back is waited for.
+const BENCH_OVN: &str = "10800";
+
+/// In the oldest kernel, which is Debian's that both are made for. The programs are stripped, for a
+/// guest reads them slowly.
+fn bench_ovn(program: &std::path::Path, arguments: &[&str]) -> anyhow::Result<u8> {
+    let [ovs, ipsec] = packages::ensure_ovn()?;
+    let folder = program.parent().context("a program is in a folder")?;
+    let mut stripped = Vec::new();
+    for name in ["testudo-bench", "testudo"] {
+        let to = folder.join(format!("{name}.stripped"));
+        let from = folder.join(name);
+        let (from, out) = (from.display().to_string(), to.display().to_string());
+        run::step("strip", &["strip", "-o", &out, &from])?;
+        stripped.push(out);
+    }
+    let [bench, testudo] = &stripped[..] else {
+        anyhow::bail!("two programs");
+    };
+    let (ovs, ipsec) = (ovs.display().to_string(), ipsec.display().to_string());
+    let mut words = vec![
+        "--kernel",
+        "6.1",
+        "--memory",
+        "2048",
+        "--timeout",
+        BENCH_OVN,
+    ];
+    words.extend(["--", bench, "ovn", "--testudo", testudo]);
+    words.extend(["--ovs", &ovs, "--ipsec", &ipsec]);
+    guest::run(&[&words, arguments].concat())
 }
 
 fn release(program: &str, also: &[&str], arguments: &[&str]) -> anyhow::Result<u8> {

@@ -77,6 +77,19 @@ pub(crate) fn ensure_all() -> anyhow::Result<()> {
     testudo_interop::ensure(&folder)
 }
 
+/// Where OVN, and OVN's own IPsec, are unpacked; what is missing is fetched.
+pub(crate) fn ensure_ovn() -> anyhow::Result<[PathBuf; 2]> {
+    let wanted = [testudo_interop::OPEN_VSWITCH, testudo_interop::OVN_IPSEC];
+    let folder = target_directory()?.join("interop");
+    if wanted.iter().any(|each| !each.is_there(&folder)) {
+        if !am_root() || !apt(&["update", "-q"])? {
+            bail!("OVN's packages are missing; run this as root");
+        }
+        testudo_interop::ensure_these(&folder, &wanted)?;
+    }
+    Ok(wanted.map(|each| each.root(&folder)))
+}
+
 /// An apt of its own for another release of Debian; the path of its settings.
 pub(crate) fn own_apt(place: &Path, release: &str) -> anyhow::Result<PathBuf> {
     testudo_interop::own_apt(place, release).or_else(|error| {
