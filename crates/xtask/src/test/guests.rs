@@ -1,4 +1,5 @@
 //! The tests that need a kernel with ESP: one guest for each kernel, with all targets in turn.
+//! User-mode-linux and QEMU each run on one processor: they run side by side.
 
 use std::path::Path;
 use std::process::Command;
@@ -21,6 +22,9 @@ const MANNER: Manner = Manner {
 /// A guest's start, which has limits of its own; this is beyond them.
 const START: Duration = Duration::from_secs(600);
 
+/// The kernel that is an ordinary process.
+const UML: &str = "uml";
+
 /// Runs those of one kernel, or all of them and the tests of guests themselves.
 pub(super) fn run(tally: &mut Tally, only: Option<&str>) -> anyhow::Result<()> {
     let start = Instant::now();
@@ -38,14 +42,33 @@ pub(super) fn run(tally: &mut Tally, only: Option<&str>) -> anyhow::Result<()> {
         bail!("no tests run under {}", only.unwrap_or("any kernel"));
     }
     let programs = targets::build(&targets)?;
-    for kernel in kernels(&targets) {
-        let of_kernel = targets.iter().zip(&programs);
-        let of_kernel: Vec<Test> = of_kernel
-            .filter(|(target, _)| target.kernels.iter().any(|name| name == kernel))
+    let tests_of = |kernel: &str| -> Vec<Test> {
+        let all = targets.iter().zip(&programs);
+        all.filter(|(target, _)| target.kernels.iter().any(|name| name == kernel))
             .map(|(target, program)| Test::of(target, program, kernel))
-            .collect();
-        under(tally, kernel, &of_kernel)?;
-    }
+            .collect()
+    };
+    let in_turn = |kernels: &[&str]| -> anyhow::Result<Tally> {
+        let mut tally = Tally::default();
+        for kernel in kernels {
+            under(&mut tally, kernel, &tests_of(kernel))?;
+        }
+        Ok(tally)
+    };
+    let (light, emulated): (Vec<&str>, Vec<&str>) = kernels(&targets)
+        .into_iter()
+        .partition(|kernel| *kernel == UML);
+    let (light, emulated) = std::thread::scope(|scope| {
+        let emulated = scope.spawn(|| in_turn(&emulated));
+        let light = in_turn(&light);
+        let emulated = emulated.join();
+        (
+            light,
+            emulated.unwrap_or_else(|panic| std::panic::resume_unwind(panic)),
+        )
+    });
+    tally.add(light?);
+    tally.add(emulated?);
     eprintln!("    kernels: {:.0} s", start.elapsed().as_secs_f32());
     Ok(())
 }
@@ -162,7 +185,7 @@ fn one_guest(kernel: &str, tests: &[Test]) -> anyhow::Result<Vec<Tally>> {
         .arg(shared.path())
         .env("RUST_BACKTRACE", "1");
     // Without a name it is user-mode-linux, and where that cannot be had another.
-    if kernel != "uml" {
+    if kernel != UML {
         guest.args(["--kernel", kernel]);
     }
     guest.arg("--");
