@@ -13,6 +13,8 @@ use crate::run::{Controller, seconds, settings};
 
 /// The part of its life, in tenths, at which a CA is replaced.
 const DUE: u64 = 8;
+/// The same when the last rotation was taken back: not at once again.
+const DUE_AFTER_TAKEN_BACK: u64 = 9;
 
 impl Controller {
     /// Takes every step of the CA's rotation that can be taken now.
@@ -82,8 +84,12 @@ impl Controller {
             not_before: made.min(times.not_after),
             ..times
         };
+        let due = match self.authority.standing.taken_back {
+            true => DUE_AFTER_TAKEN_BACK,
+            false => DUE,
+        };
         let policy = RenewalPolicy {
-            renew_after: wanted / 10 * DUE + wanted % 10 * DUE / 10,
+            renew_after: wanted / 10 * due + wanted % 10 * due / 10,
             earlier: 0,
         };
         !matches!(renewal(&times, &policy, seconds()), Renewal::NotBefore(_))

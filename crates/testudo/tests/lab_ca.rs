@@ -3,8 +3,6 @@
 
 mod common;
 
-use std::time::Duration;
-
 use rustix::process::Signal;
 use serde_json::Value;
 
@@ -67,17 +65,16 @@ fn a_new_ca_takes_over_under_load_while_the_controller_is_killed() {
     wait_until("a rotation that is done", seconds(120), || {
         let status = rotation(&lab);
         let phase = status["phase"].as_str().unwrap_or("?").to_owned();
-        if phases.last() != Some(&phase) {
-            phases.push(phase.clone());
-        }
         if phase == "Settled" && status["rotation"] == 1 {
             return Ok(());
         }
-        if let Some(process) = lab.inner().controller_process() {
+        // In each step that is seen, and before the first: one that is killed all the time cannot go on.
+        if phases.last() != Some(&phase)
+            && let Some(process) = lab.inner().controller_process()
+        {
             kills += u32::from(process.signal(Signal::KILL));
+            phases.push(phase);
         }
-        // It is to get somewhere between two kills: the supervisor starts it again later each time.
-        std::thread::sleep(Duration::from_millis(300));
         Err(format!("{status:#}"))
     });
     println!("{kills} kills of the controller, seen: {phases:?}");
@@ -88,9 +85,7 @@ fn a_new_ca_takes_over_under_load_while_the_controller_is_killed() {
 
     let answer = lab.testudo(&["ca", "rotate", "--timeout", "120s"]).ok();
     println!("{answer}");
-    for word in [
-        "Trusting", "Issuing", "Retiring", "Settled", "n1", "n2", "n3",
-    ] {
+    for word in ["Issuing", "Settled", "n1: ", "n2: ", "n3: "] {
         assert!(answer.err.contains(word), "{word}: {answer}");
     }
     let third = cas(&lab);

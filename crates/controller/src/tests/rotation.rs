@@ -259,8 +259,8 @@ async fn an_old_ca_is_replaced_without_being_asked() {
     let dir = tempfile::tempdir().unwrap();
     let store = DirStore::open(dir.path()).unwrap();
     store.create(node("n1")).await.unwrap();
-    let made = |years: u64| {
-        let made = crate::run::seconds() - years * 365 * 24 * 3600;
+    let made = |days: u64| {
+        let made = crate::run::seconds() - days * 24 * 3600;
         let ca = Ca::generate(&CaOptions::default(), made, &mut SystemRandom::new()).unwrap();
         let text = [
             ca.certificate_pem().as_bytes(),
@@ -269,20 +269,26 @@ async fn an_old_ca_is_replaced_without_being_asked() {
         .concat();
         testudo_store::files::write_private(&store.secrets().join("ca.pem"), &text).unwrap();
     };
-    made(7);
+    made(7 * 365);
     let controller = Running::start(dir.path());
     until_published(&store).await;
     tokio::time::sleep(Duration::from_millis(200)).await;
     assert_eq!(bundle(&store).await.status.rotation, 0);
     controller.stop().await;
-    made(9);
+    made(8 * 365 + 180);
     let controller = Running::start(dir.path());
     until_status(&store, stands(CaPhase::Trusting, 1)).await;
     let status = bundle(&store).await.status;
     assert!(status.message.contains("by itself"), "{status:?}");
-    tokio::spawn(follow(store.clone(), "n1"));
+    // Taken back it does not begin again at once, for nobody would get it settled.
+    policy(&store, 0, Some(1)).await;
     until_status(&store, stands(CaPhase::Settled, 1)).await;
     tokio::time::sleep(Duration::from_millis(200)).await;
-    assert_eq!(bundle(&store).await.status.rotation, 1, "once is enough");
+    assert_eq!(bundle(&store).await.status.rotation, 1);
+    policy(&store, 1, None).await;
+    tokio::spawn(follow(store.clone(), "n1"));
+    until_status(&store, stands(CaPhase::Settled, 2)).await;
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    assert_eq!(bundle(&store).await.status.rotation, 2, "once is enough");
     controller.stop().await;
 }

@@ -204,31 +204,45 @@ impl Follow {
             }
             return;
         }
-        let same = before.filter(|b| (b.phase, b.rotation) == (status.phase, status.rotation));
-        let other = status.other.as_deref().unwrap_or_default();
-        let signer = &status.signer;
-        let Some(before) = same else {
-            let text = match status.phase {
+        let before = before.filter(|b| b.rotation == status.rotation);
+        if let Some(before) = &before {
+            self.finished(before, &status);
+        }
+        if before.as_ref().map(|b| b.phase) != Some(status.phase) {
+            let other = status.other.as_deref().unwrap_or_default();
+            let signer = &status.signer;
+            self.say(&match status.phase {
                 CaPhase::Settled => format!("Settled: {signer} signs"),
                 CaPhase::Trusting => format!("Trusting: {other} is made, {signer} signs"),
                 CaPhase::Issuing => format!("Issuing: {signer} signs, {other} is still trusted"),
                 CaPhase::Retiring => format!("Retiring: {other} is gone"),
-            };
-            return self.say(&text);
-        };
-        let done = match status.phase {
+            });
+        }
+        if before.is_some_and(|b| b.message != status.message) {
+            self.say(&status.message);
+        }
+    }
+
+    /// The nodes that have done their part of a step since `before`: who was waited for and is not any
+    /// more, or the step was left, which takes all of them.
+    fn finished(&self, before: &TrustBundleStatus, status: &TrustBundleStatus) {
+        // Taken back, it was left without them.
+        if before.taken_back != status.taken_back {
+            return;
+        }
+        let other = before.other.as_deref().unwrap_or_default();
+        let signer = &before.signer;
+        let done = match before.phase {
             CaPhase::Settled => return,
             CaPhase::Trusting => format!("trusts {other}"),
             CaPhase::Issuing => format!("shows a certificate of {signer}, and so do its peers"),
             CaPhase::Retiring => format!("has ceased to trust {other}"),
         };
+        let left = before.phase != status.phase;
         for was in &before.waiting_on {
-            if !status.waiting_on.iter().any(|now| now.node == was.node) {
+            if left || !status.waiting_on.iter().any(|now| now.node == was.node) {
                 self.say(&format!("{}: {done}", was.node));
             }
-        }
-        if status.message != before.message {
-            self.say(&status.message);
         }
     }
 
