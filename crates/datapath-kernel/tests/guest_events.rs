@@ -477,3 +477,38 @@ fn ike_passes_through_the_udp_port() {
         assert_eq!(world.b.events(), [], "a keepalive came up");
     }
 }
+
+/// L89: policies of anybody that drop everything leave IKE alone, and ours leave a neighbour's
+/// discovery alone.
+#[test]
+fn no_policy_catches_ike_or_a_neighbours_discovery() {
+    let mut world = world();
+    world.seal(ClearTraffic::Drop);
+    for v6 in [false, true] {
+        match v6 {
+            false => {
+                let all = "src 0.0.0.0/0 dst 0.0.0.0/0";
+                for (node, direction) in [(&world.a, "out"), (&world.b, "in")] {
+                    let add = format!("ip xfrm policy add {all} dir {direction} action block");
+                    node.command(&add);
+                }
+            }
+            true => {
+                world.a.command("ip -6 neigh flush dev eth0");
+                world.b.command("ip -6 neigh flush dev eth0");
+            }
+        }
+        let end = |node: &Node| std::net::SocketAddr::new(node.address(v6), 4500);
+        let (local, remote) = (end(&world.a), end(&world.b));
+        world
+            .a
+            .dp(|dp| dp.send_ike(local, remote, b"hello"))
+            .unwrap();
+        let wanted = Event::Ike {
+            local: remote,
+            remote: local,
+            message: b"hello".to_vec(),
+        };
+        world.b.event(|e| *e == wanted);
+    }
+}

@@ -265,6 +265,71 @@ fn a_restart_loses_nothing_and_leaves_nothing() {
     assert_eq!(left(&world), expected);
 }
 
+/// The same with a child of each family: the first successor takes nothing from the other family.
+#[test]
+fn a_restart_with_children_of_both_families_loses_nothing() {
+    let mut world = world();
+    world.seal(ClearTraffic::Drop);
+    let child = |id, v6| Child {
+        v6,
+        ..Child::new(id)
+    };
+    let old = [child(1, false), child(2, true)];
+    old.iter().for_each(|child| world.connect(child));
+    let capture = Capture::start(&world.a);
+    let ends = [(world.a.v4, world.b.v4), (world.a.v6, world.b.v6)];
+    let sinks = ends.map(|(_, to)| Sink::start(&world.b, to));
+    let streams = ends.map(|(from, to)| Stream::start(Source::new(&world.a, from, to), 300));
+    std::thread::sleep(Duration::from_millis(300));
+    world.a.datapath = None;
+    std::thread::sleep(Duration::from_millis(300));
+    let policy = overlay(&world.a, &world.b, "b", ClearTraffic::Drop);
+    let options = Options {
+        kept: Some(policy.clone()),
+        ..Options::default()
+    };
+    let closed = world
+        .a
+        .run(|| testudo_datapath_kernel::close(&options, &policy));
+    closed.unwrap();
+    world.a.open(options);
+    world.a.dp(|dp| dp.set_traffic(&policy)).unwrap();
+    assert_eq!(world.a.dp(|dp| dp.leftovers()), 4);
+    let new = [child(11, true), child(12, false)];
+    for next in &new {
+        world.install(next);
+        let id = next.child();
+        assert!(world.a.dp(|dp| dp.follows_earlier_run(id)));
+        world.use_outbound(next);
+        std::thread::sleep(Duration::from_millis(1500));
+    }
+    for (stream, sink) in streams.into_iter().zip(&sinks) {
+        let source = stream.stop();
+        assert!(source.refused.is_empty(), "{:?}", source.refused);
+        assert!(source.sent() > 300, "only {} packets", source.sent());
+        assert_eq!(sink.wait(source.sent()), source.sent());
+    }
+    assert_eq!(capture.finish().numbers().2, 0, "clear packets");
+    let seals = |node: &Node| {
+        let all = node.xfrm().sas(|l| Some(l.sa.id)).unwrap();
+        let to_b = [world.b.v4, world.b.v6];
+        all.into_iter()
+            .filter(|id| to_b.contains(&id.destination))
+            .collect::<Vec<_>>()
+    };
+    let mut standing = seals(&world.a);
+    standing.sort();
+    let mut wanted = [
+        id(&world.b, new[1].spis().1),
+        XfrmSaId {
+            destination: world.b.v6,
+            ..id(&world.b, new[0].spis().1)
+        },
+    ];
+    wanted.sort();
+    assert_eq!(standing, wanted);
+}
+
 /// SAs of a peer that is not wanted any more go when the policy says so; nor does another node get
 /// them that has its addresses now, or anybody when nothing says whose they are.
 #[test]

@@ -135,6 +135,25 @@ fn extended_sequence_numbers_pass_the_end_of_32_bits() {
     );
 }
 
+/// L81: where no peer is known yet, or any more, forged clear packets are dropped as well, whatever
+/// rule of the host takes them first: policies ask no rule.
+#[test]
+fn without_a_peer_clear_packets_are_dropped_too() {
+    let mut world = world();
+    let mut policy = overlay(&world.b, &world.a, "a", ClearTraffic::Drop);
+    policy.peers.clear();
+    world.b.dp(|dp| dp.set_traffic(&policy)).unwrap();
+    let sinks = [false, true].map(|v6| Sink::start(&world.b, world.b.address(v6)));
+    let capture = Capture::start(&world.a);
+    for v6 in [false, true] {
+        let (a, b) = (world.a.address(v6), world.b.address(v6));
+        Source::new(&world.a, a, b).send(50);
+    }
+    std::thread::sleep(Duration::from_millis(300));
+    assert_eq!(capture.finish().numbers().2, 100);
+    assert_eq!(sinks.each_ref().map(Sink::got), [0, 0]);
+}
+
 /// L97: without them none is sent past the end: a number that comes twice would be an IV that does.
 #[test]
 fn sequence_numbers_of_32_bits_end_and_never_begin_again() {
