@@ -2,10 +2,13 @@
 
 use testudo_datapath::SaCounters;
 use testudo_ike::{EspCounts, IkeUp, Receipt};
-use testudo_model::{ChildId, Now, PeerId};
+use testudo_model::{ChildId, Now, PeerId, SaDirection, SaId};
 
 use crate::core::Core;
 use crate::path::{Seen, Told, Way};
+
+/// Children whose counters are asked for one by one.
+const FEW: usize = 8;
 
 impl Core {
     /// Looks at children that send plain ESP, when it is time, and asks peers about the doubtful.
@@ -31,10 +34,23 @@ impl Core {
         let Some(datapath) = &self.datapath else {
             return Vec::new();
         };
-        let plain = self.tunnels.plain_children();
+        let plain: Vec<_> = self.tunnels.plain_children().collect();
+        // Of many, one listing costs less than two questions for each.
+        let all = (plain.len() > FEW).then(|| datapath.sa_counters());
+        let counters = |child| match &all {
+            None => datapath.pair_counters(child),
+            Some(all) => {
+                let of = |direction| {
+                    let id = SaId { child, direction };
+                    all.sas.get(&id).copied().unwrap_or_default()
+                };
+                (of(SaDirection::Inbound), of(SaDirection::Outbound))
+            }
+        };
         plain
+            .into_iter()
             .map(|(child, known)| {
-                let (inbound, outbound) = datapath.pair_counters(child);
+                let (inbound, outbound) = counters(child);
                 Seen {
                     child,
                     peer: known.peer.clone(),

@@ -370,6 +370,23 @@ impl Datapath for UserDatapath {
     }
 
     fn counters(&self) -> Counters {
+        let mut all = self.sa_counters();
+        let drops_clear = self.policy.as_ref().is_some_and(|policy| {
+            use testudo_model::ClearTraffic::Drop;
+            policy.clear_inbound == Drop || policy.clear_outbound == Drop
+        });
+        if drops_clear {
+            for (reason, packets) in self.host.drops() {
+                if packets != 0 {
+                    *all.drops.entry(reason.to_owned()).or_default() += packets;
+                }
+            }
+        }
+        all
+    }
+
+    /// Without the firewall's, which a program must be asked for.
+    fn sa_counters(&self) -> Counters {
         let mut all = Counters {
             drops: self.past_drops.clone(),
             ..Counters::default()
@@ -393,17 +410,6 @@ impl Datapath for UserDatapath {
             all.sas.insert(id, sa_counters(&counters));
         }
         self.stats.collect(&mut all.drops, &mut all.notices);
-        let drops_clear = self.policy.as_ref().is_some_and(|policy| {
-            use testudo_model::ClearTraffic::Drop;
-            policy.clear_inbound == Drop || policy.clear_outbound == Drop
-        });
-        if drops_clear {
-            for (reason, packets) in self.host.drops() {
-                if packets != 0 {
-                    *all.drops.entry(reason.to_owned()).or_default() += packets;
-                }
-            }
-        }
         all
     }
 

@@ -440,6 +440,10 @@ fn commands() -> Vec<(String, Event)> {
             "refuse_child",
             command(|e, p, now| e.refuse_child(p.child, now)),
         ),
+        (
+            "probe_child",
+            command(|e, p, now| e.probe_child(p.child, now)),
+        ),
         ("ask_esp", command(|e, p, now| e.ask_esp(p.child, 1, now))),
         (
             "tell_esp",
