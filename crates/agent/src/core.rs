@@ -330,6 +330,9 @@ impl Core {
         if let Err(error) = installed {
             return self.refused(child, &peer, &error, now);
         }
+        if sender == Sender::Nobody {
+            self.tunnels.opens_only(child);
+        }
         if up.use_outbound == UseOutbound::Now {
             self.use_outbound(child, &peer, now);
         }
@@ -341,9 +344,7 @@ impl Core {
     /// with a probe, for packets may go one way only. Of the first child that we have begun we tell the
     /// peer in the same way: it may be waiting.
     fn use_outbound(&mut self, child: ChildId, peer: &PeerId, now: Now) {
-        let cpus = self.datapath.as_ref().map_or(0, |d| d.cpus());
-        let resource = self.tunnels.child(child).map(|c| c.resource);
-        if resource.is_some_and(|resource| Sender::of(resource, cpus) == Sender::Nobody) {
+        if self.tunnels.child(child).is_some_and(|c| c.opens_only) {
             return;
         }
         for other in self.tunnels.fellows(child) {

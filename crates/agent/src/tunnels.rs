@@ -54,7 +54,7 @@ pub(crate) struct Child {
     pub(crate) peer: PeerId,
     pub(crate) name: String,
     /// 0, or the CPU that it is for, counted from 1.
-    pub(crate) resource: u32,
+    resource: u32,
     ike: IkeId,
     /// Whether we began the exchange that made it.
     pub(crate) initiator: bool,
@@ -66,6 +66,8 @@ pub(crate) struct Child {
     local: Vec<TrafficSelector>,
     remote: Vec<TrafficSelector>,
     pub(crate) sending: bool,
+    /// Nobody here sends on it, and its outbound half is not installed.
+    pub(crate) opens_only: bool,
     since: Monotonic,
 }
 
@@ -142,9 +144,17 @@ impl Tunnels {
                 local: up.outbound.local.clone(),
                 remote: up.outbound.remote.clone(),
                 sending: false,
+                opens_only: false,
                 since: now.monotonic,
             },
         );
+    }
+
+    /// Of `child` the inbound half alone is installed.
+    pub(crate) fn opens_only(&mut self, child: ChildId) {
+        if let Some(child) = self.children.get_mut(&child) {
+            child.opens_only = true;
+        }
     }
 
     /// From now on `child` sends, and no other of its peer, name and resource. A tunnel that carries
@@ -376,7 +386,10 @@ impl Tunnels {
             psk: false,
             mtu: first.and_then(mtu),
             kernel_policies_installed: common.policies.get(peer).copied().unwrap_or(0),
-            security_associations_installed: 2 * u32::try_from(own.len()).unwrap_or(u32::MAX),
+            security_associations_installed: own
+                .iter()
+                .map(|(_, child)| if child.opens_only { 1 } else { 2 })
+                .sum(),
             connections_active: self.ikes.values().map(|i| u32::from(i.peer == *peer)).sum(),
             up: self.sends(peer, name),
             encapsulation: first.map(|c| match c.is_plain() {

@@ -53,6 +53,14 @@ fn each_node_sends_on_what_it_has_cpus_for() {
         cluster.policy(|spec| spec.esp.per_cpu = 3).await;
         let sending = BTreeMap::from([(1, vec![0, 1, 2]), (2, vec![0, 1, 2, 3]), (3, vec![0])]);
         come_to(&cluster, 4, &sending).await;
+        // Of a child that the peer alone sends on one SA is installed.
+        for (node, installed) in [(1, 7), (2, 8), (3, 5)] {
+            let get = Gettable::Tunnels;
+            let answer = cluster.ask(node, Request::Get { get }).await;
+            for tunnel in answer.tunnels.unwrap() {
+                assert_eq!(tunnel.security_associations_installed, installed);
+            }
+        }
         let of_cpus = cluster.hosts[&1].twin().of_cpus();
         let wanted = [(peer(2), 0), (peer(2), 1), (peer(3), 0), (peer(3), 1)];
         assert_eq!(of_cpus, wanted);
