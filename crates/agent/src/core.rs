@@ -16,6 +16,7 @@ use crate::path::Paths;
 use crate::resources::Sender;
 use crate::sockets::{Datagram, Sockets};
 use crate::tunnels::{Child, Tunnels};
+use crate::unsent::Unsent;
 
 /// Events of the datapath taken in before everything else gets its turn.
 const BATCH: usize = 256;
@@ -42,6 +43,7 @@ pub(crate) struct Core {
     pub(crate) drops: BTreeMap<&'static str, u64>,
     /// SAs have come or gone since someone last looked.
     pub(crate) changed: bool,
+    unsent: Unsent,
     probed: BTreeMap<PeerId, Monotonic>,
     stranger_logged: Option<Monotonic>,
 }
@@ -60,6 +62,7 @@ impl Core {
             failed: None,
             drops: BTreeMap::new(),
             changed: false,
+            unsent: Unsent::default(),
             probed: BTreeMap::new(),
             stranger_logged: None,
         }
@@ -167,6 +170,10 @@ impl Core {
 
     /// Everything whose time has come.
     pub(crate) fn handle_timeout(&mut self, now: Now) {
+        if let Some(sockets) = &mut self.sockets {
+            let send = |local, remote, bytes: &[u8]| sockets.send(local, remote, bytes);
+            self.unsent.again(now.monotonic, send);
+        }
         self.engine.handle_timeout(now);
         self.settle(now);
         for (child, peer) in self.linger.due(now.monotonic) {
@@ -191,6 +198,7 @@ impl Core {
             self.engine.poll_timeout(),
             self.linger.deadline(),
             self.paths.deadline(),
+            self.unsent.deadline(),
         ];
         all.into_iter().flatten().min()
     }
@@ -254,7 +262,12 @@ impl Core {
                     self.count("ike_datagrams_unsent");
                 }
             } else if let Some(sockets) = &mut self.sockets {
-                sockets.send(out.local, out.remote, &out.bytes);
+                self.unsent.forget(out.remote);
+                let sent = sockets.send(out.local, out.remote, &out.bytes);
+                if !sent && self.addresses.contains_key(&out.remote.ip()) {
+                    let (local, remote) = (out.local, out.remote);
+                    self.unsent.keep(local, remote, out.bytes, now.monotonic);
+                }
             } else {
                 self.count("ike_datagrams_without_socket");
             }

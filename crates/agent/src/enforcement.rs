@@ -303,6 +303,30 @@ mod tests {
         assert_eq!(file.load().unwrap(), None);
     }
 
+    /// A node goes from build to build and back: what the first release wrote is read by every later
+    /// one, and what a later one adds is passed over.
+    #[test]
+    fn a_policy_of_an_older_build_and_one_of_a_newer_are_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = PolicyFile::new(dir.path());
+        let text = r#"{
+            "addresses": ["10.0.0.1"],
+            "flows": { "overlay": { "port": 4789 } },
+            "clearInbound": "Drop",
+            "clearOutbound": "Drop",
+            "peers": [
+                { "peer": "n2", "addresses": ["10.0.0.2"], "podCIDRs": [], "outbound": "Encrypt" }
+            ]
+        }"#;
+        let newer = text.replacen('{', r#"{ "sinceThen": { "colour": "blue" }, "#, 1);
+        for text in [text, &newer] {
+            files::write_private(&dir.path().join(FILE), text.as_bytes()).unwrap();
+            let read = file.load().unwrap();
+            let strict = policy(ClearTraffic::Drop, &[("n2", Outbound::Encrypt)]);
+            assert_eq!(read, Some(strict), "{text}");
+        }
+    }
+
     #[test]
     fn a_change_of_port_keeps_the_side_that_drops() {
         let strict = policy(ClearTraffic::Drop, &[]);

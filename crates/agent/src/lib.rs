@@ -31,6 +31,7 @@ mod rotation;
 mod run;
 mod sockets;
 mod tunnels;
+mod unsent;
 mod user;
 mod verifier;
 

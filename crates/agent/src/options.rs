@@ -32,6 +32,8 @@ pub struct Options {
     pub datapath: Option<DatapathChoice>,
     /// IKE's UDP ports.
     pub ports: Ports,
+    /// The build's version, as status shows it.
+    pub version: String,
 }
 
 /// IKE's UDP ports, on this node and on its peers. Others than the usual ones are for tests.

@@ -36,7 +36,7 @@ impl Node {
             datapath_note: self.datapath_note(),
             per_cpu: self.per_cpu(),
             agent_pid: Some(std::process::id()),
-            agent_version: Some(env!("CARGO_PKG_VERSION").to_owned()),
+            agent_version: Some(self.options.version.clone()),
             conditions,
         }
     }

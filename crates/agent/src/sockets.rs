@@ -72,18 +72,24 @@ impl Sockets {
     }
 
     /// Sends from `local`. A datagram that the kernel does not take is lost, as on a wire: the
-    /// engine sends it again.
-    pub(crate) fn send(&mut self, local: SocketAddr, remote: SocketAddr, bytes: &[u8]) {
+    /// engine sends it again. False: the host has no way there, now.
+    pub(crate) fn send(&mut self, local: SocketAddr, remote: SocketAddr, bytes: &[u8]) -> bool {
         let socket = self.sockets.iter().find(|(bound, _)| *bound == local);
         // Not through the runtime: it knows of a new socket's readiness only a round later.
         let sent = socket.map(|(_, socket)| SockRef::from(socket).send_to(bytes, &remote.into()));
         match sent {
-            Some(Ok(_)) => {}
+            Some(Ok(_)) => true,
             Some(Err(error)) => {
                 tracing::debug!(%local, %remote, "IKE datagram not sent: {error}");
                 self.unsent += 1;
+                let kind = error.kind();
+                use io::ErrorKind::{HostUnreachable, NetworkDown, NetworkUnreachable};
+                !matches!(kind, HostUnreachable | NetworkDown | NetworkUnreachable)
             }
-            None => self.unsent += 1,
+            None => {
+                self.unsent += 1;
+                true
+            }
         }
     }
 

@@ -209,6 +209,7 @@ impl Cluster {
             danger_export_keys: None,
             datapath: None,
             ports: self.ports,
+            version: "1".to_owned(),
         }
     }
 

@@ -117,6 +117,7 @@ fn options(command: AgentCommand, global: &Global) -> anyhow::Result<Options> {
             ike: command.ike_port,
             nat: command.nat_port,
         },
+        version: crate::VERSION.to_owned(),
         node,
     })
 }

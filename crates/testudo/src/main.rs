@@ -27,6 +27,9 @@ use clap::{Parser, Subcommand};
 
 use crate::global::Global;
 
+/// What this build says of itself.
+pub(crate) const VERSION: &str = env!("CARGO_PKG_VERSION");
+
 const EXAMPLES: &str = "\
 Examples:
   testudo lab up                       a cluster of three nodes on this machine

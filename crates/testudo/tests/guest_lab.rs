@@ -4,10 +4,12 @@
 
 mod common;
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 use testudo_agent::api::{Actions, TunnelView};
+use testudo_datapath_kernel::is_our_priority;
+use testudo_netlink::{Netlink, Xfrm};
 
 use common::{Lab, Load, Options, Turn, Watch, begin, seconds, testudo, wait_until};
 
@@ -15,8 +17,8 @@ use common::{Lab, Load, Options, Turn, Watch, begin, seconds, testudo, wait_unti
 const RATE: u32 = 2000;
 /// How long whatever happens may keep packets from arriving.
 const BACK: Duration = Duration::from_secs(2);
-/// The same when all agents start at once on one processor.
-const ALL_BACK: Duration = Duration::from_secs(5);
+/// A rebooted node's own traffic waits so long at most from its agent's start.
+const HEALED: Duration = Duration::from_secs(2);
 /// Request IDs of our SAs and templates begin so, as `ip xfrm` prints them.
 const OURS: std::ops::RangeInclusive<u32> = 0x7e57_0000..=0x7e57_ffff;
 
@@ -299,42 +301,44 @@ fn a_killed_agent_is_not_noticed_by_traffic() {
     }
 }
 
-/// Everybody at once: exchanges cross, and the SAs of before carry packets meanwhile. None is in
-/// clear, and none waits for long. Some may still be lost: a node that begins to send on a new SA
-/// before its peer, starved of the one processor, has installed it (printed, and bounded by the gap).
+/// Everybody at once: exchanges cross, and the SAs of before carry packets meanwhile. On one processor
+/// for all of it agents are starved between one message and the next; nothing is lost and nothing is
+/// in clear. Then the same where one agent, come back, does nothing for a while: whatever it has begun
+/// or been asked, its peers send on nothing that it does not have.
 #[test]
 fn all_agents_killed_at_once_come_back() {
     let _turn = turn("all_agents_killed_at_once_come_back");
     let lab = Lab::strict(Options { nodes: 3, ..KERNEL });
     let clear = Watch::clear(&lab);
     let load = Load::ring(&lab, RATE / 2);
-    for node in ["n1", "n2", "n3"] {
-        assert!(lab.agent(node).signal(Signal::KILL));
+    for pause in [None, Some(100), Some(300), Some(600)] {
+        let nodes = ["n1", "n2", "n3"];
+        let old = nodes.map(|node| lab.agent(node));
+        let killed = load.now();
+        for agent in &old {
+            assert!(agent.signal(Signal::KILL));
+        }
+        if let Some(after) = pause {
+            let next = wait_until("the next agent", seconds(60), || {
+                let new = lab.inner().agent_process("n1");
+                new.filter(|new| *new != old[0]).ok_or("none".to_owned())
+            });
+            load.run_for(Duration::from_millis(after));
+            assert!(next.signal(Signal::STOP));
+            load.run_for(seconds(4));
+            assert!(next.signal(Signal::CONT));
+        }
+        load.run_for(seconds(3));
+        lab.wait_tunnels(seconds(60));
+        load.run_for(seconds(2));
+        println!("{pause:?}: back after {:?}", load.now() - killed);
     }
-    let killed = load.now();
-    load.run_for(seconds(3));
-    // One processor starts three agents at once.
-    lab.wait_tunnels(seconds(60));
-    load.run_for(seconds(3));
-    let to = load.now();
     clear.stop_with_none();
     for node in ["n1", "n2", "n3"] {
         println!("{node}: {}", dropped(&lab, node));
     }
-    for outcome in load.stop() {
-        let gap = outcome.longest_gap(killed, to);
-        let (lost, sent) = (outcome.lost(), outcome.sent);
-        println!(
-            "{}: {lost} of {sent} lost, longest gap {gap:?}",
-            outcome.flow
-        );
-        let holes = outcome.around_holes();
-        assert!(
-            gap <= ALL_BACK,
-            "{}: nothing for {gap:?}:{holes}",
-            outcome.flow
-        );
-    }
+    let sent = load.stop_without_loss();
+    println!("{sent} datagrams, none lost");
     lab.down();
 }
 
@@ -410,8 +414,12 @@ fn flushed_policies_are_put_back() {
     lab.down();
 }
 
-/// A reboot: SAs and policies of one node are gone, its link comes up when its agent runs. It comes
-/// back (how soon is said), and nobody sends anything in clear meanwhile.
+/// A reboot: SAs and policies of one node are gone, its link comes up when its agent has closed it. It
+/// is back two seconds after its agent's start, and nobody sends anything in clear meanwhile.
+///
+/// A machine that others use too gives the guest's one processor when it likes. The same program that
+/// does nothing but say its version says how slow it is just now: eight times that is enough for the start
+/// of an agent and an agreement on keys, and for no wait.
 #[test]
 fn a_rebooted_node_is_back_and_was_never_in_clear() {
     let _turn = turn("a_rebooted_node_is_back_and_was_never_in_clear");
@@ -420,33 +428,45 @@ fn a_rebooted_node_is_back_and_was_never_in_clear() {
     let load = Load::ring(&lab, RATE);
     load.run_for(seconds(1));
     ip(&lab, "n1", "link set eth0 down");
-    let old = lab.agent("n1");
-    assert!(old.signal(Signal::KILL));
+    // Nobody starts the agent again before all is gone.
+    assert!(lab.supervisor().signal(Signal::STOP));
+    let before = start_takes();
+    assert!(lab.agent("n1").signal(Signal::KILL));
     for what in ["xfrm state flush", "xfrm policy flush"] {
         ip(&lab, "n1", what);
     }
-    wait_until("the next agent", seconds(5), || {
-        let new = lab.inner().agent_process("n1").filter(|new| *new != old);
-        new.map(|_| ()).ok_or_else(|| "none".to_owned())
-    });
+    assert!(lab.supervisor().signal(Signal::CONT));
     let started = load.now();
-    wait_until("a closed node", seconds(5), || {
-        let standing = ours(&lab, "n1").len();
-        (standing > 0).then_some(()).ok_or("open".to_owned())
+    let waited = lab.inner().inside("n1", || {
+        let mut xfrm = Xfrm::open()?;
+        let begin = Instant::now();
+        while !xfrm.policies()?.iter().any(|p| is_our_priority(p.priority)) {
+            anyhow::ensure!(begin.elapsed() < seconds(60), "the node stays open");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        let mut netlink = Netlink::open()?;
+        let link = netlink.link_index("eth0")?;
+        netlink.set_up(link)?;
+        Ok(begin.elapsed())
     });
-    link_up(&lab);
-    load.wait_all_arrive(seconds(20));
-    println!("back {:?} after the agent's start", load.now() - started);
+    println!("closed after {:?}", waited.expect("a closed node"));
+    load.wait_all_arrive(seconds(60));
+    let back = load.now() - started;
     clear.stop_with_none();
+    let takes = before.max(start_takes());
+    println!("back after {back:?}, where to say the version takes {takes:?}");
     for outcome in load.stop() {
         let back = outcome.first_after(started).expect("it arrives again");
         println!("{}: the first after {back:?}", outcome.flow);
+        assert!(back <= HEALED.max(8 * takes), "{}: {back:?}", outcome.flow);
     }
     lab.down();
 }
 
-/// A link that was down has lost its IPv6 addresses and routes through it; IPv4's come back.
+/// How long the program takes to start and end just now: the middle one of five times.
 #[track_caller]
-fn link_up(lab: &Lab) {
-    ip(lab, "n1", "link set eth0 up");
+fn start_takes() -> Duration {
+    let mut times: Vec<Duration> = (0..5).map(|_| testudo(&["--version"]).ok().took).collect();
+    times.sort();
+    times[2]
 }

@@ -28,6 +28,7 @@ fn strict_node(dir: &Path, fake: &Fake) -> Node {
         danger_export_keys: None,
         datapath: None,
         ports: Ports { ike: 0, nat: 0 },
+        version: "1".to_owned(),
     };
     let enforcement = Enforcement::new(PolicyFile::new(dir), None);
     let mut node = Node::new(options, Box::new(fake.clone()), enforcement).unwrap();

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -10,7 +11,7 @@ use serde_json::Value;
 use testudo_agent::api::{Actions, Request, Response, TunnelView, ask};
 use testudo_lab::{Process, marked};
 
-use super::{Answer, testudo, wait_until};
+use super::{Answer, BINARY, run, testudo, wait_until};
 
 /// How long an agent may take to answer.
 const AGENT: Duration = Duration::from_secs(5);
@@ -71,6 +72,12 @@ impl Lab {
     /// Makes it with the program under test.
     #[track_caller]
     pub(crate) fn up(options: Options) -> Self {
+        Self::up_with(Path::new(BINARY), options)
+    }
+
+    /// Makes it with a program of this path, which its daemons are started from again, too.
+    #[track_caller]
+    pub(crate) fn up_with(program: &Path, options: Options) -> Self {
         let name = unique_name();
         let nodes = options.nodes.to_string();
         let pods = options.pods.to_string();
@@ -88,7 +95,9 @@ impl Lab {
         if options.export_keys {
             arguments.push("--danger-export-keys");
         }
-        testudo(&arguments).ok();
+        let mut command = Command::new(program);
+        command.args(&arguments);
+        run(command).ok();
         let lab = testudo_lab::Lab::open(Some(&name)).expect("a lab that is up can be opened");
         Self {
             name,
@@ -101,14 +110,15 @@ impl Lab {
     /// From nothing to Strict, with the time it took on the standard output.
     #[track_caller]
     pub(crate) fn strict(options: Options) -> Self {
-        let lab = Self::up(options);
+        Self::up(options).made_strict()
+    }
+
+    /// The same of one that is up.
+    #[track_caller]
+    pub(crate) fn made_strict(self) -> Self {
+        let lab = self;
         let answer = lab.testudo(&["init", "--timeout", "180s"]).ok();
-        println!(
-            "{}/{}: init took {:.2} s",
-            options.overlay,
-            options.family,
-            answer.took.as_secs_f32()
-        );
+        println!("{}: init took {:.2} s", lab.name, answer.took.as_secs_f32());
         assert_eq!(lab.phase(), "Strict");
         lab
     }
