@@ -56,13 +56,13 @@ const KILL_STRONGSWAN: &str = "kill -9 $(cat /run/starter.charon.pid) $(cat /run
     rm -f /run/starter.charon.pid /run/charon.pid /run/charon.ctl";
 
 /// Makes a CA, and for each of the words after the first a key and a certificate whose name it is; the
-/// name ends before the first dot.
+/// name ends before the first dot. The monitor finds a CN only where something follows it.
 const CERTIFICATES: &str = r#"set -e
 cd "$1"; shift
 openssl req -x509 -newkey rsa:2048 -nodes -keyout ca.pem -out ca.crt -days 3650 -subj /CN=ca
 for file; do
   name=${file%%.*}
-  openssl req -newkey rsa:2048 -nodes -keyout $file.key -out $file.csr -subj /CN=$name
+  openssl req -newkey rsa:2048 -nodes -keyout $file.key -out $file.csr -subj /O=bench/CN=$name
   printf 'subjectAltName=DNS:%s\n' $name > $file.ext
   openssl x509 -req -in $file.csr -CA ca.crt -CAkey ca.pem -CAcreateserial -days 365 \
     -extfile $file.ext -out $file.crt
