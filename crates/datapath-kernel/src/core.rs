@@ -184,9 +184,9 @@ impl Core {
         policy: &TrafficPolicy,
         set: Set,
     ) -> Result<(), DatapathError> {
-        if let Some(notice) = set?
-            && !std::mem::replace(&mut self.told_no_nft, true)
-        {
+        let notice = set?;
+        let told = std::mem::replace(&mut self.told_no_nft, notice.is_some());
+        if let Some(notice) = notice.filter(|_| !told) {
             tracing::warn!("{notice}");
         }
         self.drop_strangers(policy)?;

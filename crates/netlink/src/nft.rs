@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::io::{ErrorKind, Read as _, Write as _};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 /// nft commits in milliseconds, but at its end the kernel makes it wait until the transaction's
@@ -34,6 +34,25 @@ pub enum NftError {
     Failed(String),
 }
 
+/// Why a run did nothing.
+#[derive(Debug)]
+enum Unrun {
+    NoProgram,
+    /// It could not be started, or did not end.
+    Broken(String),
+    /// It ended badly and said this, lines joined by "; ".
+    Refused(String),
+}
+
+impl From<Unrun> for NftError {
+    fn from(unrun: Unrun) -> NftError {
+        match unrun {
+            Unrun::NoProgram => NftError::NoProgram,
+            Unrun::Broken(why) | Unrun::Refused(why) => NftError::Failed(why),
+        }
+    }
+}
+
 /// Runs nft in the network namespace of the calling thread.
 #[derive(Clone, Debug)]
 pub struct Nft {
@@ -56,10 +75,10 @@ impl Nft {
     pub fn check(&self) -> Result<(), NftError> {
         match self.run(&["-c", "-f", "-"], PROBE) {
             Ok(_) => Ok(()),
-            Err(NftError::Failed(why)) if !why.contains("not permitted") => {
-                Err(NftError::NoTables(complaint(&why)))
+            Err(Unrun::Refused(words)) if says_no_tables(&words) => {
+                Err(NftError::NoTables(complaint(&words)))
             }
-            Err(other) => Err(other),
+            Err(other) => Err(other.into()),
         }
     }
 
@@ -69,39 +88,48 @@ impl Nft {
     /// [`NftError`]. Whether it is the kernel that has no tables is found out by asking for an
     /// empty one.
     pub fn apply(&self, script: &str) -> Result<(), NftError> {
-        if let Some(reason) = self.absent() {
-            return Err(NftError::NoTables(reason));
+        match self.absent() {
+            Some(reason) => Err(NftError::NoTables(reason)),
+            None => self.commit(script),
         }
-        match self.run(&["-f", "-"], script) {
-            Ok(_) => Ok(()),
-            Err(NftError::Failed(reason)) => match self.check() {
-                Err(NftError::NoTables(why)) => {
-                    let found = (Instant::now(), why.clone());
-                    let mut all = NO_TABLES.lock().unwrap_or_else(PoisonError::into_inner);
-                    all.insert(self.program.clone(), found);
-                    Err(NftError::NoTables(why))
-                }
-                _ => Err(NftError::Failed(reason)),
-            },
-            Err(other) => Err(other),
+    }
+
+    /// The same, whatever was found out before.
+    fn commit(&self, script: &str) -> Result<(), NftError> {
+        let words = match self.run(&["-f", "-"], script) {
+            Ok(_) => {
+                no_tables().remove(&self.program);
+                return Ok(());
+            }
+            Err(Unrun::Refused(words)) => words,
+            // It says nothing about the kernel.
+            Err(other) => return Err(other.into()),
+        };
+        match self.check() {
+            Err(NftError::NoTables(why)) => {
+                no_tables().insert(self.program.clone(), (Instant::now(), why.clone()));
+                Err(NftError::NoTables(why))
+            }
+            _ => Err(NftError::Failed(words)),
         }
     }
 
     /// Why the kernel has no tables, where that was found out a moment ago (at most a minute).
     pub fn absent(&self) -> Option<String> {
-        let all = NO_TABLES.lock().unwrap_or_else(PoisonError::into_inner);
+        let all = no_tables();
         let (at, reason) = all.get(&self.program)?;
         (at.elapsed() < ABSENT).then(|| reason.clone())
     }
 
-    /// Removes a table of the family `inet` if it is there.
+    /// Removes a table of the family `inet` if it is there. The kernel is asked each time: a table that
+    /// stays goes on dropping.
     ///
     /// # Errors
     /// [`NftError::Failed`]. Without the program or the kernel's tables there is none to remove.
     pub fn remove_table(&self, table: &str) -> Result<(), NftError> {
         // To add it first makes the deletion succeed in either case, in one transaction.
         let script = format!("add table inet {table}\ndelete table inet {table}\n");
-        match self.apply(&script) {
+        match self.commit(&script) {
             Err(NftError::NoProgram | NftError::NoTables(_)) => Ok(()),
             other => other,
         }
@@ -117,7 +145,7 @@ impl Nft {
     }
 
     /// Runs nft with a script on its standard input and gives its standard output.
-    fn run(&self, arguments: &[&str], script: &str) -> Result<String, NftError> {
+    fn run(&self, arguments: &[&str], script: &str) -> Result<String, Unrun> {
         let mut child = Command::new(&self.program)
             .args(arguments)
             .env("LC_ALL", "C")
@@ -126,8 +154,8 @@ impl Nft {
             .stderr(Stdio::piped())
             .spawn()
             .map_err(|e| match e.kind() {
-                ErrorKind::NotFound => NftError::NoProgram,
-                _ => NftError::Failed(e.to_string()),
+                ErrorKind::NotFound => Unrun::NoProgram,
+                _ => Unrun::Broken(e.to_string()),
             })?;
         if let Some(mut stdin) = child.stdin.take() {
             // A program that ended early says why on its standard error.
@@ -143,7 +171,7 @@ impl Nft {
         if good {
             return Ok(text);
         }
-        Err(NftError::Failed(reason.trim().replace('\n', "; ")))
+        Err(Unrun::Refused(reason.trim().replace('\n', "; ")))
     }
 }
 
@@ -161,6 +189,26 @@ fn read(pipe: Option<impl std::io::Read>, most: u64) -> String {
 /// Asked for only to be checked, never made.
 const PROBE: &str = "add table inet testudo_probe\n";
 
+/// What nft says on a kernel without tables of this family: EOPNOTSUPP (as glibc and musl put it),
+/// EPROTONOSUPPORT, EAFNOSUPPORT.
+const NO_TABLES_WORDS: [&str; 4] = [
+    "Operation not supported",
+    "Not supported",
+    "Protocol not supported",
+    "Address family not supported by protocol",
+];
+
+/// Whether nft's refusal of an empty table says that the kernel has none. Any other may be over in
+/// a moment, or be mended: memory or processes that are short, a missing capability, a table that
+/// another holds.
+fn says_no_tables(words: &str) -> bool {
+    NO_TABLES_WORDS.iter().any(|known| words.contains(known))
+}
+
+fn no_tables() -> MutexGuard<'static, BTreeMap<PathBuf, (Instant, String)>> {
+    NO_TABLES.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// What nft says of its script, without the place and the script itself.
 fn complaint(text: &str) -> String {
     let line = text.split("; ").next().unwrap_or_default();
@@ -172,7 +220,7 @@ fn complaint(text: &str) -> String {
 }
 
 /// Whether it ended well. One that does not end is killed.
-fn wait(child: &mut Child) -> Result<bool, NftError> {
+fn wait(child: &mut Child) -> Result<bool, Unrun> {
     let started = Instant::now();
     loop {
         match child.try_wait() {
@@ -184,9 +232,9 @@ fn wait(child: &mut Child) -> Result<bool, NftError> {
                 let _ = child.kill();
                 let _ = child.wait();
                 let limit = TIMEOUT.as_secs();
-                return Err(NftError::Failed(format!("it did not end within {limit} s")));
+                return Err(Unrun::Broken(format!("it did not end within {limit} s")));
             }
-            Err(e) => return Err(NftError::Failed(e.to_string())),
+            Err(e) => return Err(Unrun::Broken(e.to_string())),
         }
     }
 }
@@ -209,6 +257,8 @@ fn packets(json: &str, counters: &[&'static str]) -> Vec<(&'static str, u64)> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
     use super::*;
 
     #[test]
@@ -240,17 +290,112 @@ mod tests {
     fn a_program_that_complains_at_length_does_not_stand_still() {
         let script = "head -c 300000 /dev/zero | tr '\\0' x >&2; exit 1";
         let shell = Nft::new("sh");
-        let Err(NftError::Failed(reason)) = shell.run(&["-c", script], "") else {
+        let Err(Unrun::Refused(reason)) = shell.run(&["-c", script], "") else {
             panic!("it has succeeded");
         };
         assert_eq!(reason.len() as u64, COMPLAINT, "{}", &reason[..60]);
     }
 
+    /// A program in nft's place.
+    fn stand_in(dir: &std::path::Path, name: &str, script: &str) -> Nft {
+        let path = dir.join(name);
+        // Another process writes it: what a process has open for writing, even one that another
+        // test forks just now, cannot be started.
+        let mut writer = Command::new("sh")
+            .args(["-c", "cat >\"$0\" && chmod 755 \"$0\""])
+            .arg(&path)
+            .stdin(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let text = format!("#!/bin/sh\ncat >/dev/null\n{script}\n");
+        let mut stdin = writer.stdin.take().unwrap();
+        stdin.write_all(text.as_bytes()).unwrap();
+        drop(stdin);
+        assert!(writer.wait().unwrap().success());
+        Nft::new(path)
+    }
+
+    fn says(what: &str) -> String {
+        format!("echo '/dev/stdin:1:1-9: Error: Could not process rule: {what}' >&2; exit 1")
+    }
+
     #[test]
-    fn what_a_program_complains_of_is_told() {
-        // Fails at whatever it is asked, as nft does on a kernel without tables.
-        let nft = Nft::new("false");
+    fn a_kernel_without_tables_is_not_asked_again_at_once_but_for_a_removal() {
+        let dir = tempfile::tempdir().unwrap();
+        let runs = dir.path().join("runs");
+        let script = format!(
+            "echo >>{}; {}",
+            runs.display(),
+            says("Operation not supported")
+        );
+        let nft = stand_in(dir.path(), "none", &script);
+        let ran = || std::fs::read_to_string(&runs).map_or(0, |text| text.lines().count());
+        let Err(NftError::NoTables(why)) = nft.apply("x") else {
+            panic!("there are none");
+        };
+        assert_eq!(why, "Operation not supported");
+        assert_eq!((nft.absent(), ran()), (Some(why), 2));
         assert!(matches!(nft.apply("x"), Err(NftError::NoTables(_))));
-        assert!(matches!(nft.run(&[], ""), Err(NftError::Failed(reason)) if reason.is_empty()));
+        assert_eq!(ran(), 2);
+        assert!(nft.remove_table("t").is_ok());
+        assert_eq!(ran(), 4, "it was asked");
+        // It has them by now: a module was loaded. The next table is made.
+        stand_in(dir.path(), "none", &format!("echo >>{}", runs.display()));
+        assert!(nft.remove_table("t").is_ok());
+        assert_eq!((nft.absent(), ran()), (None, 5));
+        assert!(nft.apply("x").is_ok());
+        assert_eq!(ran(), 6);
+    }
+
+    #[test]
+    fn only_words_that_mean_it_mean_that_there_are_no_tables() {
+        let dir = tempfile::tempdir().unwrap();
+        for (name, words) in [
+            ("protocol", "Protocol not supported"),
+            ("family", "Address family not supported by protocol"),
+            ("musl", "Not supported"),
+        ] {
+            let nft = stand_in(dir.path(), name, &says(words));
+            assert!(
+                matches!(nft.apply("x"), Err(NftError::NoTables(_))),
+                "{words}"
+            );
+        }
+        let permitted = "Operation not permitted (you must be root)";
+        let scripts = [
+            ("memory", says("Cannot allocate memory")),
+            ("root", says(permitted)),
+            ("busy", says("Device or resource busy")),
+            ("killed", "kill -9 $$".to_owned()),
+            ("mute", "exit 1".to_owned()),
+        ];
+        for (name, script) in scripts {
+            let nft = stand_in(dir.path(), name, &script);
+            assert!(matches!(nft.apply("x"), Err(NftError::Failed(_))), "{name}");
+            assert_eq!(nft.absent(), None, "{name}");
+            // What may still stand is not taken for removed.
+            let removed = nft.remove_table("t");
+            assert!(matches!(removed, Err(NftError::Failed(_))), "{name}");
+        }
+        // The words of a table's contents alone are not enough.
+        let parts = "if [ $1 = -c ]; then exit 0; fi; ";
+        let nft = stand_in(
+            dir.path(),
+            "parts",
+            &format!("{parts}{}", says("Operation not supported")),
+        );
+        assert!(matches!(nft.apply("x"), Err(NftError::Failed(_))));
+    }
+
+    #[test]
+    fn a_program_that_cannot_be_started_says_nothing_of_the_kernel() {
+        let dir = tempfile::tempdir().unwrap();
+        let nft = stand_in(dir.path(), "nft", "");
+        let path = dir.path().join("nft");
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o644)).unwrap();
+        assert!(matches!(nft.apply("x"), Err(NftError::Failed(_))));
+        assert!(matches!(nft.check(), Err(NftError::Failed(_))));
+        assert!(matches!(nft.remove_table("t"), Err(NftError::Failed(_))));
+        assert_eq!(nft.absent(), None);
     }
 }
