@@ -27,6 +27,14 @@ const PROBE_EVERY: Duration = Duration::from_secs(1);
 /// Log lines about strangers, at most one in this time.
 const STRANGER_LOG: Duration = Duration::from_secs(1);
 
+/// What packets leave on when the child is gone that they left on, and none waits.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Else {
+    /// The newest old one, which the peer's kernel may still have.
+    Old,
+    Nothing,
+}
+
 /// The engine and everything that its events and datagrams go to.
 pub(crate) struct Core {
     pub(crate) engine: Engine,
@@ -101,9 +109,7 @@ impl Core {
                 message,
             } => self.engine.handle_datagram(now, local, remote, &message),
             PathEvent::FirstInbound { child } => {
-                if let Some(peer) = self.linger.proven(child) {
-                    self.switch(child, &peer, now);
-                }
+                self.proven(child, now);
                 self.engine.note_inbound(child, now);
             }
             PathEvent::SoftLimit { child } => {
@@ -138,8 +144,7 @@ impl Core {
     fn sa_lost(&mut self, child: ChildId, now: Now) {
         self.count("sas_lost");
         if self.linger.is_old(child) {
-            self.linger.lost(child);
-            return self.drop_child(child);
+            return self.retire(child, Else::Old, now);
         }
         let Some(peer) = self.tunnels.child(child).map(|c| c.peer.clone()) else {
             return;
@@ -180,13 +185,7 @@ impl Core {
             self.switch(child, &peer, now);
         }
         for child in self.linger.over(now.monotonic) {
-            // What still leaves on it has no other way than the new one now.
-            for new in self.tunnels.fellows(child) {
-                if let Some(peer) = self.linger.proven(new) {
-                    self.switch(new, &peer, now);
-                }
-            }
-            self.drop_child(child);
+            self.retire(child, Else::Old, now);
         }
         self.settle(now);
         self.watch_paths(now);
@@ -236,15 +235,7 @@ impl Core {
             if events.is_empty() && !self.switch_to_proven(now) {
                 break;
             }
-            // What goes because the peer's agent was away is known before what takes its place.
-            for event in &events {
-                if let Event::ChildDown(down) = event {
-                    self.consider_old(down, now);
-                }
-            }
-            for event in events {
-                self.event(event, now);
-            }
+            self.events(events, now);
         }
         while let Some(out) = self.engine.poll_transmit() {
             if out.local.port() == self.engine.config().nat_port {
@@ -274,6 +265,18 @@ impl Core {
         }
     }
 
+    /// What goes because the peer's agent was away is known before what takes its place.
+    pub(crate) fn events(&mut self, events: Vec<Event>, now: Now) {
+        for event in &events {
+            if let Event::ChildDown(down) = event {
+                self.consider_old(down, now);
+            }
+        }
+        for event in events {
+            self.event(event, now);
+        }
+    }
+
     fn event(&mut self, event: Event, now: Now) {
         self.changed = true;
         match event {
@@ -298,7 +301,7 @@ impl Core {
             }
             Event::ChildUp(up) => self.child_up(*up, now),
             Event::OutboundReady { child, peer, .. } => self.use_outbound(child, &peer, now),
-            Event::ChildDown(down) => self.child_down(&down),
+            Event::ChildDown(down) => self.child_down(&down, now),
             Event::PathChanged(path) => self.path_changed(&path, now),
             Event::Failed(failure) => self.negotiation_failed(&failure, now),
             Event::Receipt(receipt) => self.receipt(receipt, now),
@@ -317,7 +320,6 @@ impl Core {
         if let Some(Err(error)) = self.keys.as_ref().map(|keys| keys.ike(up)) {
             tracing::warn!("{error:#}");
         }
-        self.linger.came_back(&up.peer, now.monotonic);
         self.tunnels.ike_up(up, now);
         self.tell_verdict(up, now);
     }
@@ -362,7 +364,7 @@ impl Core {
         }
         for other in self.tunnels.fellows(child) {
             // The engine has chosen anew.
-            self.linger.proven(other);
+            self.linger.passed_over(other);
         }
         let before = self.tunnels.sends_before(child);
         let waits = match before {
@@ -370,9 +372,12 @@ impl Core {
             Some(before) => self.linger.is_old(before),
             None => self.follows_earlier_run(child),
         };
-        match waits {
-            true => self.linger.wait(child, peer, now.monotonic),
-            false => self.switch(child, peer, now),
+        match self.tunnels.slot(child).filter(|_| waits) {
+            Some(slot) => self.linger.wait(child, peer, slot, now.monotonic),
+            None => self.switch(child, peer, now),
+        }
+        if self.engine.is_confirmed(child) {
+            self.proven(child, now);
         }
         let began = self.tunnels.child(child).is_some_and(|c| c.initiator);
         if (waits || began && before.is_none())
@@ -391,16 +396,30 @@ impl Core {
     /// were any.
     fn switch_to_proven(&mut self, now: Now) -> bool {
         let engine = &self.engine;
-        let waiting = self.linger.waiting();
-        let proven: Vec<ChildId> = waiting
+        let unproven = self.linger.unproven();
+        let proven: Vec<ChildId> = unproven
             .filter(|child| engine.is_confirmed(*child))
             .collect();
         for child in &proven {
-            if let Some(peer) = self.linger.proven(*child) {
-                self.switch(*child, &peer, now);
-            }
+            self.proven(*child, now);
         }
         !proven.is_empty()
+    }
+
+    /// The peer is known to have a child: it is sent on if it waited for that, and what it follows has
+    /// less time.
+    fn proven(&mut self, child: ChildId, now: Now) {
+        let switches = self.linger.proven(child);
+        if self.linger.is_old(child) {
+            return;
+        }
+        let peer = self.tunnels.child(child).map(|c| c.peer.clone());
+        if let (Some(peer), Some(slot)) = (peer, self.tunnels.slot(child)) {
+            if switches {
+                self.switch(child, &peer, now);
+            }
+            self.linger.succeeded(&peer, &slot, now.monotonic);
+        }
     }
 
     fn switch(&mut self, child: ChildId, peer: &PeerId, now: Now) {
@@ -431,24 +450,55 @@ impl Core {
         }
     }
 
-    fn child_down(&mut self, down: &ChildDown) {
+    fn child_down(&mut self, down: &ChildDown, now: Now) {
         let stays = self.linger.is_old(down.child);
         tracing::debug!(peer = %down.peer, name = down.name, reason = ?down.reason, stays, "child SA is gone");
         if !stays {
-            self.linger.proven(down.child);
-            self.drop_child(down.child);
+            self.linger.gone(down.child);
+            let after = match down.reason {
+                DownReason::Dead | DownReason::InitialContact => Else::Old,
+                // The peer's agent lives and will not have it, or we will not.
+                _ => Else::Nothing,
+            };
+            self.retire(down.child, after, now);
         }
     }
 
     fn consider_old(&mut self, down: &ChildDown, now: Now) {
+        if down.reason == DownReason::Untrusted {
+            // With it goes all that the same peer's trust once allowed.
+            for child in self.linger.distrust(|peer| *peer == down.peer) {
+                self.drop_child(child);
+            }
+        }
         if self.tunnels.child(down.child).is_none() {
             return;
         }
+        let mut fellows = self.tunnels.fellows(down.child).into_iter();
+        let succeeded = fellows.any(|other| self.engine.is_confirmed(other));
         let valid = self.tunnels.valid_until(&down.peer);
-        let gone = self.linger.keeps(down, valid, now);
+        let gone = self.linger.keeps(down, valid, succeeded, now);
         for child in gone.unwrap_or_default() {
-            self.drop_child(child);
+            self.retire(child, Else::Old, now);
         }
+    }
+
+    /// A child goes for good. What leaves on it goes on on one that waits, though nobody knows whether
+    /// the peer has it.
+    fn retire(&mut self, child: ChildId, or: Else, now: Now) {
+        self.linger.lost(child);
+        let sending = self.tunnels.child(child).filter(|c| c.sending);
+        if let Some(peer) = sending.map(|c| c.peer.clone()) {
+            let fellows = self.tunnels.fellows(child);
+            let mut all = fellows.iter().copied();
+            let waits = all.find(|id| self.linger.hurry(*id).is_some());
+            let mut all = fellows.iter().copied().filter(|_| or == Else::Old);
+            let old = all.rfind(|id| self.linger.is_old(*id));
+            if let Some(next) = waits.or(old) {
+                self.switch(next, &peer, now);
+            }
+        }
+        self.drop_child(child);
     }
 
     /// A child's SAs go, with their last counters.
@@ -566,3 +616,6 @@ fn own_family(up: &mut ChildUp) {
     up.inbound.encapsulation = path;
     up.outbound.encapsulation = path;
 }
+
+#[cfg(test)]
+mod tests;

@@ -235,6 +235,12 @@ impl Tunnels {
         self.children.get(&child)
     }
 
+    /// Which of its peer's children it is: name and resource.
+    pub(crate) fn slot(&self, child: ChildId) -> Option<(String, u32)> {
+        let child = self.children.get(&child)?;
+        Some((child.name.clone(), child.resource))
+    }
+
     /// The child that sends where `new` shall.
     pub(crate) fn sends_before(&self, new: ChildId) -> Option<ChildId> {
         let mut fellows = self.fellows(new).into_iter();
