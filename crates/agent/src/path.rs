@@ -38,8 +38,8 @@ pub(crate) struct Seen {
     pub(crate) v4: bool,
     /// Packets to the peer leave on it.
     pub(crate) sending: bool,
-    pub(crate) inbound: SaCounters,
-    pub(crate) outbound: SaCounters,
+    /// Inbound and outbound; `None`: they could not be read, and that says nothing.
+    pub(crate) counters: Option<(SaCounters, SaCounters)>,
 }
 
 /// All paths to peers.
@@ -97,8 +97,11 @@ impl Paths {
     pub(crate) fn look(&mut self, seen: &[Seen], now: Monotonic) -> Vec<(ChildId, u32)> {
         let mut heard = BTreeSet::new();
         for child in seen {
+            let Some((inbound, _)) = child.counters else {
+                continue;
+            };
             let before = self.watched.get(&child.child).map_or(0, |w| w.inbound);
-            if child.inbound.packets > before {
+            if inbound.packets > before {
                 heard.insert((&child.peer, child.v4));
             }
         }
@@ -106,14 +109,18 @@ impl Paths {
         let mut watched = BTreeMap::new();
         for child in seen {
             let mut known = self.watched.remove(&child.child).unwrap_or_default();
-            let left = child.sending && child.outbound.packets > known.outbound;
+            let Some((inbound, outbound)) = child.counters else {
+                watched.insert(child.child, known);
+                continue;
+            };
+            let left = child.sending && outbound.packets > known.outbound;
             let unheard = left && !heard.contains(&(&child.peer, child.v4));
             if let Some(number) = known.doubt.look(unheard, known.sent, now) {
                 ask.push((child.child, number));
             }
-            known.inbound = child.inbound.packets;
-            known.outbound = child.outbound.packets;
-            known.sent = child.outbound.sequence;
+            known.inbound = inbound.packets;
+            known.outbound = outbound.packets;
+            known.sent = outbound.sequence;
             watched.insert(child.child, known);
         }
         self.watched = watched;
@@ -195,14 +202,9 @@ impl Paths {
         verdict.is_some_and(|verdict| ends.any(|pair| pair == verdict.ends))
     }
 
-    /// Whether we have found that ESP to the peer is filtered.
-    pub(crate) fn found(&self, peer: &PeerId) -> bool {
-        self.verdicts.contains_key(peer)
-    }
-
-    /// The peer has found it.
-    pub(crate) fn heard_verdict(&mut self, peer: &PeerId) {
-        self.told.insert(peer.clone());
+    /// The peer has found that ESP is filtered. Whether that is new.
+    pub(crate) fn heard_verdict(&mut self, peer: &PeerId) -> bool {
+        self.told.insert(peer.clone())
     }
 
     /// All peers with which ESP is known to be filtered, by either end.

@@ -6,6 +6,7 @@ use testudo_model::{ChildId, Now, PeerId, SaDirection, SaId};
 
 use crate::core::Core;
 use crate::path::{Seen, Told, Way};
+use crate::tunnels::Child;
 
 /// Children whose counters are asked for one by one.
 const FEW: usize = 8;
@@ -34,31 +35,25 @@ impl Core {
         let Some(datapath) = &self.datapath else {
             return Vec::new();
         };
-        let plain: Vec<_> = self.tunnels.plain_children().collect();
+        let children = self.tunnels.children_on_ike_paths();
+        let plain: Vec<_> = children.filter(|(_, child)| child.is_plain()).collect();
         // Of many, one listing costs less than two questions for each.
         let all = (plain.len() > FEW).then(|| datapath.sa_counters());
-        let counters = |child| match &all {
-            None => datapath.pair_counters(child),
+        let halves = |child| match &all {
+            None => datapath.pair_halves(child),
             Some(all) => {
-                let of = |direction| {
-                    let id = SaId { child, direction };
-                    all.sas.get(&id).copied().unwrap_or_default()
-                };
+                let of = |direction| all.sas.get(&SaId { child, direction }).copied();
                 (of(SaDirection::Inbound), of(SaDirection::Outbound))
             }
         };
         plain
             .into_iter()
-            .map(|(child, known)| {
-                let (inbound, outbound) = counters(child);
-                Seen {
-                    child,
-                    peer: known.peer.clone(),
-                    v4: known.encapsulation.remote().is_ipv4(),
-                    sending: known.sending,
-                    inbound,
-                    outbound,
-                }
+            .map(|(child, known)| Seen {
+                child,
+                peer: known.peer.clone(),
+                v4: known.encapsulation.remote().is_ipv4(),
+                sending: known.sending,
+                counters: whole(known, halves(child)),
             })
             .collect()
     }
@@ -78,19 +73,18 @@ impl Core {
                 counts,
             } => self.counted(child, &peer, (number, counts), now),
             Receipt::Filtered { peer } => {
-                tracing::info!(%peer, "ESP is filtered on the path, as the peer has found: UDP is used");
-                self.paths.heard_verdict(&peer);
+                if self.paths.heard_verdict(&peer) {
+                    tracing::info!(%peer, "ESP is filtered on the path, as the peer has found: UDP is used");
+                }
             }
         }
     }
 
     fn answer_asked(&mut self, child: ChildId, peer: &PeerId, number: u32, now: Now) {
         // Without SAs in the datapath nothing came in, and that says nothing of the path.
-        let known = self.tunnels.child(child).is_some();
-        let Some(datapath) = self.datapath.as_ref().filter(|_| known) else {
+        let Some(counts) = self.esp_counts(child) else {
             return;
         };
-        let counts = esp_counts(datapath.pair_counters(child));
         if let Err(error) = self.engine.tell_esp(child, number, counts, now) {
             tracing::debug!(%peer, "not told what came in: {error}");
         }
@@ -103,10 +97,9 @@ impl Core {
         (number, theirs): (u32, EspCounts),
         now: Now,
     ) {
-        let Some(datapath) = &self.datapath else {
+        let Some(own) = self.esp_counts(child) else {
             return;
         };
-        let own = esp_counts(datapath.pair_counters(child));
         let told = Told {
             number,
             own,
@@ -135,9 +128,21 @@ impl Core {
         }
     }
 
+    /// Our counts of a child that stands.
+    fn esp_counts(&self, child: ChildId) -> Option<EspCounts> {
+        let known = self.tunnels.child(child)?;
+        let halves = self.datapath.as_ref()?.pair_halves(child);
+        let (inbound, outbound) = whole(known, halves)?;
+        Some(EspCounts {
+            received: inbound.sequence,
+            sent: outbound.sequence,
+        })
+    }
+
     /// A peer with which ESP is filtered is told why UDP is asked for, on each IKE SA that is made.
     pub(crate) fn tell_verdict(&mut self, up: &IkeUp, now: Now) {
-        if up.replaces.is_some() || !up.nat || !self.paths.found(&up.peer) {
+        let ends = [(up.local.ip(), up.remote.ip())].into_iter();
+        if up.replaces.is_some() || !up.nat || !self.paths.forces(&up.peer, ends) {
             return;
         }
         if let Err(error) = self.engine.tell_filtered(up.ike, now) {
@@ -146,9 +151,14 @@ impl Core {
     }
 }
 
-fn esp_counts((inbound, outbound): (SaCounters, SaCounters)) -> EspCounts {
-    EspCounts {
-        received: inbound.sequence,
-        sent: outbound.sequence,
-    }
+/// Counters of a child of which all SAs could be read. On one that only opens nothing was sent.
+fn whole(
+    child: &Child,
+    (inbound, outbound): (Option<SaCounters>, Option<SaCounters>),
+) -> Option<(SaCounters, SaCounters)> {
+    let unsent = child.opens_only.then(SaCounters::default);
+    Some((inbound?, outbound.or(unsent)?))
 }
+
+#[cfg(test)]
+mod tests;

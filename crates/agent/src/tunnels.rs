@@ -63,6 +63,8 @@ pub(crate) struct Child {
     pub(crate) mode: SaMode,
     pub(crate) cipher: Cipher,
     pub(crate) encapsulation: Encapsulation,
+    /// Its packets travel between the addresses of its IKE SA.
+    pub(crate) on_ike_path: bool,
     local: Vec<TrafficSelector>,
     remote: Vec<TrafficSelector>,
     pub(crate) sending: bool,
@@ -128,6 +130,11 @@ impl Tunnels {
         if up.replaces.is_some() {
             self.peers.entry(up.peer.clone()).or_default().child_rekeys += 1;
         }
+        let path = &up.outbound.encapsulation;
+        let on_ike_path = self
+            .ikes
+            .get(&up.ike)
+            .is_some_and(|ike| (ike.local.ip(), ike.remote.ip()) == (path.local(), path.remote()));
         self.children.insert(
             up.child,
             Child {
@@ -141,6 +148,7 @@ impl Tunnels {
                 mode: up.inbound.mode,
                 cipher: up.outbound.cipher,
                 encapsulation: up.outbound.encapsulation,
+                on_ike_path,
                 local: up.outbound.local.clone(),
                 remote: up.outbound.remote.clone(),
                 sending: false,
@@ -267,10 +275,10 @@ impl Tunnels {
         sending.map(|(id, child)| (*id, child))
     }
 
-    /// The children that are ESP without UDP.
-    pub(crate) fn plain_children(&self) -> impl Iterator<Item = (ChildId, &Child)> {
-        let plain = self.children.iter().filter(|(_, child)| child.is_plain());
-        plain.map(|(id, child)| (*id, child))
+    /// The children of whose path an IKE message tells whether it passes anything at all.
+    pub(crate) fn children_on_ike_paths(&self) -> impl Iterator<Item = (ChildId, &Child)> {
+        let all = self.children.iter().filter(|(_, child)| child.on_ike_path);
+        all.map(|(id, child)| (*id, child))
     }
 
     /// Whether an IKE SA with the peer stands.
@@ -433,7 +441,7 @@ impl Child {
     }
 
     /// ESP without UDP.
-    fn is_plain(&self) -> bool {
+    pub(crate) fn is_plain(&self) -> bool {
         matches!(self.encapsulation, Encapsulation::None { .. })
     }
 

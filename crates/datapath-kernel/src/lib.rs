@@ -371,8 +371,8 @@ impl Datapath for KernelDatapath {
         lock(&self.core).counters(&self.before)
     }
 
-    fn pair_counters(&self, child: ChildId) -> (SaCounters, SaCounters) {
-        lock(&self.core).pair_counters(child)
+    fn pair_halves(&self, child: ChildId) -> (Option<SaCounters>, Option<SaCounters>) {
+        lock(&self.core).pair_halves(child)
     }
 
     fn set_hard_lifetime(&mut self, hard: Duration) {

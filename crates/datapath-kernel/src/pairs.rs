@@ -273,15 +273,19 @@ impl Core {
         read.ok_or_else(|| misuse(operation, child, "has lost an SA"))
     }
 
-    /// Counters of one pair, inbound and outbound.
-    pub(crate) fn pair_counters(&mut self, child: ChildId) -> (SaCounters, SaCounters) {
+    /// Counters of one pair, inbound and outbound, as far as they stand and can be read.
+    pub(crate) fn pair_halves(
+        &mut self,
+        child: ChildId,
+    ) -> (Option<SaCounters>, Option<SaCounters>) {
         let Some(pair) = self.pairs.get(&child) else {
             return Default::default();
         };
         let (inbound, outbound) = (pair.inbound, pair.outbound.as_ref().map(|o| o.id));
         let mut of = |id: Option<XfrmSaId>, direction| {
-            let listed = id.and_then(|id| self.xfrm.sa(&id).ok().flatten());
-            listed.map_or_else(SaCounters::default, |sa| counters(&sa, direction))
+            let read = self.xfrm.sa(&id?);
+            let read = read.inspect_err(|error| tracing::debug!("an SA is not counted: {error}"));
+            Some(counters(&read.ok()??, direction))
         };
         (
             of(inbound, SaDirection::Inbound),

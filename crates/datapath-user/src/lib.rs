@@ -413,14 +413,13 @@ impl Datapath for UserDatapath {
         all
     }
 
-    fn pair_counters(&self, child: ChildId) -> (SaCounters, SaCounters) {
+    fn pair_halves(&self, child: ChildId) -> (Option<SaCounters>, Option<SaCounters>) {
         let inbound = self.inbound.get(&child).map(|entry| entry.sa.counters());
         let outbound = self
             .outbound
             .get(&child)
             .map(|(_, entry)| entry.sa.counters());
-        let shown =
-            |c: Option<testudo_esp::Counters>| c.map(|c| sa_counters(&c)).unwrap_or_default();
+        let shown = |c: Option<testudo_esp::Counters>| c.map(|c| sa_counters(&c));
         (shown(inbound), shown(outbound))
     }
 

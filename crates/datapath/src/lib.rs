@@ -116,11 +116,15 @@ pub trait Datapath: Send {
 
     /// Counters of one pair, inbound and outbound; zero where there is none. Cheaper than all.
     fn pair_counters(&self, child: ChildId) -> (SaCounters, SaCounters) {
+        let (inbound, outbound) = self.pair_halves(child);
+        (inbound.unwrap_or_default(), outbound.unwrap_or_default())
+    }
+
+    /// As [`Datapath::pair_counters`]; `None` where there is no such SA or it could not be read, which
+    /// is not the same as one that has carried nothing.
+    fn pair_halves(&self, child: ChildId) -> (Option<SaCounters>, Option<SaCounters>) {
         let counters = self.counters();
-        let of = |direction| {
-            let id = SaId { child, direction };
-            counters.sas.get(&id).copied().unwrap_or_default()
-        };
+        let of = |direction| counters.sas.get(&SaId { child, direction }).copied();
         (of(SaDirection::Inbound), of(SaDirection::Outbound))
     }
 

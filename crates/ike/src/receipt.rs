@@ -111,12 +111,17 @@ impl Engine {
 
     /// What the peer says of ESP in an authentic request.
     pub(crate) fn hear_words(&mut self, id: IkeId, payloads: &Payloads) {
-        let heard: Vec<Receipt> = payloads
-            .notifies
-            .iter()
+        let mut heard: Vec<Receipt> = Vec::new();
+        let words = payloads.notifies.iter();
+        for word in words
             .filter_map(|notify| self.heard_word(id, notify))
             .take(MOST)
-            .collect();
+        {
+            // Each costs the caller something.
+            if !heard.contains(&word) {
+                heard.push(word);
+            }
+        }
         let filtered = heard.iter().any(|h| matches!(h, Receipt::Filtered { .. }));
         if let Some(sa) = self.sas.get_mut(&id).filter(|_| filtered) {
             // What looked like a NAT before the peer is a wish of its.

@@ -42,6 +42,7 @@ struct End {
     paths: Paths,
     inbound: SaCounters,
     outbound: SaCounters,
+    is_readable: bool,
     asks: u32,
 }
 
@@ -63,6 +64,7 @@ fn end() -> End {
         paths,
         inbound: SaCounters::default(),
         outbound: SaCounters::default(),
+        is_readable: true,
         asks: 0,
     }
 }
@@ -84,8 +86,7 @@ impl End {
                 peer: peer(),
                 v4: true,
                 sending: true,
-                inbound: self.inbound,
-                outbound: self.outbound,
+                counters: self.is_readable.then_some((self.inbound, self.outbound)),
             };
             ask.extend(self.paths.look(&[seen], now));
         }
@@ -308,9 +309,9 @@ fn a_try_in_vain_is_short() {
 #[test]
 fn what_the_peer_has_found_is_shown_until_plain_esp_is_there() {
     let mut paths = Paths::default();
-    paths.heard_verdict(&peer());
+    assert!(paths.heard_verdict(&peer()));
+    assert!(!paths.heard_verdict(&peer()), "it is known");
     assert_eq!(paths.all_filtered(), [peer()].into());
-    assert!(!paths.found(&peer()));
     let udp = Encapsulation::Udp {
         local: "10.0.0.1:4500".parse().unwrap(),
         remote: "10.0.0.2:4500".parse().unwrap(),
@@ -321,4 +322,20 @@ fn what_the_peer_has_found_is_shown_until_plain_esp_is_there() {
     paths.came_up(&peer(), &plain(), at(2));
     assert_eq!(paths.all_filtered(), [].into());
     assert_eq!(paths.deadline(), Some(at(3)));
+}
+
+/// Counters that could not be read are not those of an SA that carried nothing: neither is the peer
+/// asked for them, nor is what was known before forgotten.
+#[test]
+fn what_cannot_be_read_says_nothing() {
+    let mut one = end();
+    let look = |one: &mut End, seconds| one.turn(at(seconds));
+    one.outbound.packets = 9;
+    one.inbound.packets = 9;
+    assert_eq!(look(&mut one, 1), None);
+    one.is_readable = false;
+    one.outbound.packets = 20;
+    assert_eq!(look(&mut one, 2), None, "nobody knows what left");
+    one.is_readable = true;
+    assert_eq!(look(&mut one, 3), Some(1), "11 left and none came in");
 }

@@ -128,11 +128,19 @@ fn words_that_cannot_be_read_are_passed_over() {
     });
     net.run_ms(100);
     assert_eq!(net.nodes[1].receipts, []);
-    let good = Notify {
-        data: vec![0; 4],
+    let good = |number: u8| Notify {
+        data: vec![0, 0, 0, number],
         ..Notify::about_esp(NotifyType::TESTUDO_ESP_ASKED, spi)
     };
-    all.extend(vec![Payload::Notify(good); 40]);
+    let mut equal = all.clone();
+    equal.extend(vec![Payload::Notify(good(0)); 40]);
+    net.act(0, |e, now| {
+        e.send_request(now, ike, exchange, &equal, Pending::Probe);
+    });
+    net.run_ms(100);
+    assert_eq!(net.nodes[1].receipts.len(), 1, "equal ones are one");
+    net.nodes[1].receipts.clear();
+    all.extend((0..40).map(|number| Payload::Notify(good(number))));
     net.act(0, |e, now| {
         e.send_request(now, ike, exchange, &all, Pending::Probe);
     });

@@ -54,7 +54,8 @@ fn name(doubt: &Doubt) -> &'static str {
 #[test]
 fn every_event_in_every_state() {
     type Event = fn(&mut Doubt) -> bool;
-    let states: [(&str, fn() -> Doubt); 4] = [
+    type Start = (&'static str, fn() -> Doubt);
+    let states: [Start; 4] = [
         ("calm", Doubt::default),
         ("asking", asking),
         ("pausing", pausing),
@@ -151,16 +152,19 @@ fn answers(rows: &[(u64, u64, u64, u64)]) -> Option<(usize, Way)> {
             return Some((index, way));
         }
         now += 600;
-        if doubt.due(at(now)).is_none() {
-            return None;
-        }
+        doubt.due(at(now))?;
     }
     None
 }
 
 #[test]
 fn what_answers_prove() {
-    let cases: [(&str, &[(u64, u64, u64, u64)], Option<(usize, Way)>); 11] = [
+    type Case = (
+        &'static str,
+        &'static [(u64, u64, u64, u64)],
+        Option<(usize, Way)>,
+    );
+    let cases: [Case; 11] = [
         (
             "ours do not arrive",
             &[(5, 13, 10, 5), (5, 15, 10, 5), (5, 17, 10, 5)],
