@@ -11,6 +11,7 @@ impl Node {
         Authorities {
             trusted: self.trust.names(),
             presented: self.presented.clone(),
+            showing: self.showing.iter().cloned().collect(),
             peers: self.core.tunnels.issuers(),
             asking: self.certificates.is_asking(),
         }

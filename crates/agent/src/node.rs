@@ -8,7 +8,7 @@ mod force;
 mod peers;
 mod settings;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -70,6 +70,8 @@ pub(crate) struct Node {
     pub(crate) rotation_done: u64,
     /// The CA of the certificate that all peers have seen.
     pub(crate) presented: Option<String>,
+    /// The CAs of the newer ones, which some peers may have seen.
+    pub(crate) showing: BTreeSet<String>,
     pub(crate) news: News,
     pub(crate) resources: Resources,
     enforcement: Enforcement<PolicyFile>,
@@ -143,6 +145,7 @@ impl Node {
             rotation: Rotation::default(),
             rotation_done: 0,
             presented: None,
+            showing: BTreeSet::new(),
             news,
             resources: Resources::default(),
             enforcement,

@@ -130,6 +130,10 @@ pub struct Authorities {
     /// The CA of the certificate that it shows to every peer.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub presented: Option<String>,
+    /// While peers come to see a newer certificate: the CAs of that one and of those before it, which
+    /// any of them may see. Empty when all have seen the newest.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub showing: Vec<String>,
     /// The CAs of the peers' certificates on which its IKE SAs stand.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub peers: Vec<String>,

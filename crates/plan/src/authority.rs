@@ -201,6 +201,9 @@ fn lacks(standing: &Standing, off: bool, node: &Authorities) -> Option<String> {
         CaPhase::Issuing => match &node.presented {
             None if !off => Some("has no certificate yet".to_owned()),
             Some(shown) if shown != signer => Some(format!("shows a certificate of {shown}")),
+            _ if let Some(shown) = node.showing.iter().find(|ca| *ca != signer) => {
+                Some(format!("shows some peers a certificate of {shown}"))
+            }
             _ if node.asking => {
                 Some("has not taken up the certificate that it asked for".to_owned())
             }

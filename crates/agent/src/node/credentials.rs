@@ -61,6 +61,9 @@ impl Node {
             Ok(Some(identity)) => {
                 self.core.engine.set_identity(identity);
                 self.has_identity = true;
+                if let Some(current) = self.certificates.current() {
+                    self.showing.insert(current.facts.issuer.clone());
+                }
                 self.problems.remove("key");
                 let tunnels = &self.core.tunnels;
                 let connected = self.peers.keys().filter(|peer| tunnels.connected(peer));
@@ -79,9 +82,8 @@ impl Node {
             |peer| tunnels.authenticated(peer),
             |peer| tunnels.connected(peer),
         );
-        for peer in self.late_certificates() {
-            self.rotation.ask(now.monotonic, peer);
-        }
+        let late = self.late_certificates();
+        self.rotation.ask(now.monotonic, late);
         for peer in self.rotation.begin(now.monotonic) {
             if let Err(error) = self.core.engine.reauthenticate(&peer, now) {
                 tracing::debug!(%peer, "not reauthenticated: {error}");
@@ -93,6 +95,7 @@ impl Node {
         {
             self.rotation_done = current.rotation;
             self.presented = Some(current.facts.issuer.clone());
+            self.showing.clear();
         }
     }
 }

@@ -52,6 +52,7 @@ struct Agent {
     certificate: Option<String>,
     pending: Option<u64>,
     presented: Option<String>,
+    showing: BTreeSet<String>,
     /// Peers with which it is to authenticate anew, and since when.
     open: BTreeMap<String, u64>,
     /// The CA that each peer last showed, and when.
@@ -194,6 +195,7 @@ impl World {
                 .into_iter()
                 .map(|peer| (peer, self.clock))
                 .collect();
+            agent.showing.extend(agent.certificate.clone());
         }
         self.presents(name);
     }
@@ -204,6 +206,7 @@ impl World {
             && agent.certificate.is_some()
         {
             agent.presented.clone_from(&agent.certificate);
+            agent.showing.clear();
         }
     }
 
@@ -229,6 +232,7 @@ impl World {
         let says = Authorities {
             trusted: agent.view.clone(),
             presented: agent.presented.clone(),
+            showing: agent.showing.iter().cloned().collect(),
             peers,
             asking: agent.pending.is_some(),
         };
@@ -366,11 +370,8 @@ impl World {
             })
             .map(|(peer, _)| peer.clone())
             .collect();
-        for peer in late {
-            self.clock += 1;
-            agent.open.entry(peer).or_insert(self.clock);
-        }
-        let open: Vec<String> = agent.open.keys().cloned().collect();
+        // What is asked of a peer does not count for what it has seen of us.
+        let open: BTreeSet<String> = agent.open.keys().chain(&late).cloned().collect();
         self.presents(name);
         for peer in open {
             self.begin(name, &peer);
@@ -466,7 +467,9 @@ impl World {
             98 if self.chance.one_in(3) && self.standing.phase == CaPhase::Settled => {
                 self.asked = self.standing.answered + 1;
             }
-            99 if self.chance.one_in(6) => self.take_back = Some(self.standing.rotation),
+            99 if self.standing.phase == CaPhase::Issuing || self.chance.one_in(6) => {
+                self.take_back = Some(self.standing.rotation);
+            }
             _ => {}
         }
     }
@@ -585,7 +588,7 @@ fn in_any_order_no_node_shows_what_another_does_not_trust() {
 #[test]
 fn without_any_one_word_of_the_nodes_it_goes_wrong() {
     type Forget = fn(&mut Authorities, &Standing);
-    let forgets: [(&str, Forget); 4] = [
+    let forgets: [(&str, Forget); 5] = [
         ("trusted", |said, standing| {
             said.trusted = vec![standing.signer.clone()];
             said.trusted.extend(
@@ -598,6 +601,7 @@ fn without_any_one_word_of_the_nodes_it_goes_wrong() {
         ("presented", |said, standing| {
             said.presented = Some(standing.signer.clone())
         }),
+        ("showing", |said, _| said.showing.clear()),
         ("peers", |said, _| said.peers.clear()),
         ("asking", |said, _| said.asking = false),
     ];

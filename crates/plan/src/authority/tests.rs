@@ -20,6 +20,7 @@ fn says(trusted: &[&str], presented: Option<&str>, peers: &[&str], asking: bool)
     Authorities {
         trusted: owned(trusted),
         presented: presented.map(str::to_owned),
+        showing: Vec::new(),
         peers: owned(peers),
         asking,
     }
@@ -58,8 +59,10 @@ fn each_step_waits_for_what_every_node_says() {
     let done = says(&["new", "old"], Some("new"), &["new"], false);
     let bare = says(&["new", "old"], None, &[], false);
     let gone = says(&["new"], Some("new"), &["new"], false);
+    let mut on_its_way = done.clone();
+    on_its_way.showing = vec!["new".to_owned(), "old".to_owned()];
     let silent = Authorities::default();
-    let cases: [(CaPhase, &Authorities, Option<&str>); 14] = [
+    let cases: [(CaPhase, &Authorities, Option<&str>); 15] = [
         (Trusting, &old, Some("does not trust new")),
         (Trusting, &silent, Some("does not trust new")),
         (Trusting, &both, None),
@@ -69,6 +72,11 @@ fn each_step_waits_for_what_every_node_says() {
         (Issuing, &asks, Some("asked for")),
         (Issuing, &renewed, Some("peers' certificates of old")),
         (Issuing, &bare, Some("no certificate")),
+        (
+            Issuing,
+            &on_its_way,
+            Some("some peers a certificate of old"),
+        ),
         (Issuing, &done, None),
         (Issuing, &gone, None),
         (Retiring, &done, Some("still trusts old")),
@@ -174,6 +182,28 @@ fn a_rotation_is_taken_back_while_the_old_key_is_there() {
     let settled = standing(CaPhase::Settled, "a", None);
     known.standing = &settled;
     assert_eq!(decide(&known).step, None);
+}
+
+/// One node has taken a certificate of the new CA, its peers have not seen it, and the rotation is taken
+/// back: the new CA must not go before the node shows another.
+#[test]
+fn a_certificate_that_is_on_its_way_to_the_peers_holds_a_rotation_that_is_taken_back() {
+    let old = says(&["new", "old"], Some("old"), &["old"], false);
+    let mut first = old.clone();
+    first.showing = vec!["new".to_owned()];
+    let issuing = standing(CaPhase::Issuing, "new", Some("old"));
+    let nodes = [node("n1", first), node("n2", old.clone())];
+    let mut known = known(&issuing, &nodes);
+    known.take_back = Some(4);
+    assert_eq!(decide(&known).step, Some(Step::TurnBack));
+    let back = issuing.after(Step::TurnBack, None);
+    known.standing = &back;
+    let decision = decide(&known);
+    assert_eq!(decision.step, None);
+    assert_eq!(decision.waiting_on[0].node, "n1");
+    let nodes = [node("n1", old.clone()), node("n2", old)];
+    known.nodes = &nodes;
+    assert_eq!(decide(&known).step, Some(Step::Retire));
 }
 
 #[test]
