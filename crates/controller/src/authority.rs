@@ -137,6 +137,11 @@ impl Authority {
         Ok(made)
     }
 
+    /// What the certificate of the CA that comes or goes says, while it has its key.
+    pub(crate) fn other(&self) -> Option<&CertificateFacts> {
+        self.other.as_ref().map(Ca::facts)
+    }
+
     /// Takes a step: one write. A file that somebody has changed meanwhile (a revocation list was
     /// added) is taken up first; `false`: the rotation does not stand there where it did, so that
     /// nothing was done.
@@ -176,9 +181,16 @@ impl Authority {
             (_, None) => bail!("there is no other CA to {step:?}"),
         };
         let text = self.text(&standing, signer, other, &bundle)?;
+        // What cannot be read again must not take the place of what can.
+        ensure!(
+            text.as_bytes().len() as u64 <= files::MAX_PRIVATE_BYTES,
+            "the CAs and revocation lists would take {} bytes, and a file of {} is the largest that is read",
+            text.as_bytes().len(),
+            files::MAX_PRIVATE_BYTES
+        );
+        let next = Self::read(&self.path, &text).context("the step would spoil the file")?;
         replace(&self.path, &text)?;
-        let read = Self::load(&self.path)?;
-        *self = read.with_context(|| format!("{} is gone: restore it", self.path.display()))?;
+        *self = next;
         Ok(true)
     }
 

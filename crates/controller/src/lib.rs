@@ -9,6 +9,7 @@ mod leader;
 mod rotation;
 mod run;
 mod signer;
+mod steady;
 mod world;
 
 pub use run::{Options, run};

@@ -1,24 +1,31 @@
 //! Leads one CA after another: what [`testudo_plan::authority`] decides is done here, and told in the
 //! status of the trust bundle.
 
+use std::time::Instant;
+
 use testudo_crypto::SystemRandom;
 use testudo_model::policy::{CLUSTER, Mode, TAKE_BACK_CA};
-use testudo_model::{CaWaiting, NodeEncryption, TrustBundleStatus, UnixTime};
+use testudo_model::{CaPhase, CaWaiting, NodeEncryption, TrustBundleStatus, UnixTime};
 use testudo_pki::{BACKDATE, CaOptions, CertificateTimes, Renewal, RenewalPolicy, renewal, utc};
-use testudo_plan::authority::{Decision, Known, Step, decide};
+use testudo_plan::authority::{Decision, Known, Life, Step, decide, irrevocable};
 use testudo_store::{Store, StoreError};
-use tracing::{error, info};
+use tracing::{error, info, warn};
 
 use crate::run::{Controller, seconds, settings};
 
 /// The part of its life, in tenths, at which a CA is replaced.
 const DUE: u64 = 8;
-/// The same when the last rotation was taken back: not at once again.
-const DUE_AFTER_TAKEN_BACK: u64 = 9;
+/// The share of what is left of its life for which a CA is left alone when a rotation has been taken back.
+const TAKEN_BACK: i64 = 4;
+/// In the last of so many parts of its life a CA is not to become the one that signs.
+const LATE: u64 = 20;
+/// Of the nodes that are waited for, so many are named.
+const MOST_NAMED: usize = 20;
 
 impl Controller {
     /// Takes every step of the CA's rotation that can be taken now.
     pub(crate) async fn rotate(&mut self) -> Result<(), StoreError> {
+        self.warn_of_the_end();
         // Bounded: a rotation has four steps, and one that was taken back some more.
         for _ in 0..8 {
             let mut decision = self.consider();
@@ -46,8 +53,32 @@ impl Controller {
             // In this order: no certificate is given out before its CA is.
             self.publish_bundle().await?;
             self.answer_requests().await?;
+            if step == Step::Settle {
+                // Whoever follows is to see the end of this one before the next begins.
+                self.tell(Vec::new(), None).await?;
+            }
         }
         Ok(())
+    }
+
+    /// Says in the log from nine tenths of its life on that the CA that signs ends, or has ended.
+    fn warn_of_the_end(&mut self) {
+        let facts = self.authority.ca.facts();
+        let end = utc(facts.times.not_after);
+        let text = match life(&facts.times, 10, seconds()) {
+            Life::Good => None,
+            Life::Late => Some(format!(
+                "the CA ends on {end}, and all certificates with it"
+            )),
+            Life::Ended => Some(format!("the CA ended on {end}: it can sign nothing")),
+            Life::Future => Some("the CA is not valid yet: check the clock".to_owned()),
+        };
+        if self.end_told != text {
+            if let Some(text) = &text {
+                warn!(ca = %facts.subject, "{text}");
+            }
+            self.end_told = text;
+        }
     }
 
     /// How a CA is made.
@@ -58,23 +89,45 @@ impl Controller {
         }
     }
 
-    fn consider(&self) -> Decision {
+    fn consider(&mut self) -> Decision {
+        self.steady.look(Instant::now(), seconds());
+        let mut decision = self.with_known(decide);
+        for waiting in &mut decision.waiting_on {
+            let request = self.world.requests.objects.get(&waiting.node);
+            if let Some(denied) = request.and_then(|r| r.status.denied.as_ref()) {
+                waiting.reason += &format!("; its request is denied: {denied}");
+            }
+        }
+        decision
+    }
+
+    fn with_known<T>(&self, ask: impl Fn(&Known<'_>) -> T) -> T {
         let policy = self.world.policies.objects.get(CLUSTER);
-        let take_back = policy.and_then(|p| p.metadata.annotations.get(TAKE_BACK_CA));
         let nodes: Vec<NodeEncryption> = self.world.nodes.objects.values().cloned().collect();
-        decide(&Known {
+        let now = seconds();
+        let other = self.authority.other();
+        ask(&Known {
             standing: &self.authority.standing,
             asked: policy.map(|p| p.spec.certificates.ca_rotation),
-            take_back: take_back.and_then(|number| number.parse().ok()),
+            take_back: self.take_back(),
             due: self.is_due(),
+            signer_life: life(&self.authority.ca.facts().times, LATE, now),
+            other_life: other.map_or(Life::Good, |ca| life(&ca.times, LATE, now)),
+            sure: self.steady.is_sure(Instant::now()),
             off: policy.is_none_or(|p| p.spec.mode == Mode::Disabled),
             nodes: &nodes,
-            unreadable: &self.world.nodes.unreadable(),
+            unreadable: &self.world.nodes.broken(),
         })
     }
 
+    /// The rotation that is to be taken back.
+    fn take_back(&self) -> Option<u64> {
+        let policy = self.world.policies.objects.get(CLUSTER)?;
+        policy.metadata.annotations.get(TAKE_BACK_CA)?.parse().ok()
+    }
+
     /// Whether the CA is old enough to be replaced: at four fifths of its life, or of the one that the
-    /// policy gives a CA now, if that is shorter.
+    /// policy gives a CA now, if that is shorter; a rotation that was taken back puts it off.
     fn is_due(&self) -> bool {
         let times = self.authority.ca.facts().times;
         let made = times.not_before.saturating_add(BACKDATE);
@@ -84,19 +137,34 @@ impl Controller {
             not_before: made.min(times.not_after),
             ..times
         };
-        let due = match self.authority.standing.taken_back {
-            true => DUE_AFTER_TAKEN_BACK,
-            false => DUE,
-        };
         let policy = RenewalPolicy {
-            renew_after: wanted / 10 * due + wanted % 10 * due / 10,
+            renew_after: wanted / 10 * DUE + wanted % 10 * DUE / 10,
             earlier: 0,
         };
-        !matches!(renewal(&times, &policy, seconds()), Renewal::NotBefore(_))
+        let due = !matches!(renewal(&times, &policy, seconds()), Renewal::NotBefore(_));
+        due && self.put_off().is_none_or(|until| until <= seconds())
+    }
+
+    /// Until when nothing is begun unasked: a rotation was taken back.
+    fn put_off(&self) -> Option<u64> {
+        let told = &self.world.bundles.objects.get(CLUSTER)?.status;
+        let standing = &self.authority.standing;
+        if !standing.taken_back || standing.phase != CaPhase::Settled {
+            return None;
+        }
+        if (told.phase, told.rotation) != (standing.phase, standing.rotation) {
+            // It is to be told first; what we see of it may also be older than what we have told.
+            return Some(u64::MAX);
+        }
+        let since = told.since?.0;
+        let end = i64::try_from(self.authority.ca.facts().times.not_after).ok()?;
+        let until = since.saturating_add(end.saturating_sub(since).max(0) / TAKEN_BACK);
+        u64::try_from(until).ok()
     }
 
     fn note(&mut self, step: Step, before: &str) {
         let standing = &self.authority.standing;
+        let asked = self.take_back() == Some(standing.rotation);
         let signer = &standing.signer;
         let other = standing.other.as_deref().unwrap_or_default();
         let text = match step {
@@ -108,6 +176,12 @@ impl Controller {
             Step::Begin(_) => "begun because the policy asks for it".to_owned(),
             Step::Issue => {
                 return info!(ca = %signer, "rotation of the CA: {signer} signs, not {before}");
+            }
+            Step::TurnBack if !standing.taken_back => {
+                format!("{before} is no good any more: {signer} signs again")
+            }
+            Step::Drop if !asked => {
+                format!("{other} is no good by the clock and is gone: {signer} stays")
             }
             Step::TurnBack | Step::Drop => format!("taken back: {signer} stays"),
             Step::Retire => return info!(ca = %signer, "rotation of the CA: {other} is gone"),
@@ -121,7 +195,7 @@ impl Controller {
     /// Writes where the rotation stands, if it is news.
     async fn tell(
         &mut self,
-        waiting_on: Vec<CaWaiting>,
+        mut waiting_on: Vec<CaWaiting>,
         trouble: Option<String>,
     ) -> Result<(), StoreError> {
         let Some(mut bundle) = self.world.bundles.objects.get(CLUSTER).cloned() else {
@@ -129,6 +203,8 @@ impl Controller {
         };
         let standing = &self.authority.standing;
         let old = &bundle.status;
+        let waiting = waiting_on.len();
+        waiting_on.truncate(MOST_NAMED);
         let same = (old.phase, old.rotation) == (standing.phase, standing.rotation);
         let now = UnixTime(i64::try_from(seconds()).unwrap_or(i64::MAX));
         let status = TrustBundleStatus {
@@ -141,6 +217,11 @@ impl Controller {
             since: old.since.filter(|_| same).or(Some(now)),
             message: trouble.unwrap_or_else(|| self.rotation_note.clone()),
             waiting_on,
+            waiting: u64::try_from(waiting).unwrap_or(u64::MAX),
+            signer_not_after: i64::try_from(self.authority.ca.facts().times.not_after)
+                .ok()
+                .map(UnixTime),
+            irrevocable: self.with_known(irrevocable).unwrap_or_default(),
         };
         if status == *old {
             return Ok(());
@@ -152,7 +233,7 @@ impl Controller {
                 .take(4)
                 .map(|waiting| format!("{} ({})", waiting.node, waiting.reason))
                 .collect();
-            let all = status.waiting_on.len();
+            let all = status.waiting;
             info!(phase = %status.phase, all, "rotation of the CA waits on {}", on.join(", "));
         }
         bundle.status = status;
@@ -166,5 +247,17 @@ impl Controller {
             Err(e) => return Err(e),
         }
         Ok(())
+    }
+}
+
+/// Where a CA is in its life; the last of `parts` equal ones of it is late.
+fn life(times: &CertificateTimes, parts: u64, now: u64) -> Life {
+    let left = times.not_after.saturating_sub(now);
+    let whole = times.not_after.saturating_sub(times.not_before);
+    match now {
+        now if now < times.not_before => Life::Future,
+        now if now >= times.not_after => Life::Ended,
+        _ if left <= whole / parts => Life::Late,
+        _ => Life::Good,
     }
 }

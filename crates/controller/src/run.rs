@@ -3,7 +3,7 @@
 use std::fs::{File, TryLockError};
 use std::future::Future;
 use std::os::unix::fs::OpenOptionsExt;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::Context;
 use testudo_crypto::{SecretBytes, SystemRandom};
@@ -20,6 +20,7 @@ use tracing::{debug, error, info, warn};
 use crate::authority::Authority;
 use crate::leader;
 use crate::signer::Signer;
+use crate::steady::Steady;
 use crate::world::World;
 
 /// What the controller is told at its start.
@@ -46,7 +47,7 @@ pub async fn run(options: Options, shutdown: impl Future<Output = ()>) -> anyhow
     tokio::pin!(shutdown);
     loop {
         let pause = match controller.reconcile().await {
-            Ok(()) => IDLE,
+            Ok(()) => controller.idle(),
             Err(e) if e.is_conflict() => RETRY,
             Err(e) => {
                 error!("{e}; trying again");
@@ -92,6 +93,10 @@ pub(crate) struct Controller {
     pub(crate) world: World,
     /// Why the rotation of the CA was begun, or how the last one ended.
     pub(crate) rotation_note: String,
+    /// Whether the clock is to be believed.
+    pub(crate) steady: Steady,
+    /// What was last logged of the end of the CA that signs.
+    pub(crate) end_told: Option<String>,
     /// The bundle as we last published it.
     published: Option<TrustBundleSpec>,
     /// The answers that this run has logged already as denied, by node.
@@ -115,12 +120,22 @@ impl Controller {
         let told = world.bundles.objects.get(CLUSTER);
         Ok(Self {
             rotation_note: told.map_or_else(String::new, |b| b.status.message.clone()),
+            steady: Steady::new(Instant::now(), seconds()),
+            end_told: None,
             store,
             authority,
             world,
             published: None,
             warned: Default::default(),
         })
+    }
+
+    /// How long to wait when nothing is told: until all is looked at again, or the clock is believed.
+    fn idle(&mut self) -> Duration {
+        match self.steady.look(Instant::now(), seconds()) {
+            Duration::ZERO => IDLE,
+            left => IDLE.min(left),
+        }
     }
 
     /// Does all that is to be done now.

@@ -85,7 +85,13 @@ impl<K: Kind> Watched<K> {
 
     fn take(&mut self, event: Event<K>) {
         match event {
-            Event::Added(object) | Event::Modified(object) => self.put(object),
+            Event::Added(object) | Event::Modified(object) => {
+                // What was noted as broken by a listing is told as mended by nobody else.
+                let name = object.name();
+                self.broken
+                    .retain(|_, broken| broken.as_deref() != Some(name));
+                self.put(object);
+            }
             Event::Deleted(object) => {
                 self.objects.remove(object.name());
             }
@@ -108,6 +114,11 @@ impl<K: Kind> Watched<K> {
         unknown.cloned().collect()
     }
 
+    /// Names of all objects that cannot be read as they stand now, also where an earlier version could.
+    pub(crate) fn broken(&self) -> Vec<String> {
+        self.broken.values().flatten().cloned().collect()
+    }
+
     /// Takes in what we have just written, before the watch tells it.
     pub(crate) fn put(&mut self, object: Object<K>) {
         self.objects.insert(object.name().to_owned(), object);
@@ -121,6 +132,7 @@ impl<K: Kind> Watched<K> {
             .into_iter()
             .map(|object| (object.name().to_owned(), object));
         self.objects = named.collect();
+        self.broken.clear();
         for problem in listing.problems {
             self.broken.insert(problem.file, problem.name);
         }

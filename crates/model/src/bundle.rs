@@ -53,9 +53,18 @@ pub struct TrustBundleStatus {
     /// The rotation was taken back: the CA that goes is the new one.
     #[serde(skip_serializing_if = "is_false")]
     pub taken_back: bool,
-    /// The nodes that hold the rotation, and why.
+    /// How many nodes hold the rotation.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub waiting: u64,
+    /// The nodes that hold the rotation, and why; of many the first.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub waiting_on: Vec<CaWaiting>,
+    /// When the CA that signs ends.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub signer_not_after: Option<UnixTime>,
+    /// Why the rotation cannot be taken back although it is in `Trusting` or `Issuing`.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub irrevocable: String,
     /// When `phase` began.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub since: Option<UnixTime>,
@@ -63,6 +72,10 @@ pub struct TrustBundleStatus {
     /// step.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub message: String,
+}
+
+fn is_zero(n: &u64) -> bool {
+    *n == 0
 }
 
 fn is_false(b: &bool) -> bool {

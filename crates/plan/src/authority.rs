@@ -20,6 +20,9 @@
 //! A rotation can be taken back while the old CA has its key. In `Trusting` the new one has signed
 //! nothing and just goes. In `Issuing` the two change places: the old one signs, and the new one goes
 //! when no node shows a certificate of it.
+//!
+//! A CA that has ended vouches for nothing: no certificate of it is good, so there is nothing left to
+//! break by going on without the nodes that are waited for, and much to be had by it.
 
 use testudo_model::{Authorities, CaPhase, CaWaiting, NodeEncryption};
 
@@ -48,16 +51,30 @@ pub enum Step {
     Note(u64),
     /// A new CA is made and trusted. This request is answered by it.
     Begin(u64),
-    /// The new CA goes, before it has signed anything.
+    /// The new CA goes, before it has signed anything: taken back, or no good any more.
     Drop,
     /// The new CA signs.
     Issue,
-    /// The old CA signs again.
+    /// The CA that has ceased to sign signs again: the rotation is taken back, or the other has ended.
     TurnBack,
     /// The CA that does not sign leaves the bundle, and its key goes.
     Retire,
     /// The rotation is done.
     Settle,
+}
+
+/// Where a CA is in its life, by the controller's clock.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Life {
+    /// It is not valid yet: the clock was ahead when it was made, or is behind.
+    Future,
+    /// It may sign.
+    #[default]
+    Good,
+    /// It is valid, and so near to its end that it is not to become the one that signs.
+    Late,
+    /// It is not valid any more, nor is what it has signed.
+    Ended,
 }
 
 /// What the decision depends on.
@@ -71,6 +88,12 @@ pub struct Known<'a> {
     pub take_back: Option<u64>,
     /// The CA is old enough.
     pub due: bool,
+    /// Where the CA that signs is in its life.
+    pub signer_life: Life,
+    /// The same of the other one, which has its key in `Trusting` and `Issuing`.
+    pub other_life: Life,
+    /// The clock has gone evenly for long enough. Until it has, nothing is done because of it.
+    pub sure: bool,
     /// Encryption is off: a node without a certificate needs none.
     pub off: bool,
     /// All nodes.
@@ -133,7 +156,8 @@ impl Standing {
             Step::Issue => swap(&mut after),
             Step::TurnBack => {
                 swap(&mut after);
-                after.taken_back = true;
+                // Turned twice it goes forward again.
+                after.taken_back = !self.taken_back;
             }
             Step::Retire => after.phase = CaPhase::Retiring,
             Step::Settle => {
@@ -154,22 +178,36 @@ pub fn decide(known: &Known<'_>) -> Decision {
         step: Some(step),
         waiting_on: Vec::new(),
     };
+    let ended = known.sure && known.signer_life == Life::Ended;
     let done = match standing.phase {
         CaPhase::Settled => {
             return match known.asked {
                 Some(asked) if asked > standing.answered => step(Step::Begin(asked)),
                 Some(asked) if asked < standing.answered => step(Step::Note(asked)),
-                _ if known.due => step(Step::Begin(standing.answered)),
+                _ if known.due && known.sure => step(Step::Begin(standing.answered)),
                 _ => Decision::default(),
             };
         }
-        CaPhase::Trusting if take_back => return step(Step::Drop),
-        CaPhase::Issuing if take_back && !standing.taken_back => return step(Step::TurnBack),
-        CaPhase::Trusting => Step::Issue,
-        CaPhase::Issuing => Step::Retire,
-        CaPhase::Retiring => Step::Settle,
+        CaPhase::Trusting if known.sure && known.other_life != Life::Good => {
+            return step(Step::Drop);
+        }
+        CaPhase::Trusting if take_back && irrevocable(known).is_none() => return step(Step::Drop),
+        // Until it is sure that the coming CA is no good, it does not sign.
+        CaPhase::Trusting if known.other_life != Life::Good => None,
+        CaPhase::Trusting if ended => return step(Step::Issue),
+        CaPhase::Trusting => Some(Step::Issue),
+        CaPhase::Issuing if ended && known.other_life == Life::Good => return step(Step::TurnBack),
+        CaPhase::Issuing if ended => return step(Step::Retire),
+        CaPhase::Issuing if take_back && !standing.taken_back && irrevocable(known).is_none() => {
+            return step(Step::TurnBack);
+        }
+        CaPhase::Issuing => Some(Step::Retire),
+        CaPhase::Retiring if ended => return step(Step::Settle),
+        CaPhase::Retiring => Some(Step::Settle),
     };
-    let lacks = known.nodes.iter().filter_map(|node| {
+    // What a node said before its object was damaged may not be so any more.
+    let readable = |node: &&NodeEncryption| !known.unreadable.iter().any(|n| n == node.name());
+    let lacks = known.nodes.iter().filter(readable).filter_map(|node| {
         let reason = lacks(standing, known.off, &node.status.authorities)?;
         Some((node.name().to_owned(), reason))
     });
@@ -184,8 +222,25 @@ pub fn decide(known: &Known<'_>) -> Decision {
     waiting_on.sort_unstable();
     waiting_on.dedup_by(|a, b| a.node == b.node);
     Decision {
-        step: waiting_on.is_empty().then_some(done),
+        step: done.filter(|_| waiting_on.is_empty()),
         waiting_on,
+    }
+}
+
+/// Why the rotation that goes on cannot be taken back: the CA that would sign again is no good for it.
+/// None in the steps in which it can, and where there is none.
+pub fn irrevocable(known: &Known<'_>) -> Option<String> {
+    let standing = known.standing;
+    let (ca, life) = match standing.phase {
+        CaPhase::Trusting => (&standing.signer, known.signer_life),
+        CaPhase::Issuing if !standing.taken_back => (standing.other.as_ref()?, known.other_life),
+        _ => return None,
+    };
+    match (standing.phase, life) {
+        (_, Life::Ended) => Some(format!("{ca} has ended")),
+        (CaPhase::Issuing, Life::Late) => Some(format!("{ca} is about to end")),
+        (CaPhase::Issuing, Life::Future) => Some(format!("{ca} is not valid yet")),
+        _ => None,
     }
 }
 

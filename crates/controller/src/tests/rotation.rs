@@ -2,7 +2,7 @@
 
 use testudo_crypto::SystemRandom;
 use testudo_model::policy::TAKE_BACK_CA;
-use testudo_model::{Authorities, CaPhase, TrustBundleStatus};
+use testudo_model::{Authorities, CaPhase, TrustBundleStatus, UnixTime};
 use testudo_pki::{Ca, CaOptions};
 
 use super::*;
@@ -28,6 +28,7 @@ async fn follow(store: DirStore, name: &str) {
             peers: presented.iter().cloned().collect(),
             presented,
             asking,
+            ..Authorities::default()
         };
         if presented.as_ref() != names.first() {
             says(&store, name, say(presented.clone(), true)).await;
@@ -290,5 +291,126 @@ async fn an_old_ca_is_replaced_without_being_asked() {
     until_status(&store, stands(CaPhase::Settled, 2)).await;
     tokio::time::sleep(Duration::from_millis(200)).await;
     assert_eq!(bundle(&store).await.status.rotation, 2, "once is enough");
+    controller.stop().await;
+}
+
+/// A CA of this age is the controller's.
+fn made(store: &DirStore, days: u64) {
+    let made = crate::run::seconds() - days * 24 * 3600;
+    let ca = Ca::generate(&CaOptions::default(), made, &mut SystemRandom::new()).unwrap();
+    let text = [
+        ca.certificate_pem().as_bytes(),
+        ca.key_pem().unwrap().as_bytes(),
+    ]
+    .concat();
+    testudo_store::files::write_private(&store.secrets().join("ca.pem"), &text).unwrap();
+}
+
+/// Nobody waits for a node that is down when the CA has ended, nor goes back to it.
+#[tokio::test]
+async fn a_ca_that_has_ended_is_replaced_without_the_nodes_that_are_down() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = DirStore::open(dir.path()).unwrap();
+    for name in ["n1", "n2"] {
+        store.create(node(name)).await.unwrap();
+    }
+    made(&store, 11 * 365);
+    let controller = Running::start(dir.path());
+    until_published(&store).await;
+    let ended = names(&bundle(&store).await).remove(0);
+    until_status(&store, stands(CaPhase::Issuing, 1)).await;
+    let status = bundle(&store).await.status;
+    assert_ne!(status.signer, ended);
+    assert!(status.irrevocable.contains("has ended"), "{status:?}");
+    assert!(status.signer_not_after > Some(UnixTime(0)), "{status:?}");
+    policy(&store, 0, Some(1)).await;
+    for name in ["n1", "n2"] {
+        tokio::spawn(follow(store.clone(), name));
+    }
+    until_status(&store, |s| stands(CaPhase::Settled, 1)(s) && !s.taken_back).await;
+    controller.stop().await;
+}
+
+/// A rotation that has begun by itself ends visibly when it is taken back, however old the CA is.
+#[tokio::test]
+async fn a_rotation_that_is_due_can_be_taken_back() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = DirStore::open(dir.path()).unwrap();
+    store.create(node("n1")).await.unwrap();
+    made(&store, 9 * 365 + 100);
+    let mut controller = Running::start(dir.path());
+    until_status(&store, stands(CaPhase::Trusting, 1)).await;
+    policy(&store, 0, Some(1)).await;
+    until_status(&store, |s| stands(CaPhase::Settled, 1)(s) && s.taken_back).await;
+    for _ in 0..2 {
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        assert_eq!(bundle(&store).await.status.rotation, 1);
+        controller.stop().await;
+        controller = Running::start(dir.path());
+    }
+    controller.stop().await;
+}
+
+/// The status stays small in a large cluster, and a denial is told with what the node lacks.
+#[tokio::test]
+async fn of_many_nodes_that_are_waited_for_the_first_are_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = DirStore::open(dir.path()).unwrap();
+    for number in 10..40 {
+        let name = format!("n{number}");
+        let mut node = node(&name);
+        node.spec.uid = NodeUid::new(format!("uid-{name}")).unwrap();
+        store.create(node).await.unwrap();
+    }
+    // It has no token.
+    store
+        .apply(request(
+            "n10",
+            &testudo_pki::new_token(&mut SystemRandom::new()),
+        ))
+        .await
+        .unwrap();
+    policy(&store, 0, None).await;
+    let controller = Running::start(dir.path());
+    until_published(&store).await;
+    policy(&store, 1, None).await;
+    until_status(&store, |s| s.waiting == 30).await;
+    let status = bundle(&store).await.status;
+    assert_eq!(status.waiting_on.len(), 20);
+    let reason = &status.waiting_on[0].reason;
+    assert!(
+        reason.contains("denied: node n10 has no join token"),
+        "{reason}"
+    );
+    controller.stop().await;
+}
+
+/// A node whose object is damaged may have learnt of anything since: its earlier word does not count.
+#[tokio::test]
+async fn a_node_whose_object_is_damaged_is_waited_for() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = DirStore::open(dir.path()).unwrap();
+    store.create(node("n1")).await.unwrap();
+    policy(&store, 0, None).await;
+    let controller = Running::start(dir.path());
+    until_published(&store).await;
+    policy(&store, 1, None).await;
+    until_status(&store, stands(CaPhase::Trusting, 1)).await;
+    let file = dir.path().join("nodeencryptions/n1.yaml");
+    let good = std::fs::read(&file).unwrap();
+    std::fs::write(&file, "damaged: [").unwrap();
+    until_status(&store, |s| {
+        s.waiting_on
+            .iter()
+            .any(|w| w.reason.contains("cannot be read"))
+    })
+    .await;
+    std::fs::write(&file, good).unwrap();
+    until_status(&store, |s| {
+        s.waiting_on
+            .iter()
+            .any(|w| w.reason.contains("does not trust"))
+    })
+    .await;
     controller.stop().await;
 }

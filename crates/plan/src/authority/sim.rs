@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use testudo_model::{Authorities, BootId, CaPhase, NodeEncryption, NodeEncryptionSpec, NodeUid};
 
-use super::{Known, Standing, Step, decide};
+use super::{Known, Life, Standing, Step, decide};
 
 const SEEDS: u64 = 300;
 const STEPS: usize = 900;
@@ -430,6 +430,9 @@ impl World {
             asked: Some(self.asked),
             take_back: self.take_back,
             due: false,
+            signer_life: Life::Good,
+            other_life: Life::Good,
+            sure: true,
             off: false,
             nodes: &nodes,
             unreadable: &[],

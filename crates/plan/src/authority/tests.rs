@@ -42,6 +42,9 @@ fn known<'a>(standing: &'a Standing, nodes: &'a [NodeEncryption]) -> Known<'a> {
         asked: Some(2),
         take_back: None,
         due: false,
+        signer_life: Life::Good,
+        other_life: Life::Good,
+        sure: true,
         off: false,
         nodes,
         unreadable: &[],
@@ -131,6 +134,10 @@ fn a_node_that_cannot_be_read_is_waited_for() {
         let decision = decide(&known);
         assert_eq!((decision.step, decision.waiting_on.len()), (None, 1));
         assert_eq!(decision.waiting_on[0].node, "n9");
+        // Also when it has said before what it takes.
+        let nodes = [node("n9", says(&["a", "b"], Some("a"), &[], false))];
+        known.nodes = &nodes;
+        assert_eq!(decide(&known).waiting_on, decision.waiting_on);
     }
 }
 
@@ -204,6 +211,93 @@ fn a_certificate_that_is_on_its_way_to_the_peers_holds_a_rotation_that_is_taken_
     let nodes = [node("n1", old.clone()), node("n2", old)];
     known.nodes = &nodes;
     assert_eq!(decide(&known).step, Some(Step::Retire));
+}
+
+/// A node that is down holds a rotation, and meanwhile the CAs end: what is done without it.
+#[test]
+fn no_rotation_waits_for_the_certificates_of_a_ca_that_has_ended() {
+    use CaPhase::*;
+    use Life::*;
+    let nodes = [
+        node("n1", says(&["a"], Some("a"), &[], true)),
+        node("n2", says(&["a", "b"], Some("b"), &["b"], true)),
+    ];
+    let cases = [
+        // The coming CA is no good any more, or not yet: it never signs.
+        (Trusting, Good, Ended, Some(Step::Drop)),
+        (Trusting, Good, Late, Some(Step::Drop)),
+        (Trusting, Good, Future, Some(Step::Drop)),
+        (Trusting, Ended, Ended, Some(Step::Drop)),
+        (Trusting, Ended, Good, Some(Step::Issue)),
+        (Issuing, Ended, Good, Some(Step::TurnBack)),
+        (Issuing, Ended, Ended, Some(Step::Retire)),
+        (Issuing, Ended, Late, Some(Step::Retire)),
+        (Issuing, Good, Ended, None),
+        (Retiring, Ended, Good, Some(Step::Settle)),
+        (Retiring, Good, Good, None),
+    ];
+    for (phase, signer, other, step) in cases {
+        let standing = standing(phase, "a", Some("b"));
+        let mut known = known(&standing, &nodes);
+        (known.signer_life, known.other_life) = (signer, other);
+        assert_eq!(decide(&known).step, step, "{phase} {signer:?} {other:?}");
+        // By a clock that has just jumped nothing is done, and no CA of the future signs.
+        known.sure = false;
+        assert_eq!(decide(&known).step, None, "{phase} {signer:?} {other:?}");
+        known.nodes = &[];
+        let bad = phase == Trusting && other != Good;
+        assert_eq!(decide(&known).step.is_none(), bad, "{phase} {other:?}");
+    }
+}
+
+#[test]
+fn nothing_is_taken_back_to_a_ca_that_has_ended() {
+    use CaPhase::*;
+    use Life::*;
+    let nodes = [node("n1", Authorities::default())];
+    for (phase, signer, other, step) in [
+        (Trusting, Late, Good, Some(Step::Drop)),
+        // It goes forward at once instead.
+        (Trusting, Ended, Good, Some(Step::Issue)),
+        (Issuing, Good, Good, Some(Step::TurnBack)),
+        (Issuing, Good, Late, None),
+        (Issuing, Good, Ended, None),
+        (Issuing, Good, Future, None),
+    ] {
+        let standing = standing(phase, "a", Some("b"));
+        let mut known = known(&standing, &nodes);
+        (known.signer_life, known.other_life, known.take_back) = (signer, other, Some(4));
+        assert_eq!(decide(&known).step, step, "{phase} {signer:?} {other:?}");
+        let back = matches!(step, Some(Step::Drop | Step::TurnBack));
+        assert_eq!(irrevocable(&known).is_none(), back, "{phase} {other:?}");
+    }
+    // The old CA ends when the rotation has been taken back: forward once more, and there it stays.
+    let mut standing = standing(Issuing, "old", Some("new"));
+    standing.taken_back = true;
+    let mut known = known(&standing, &nodes);
+    (known.signer_life, known.take_back) = (Ended, Some(4));
+    assert_eq!(decide(&known).step, Some(Step::TurnBack));
+    let forward = standing.after(Step::TurnBack, None);
+    assert_eq!((&*forward.signer, forward.taken_back), ("new", false));
+    known.standing = &forward;
+    (known.signer_life, known.other_life) = (Good, Ended);
+    assert_eq!(decide(&known).step, None);
+}
+
+/// With both ended and every node down the cluster gets a CA all the same, in few steps.
+#[test]
+fn a_cluster_whose_cas_have_all_ended_gets_another() {
+    let nodes = [node("n1", says(&["a", "b"], Some("b"), &["b"], true))];
+    let mut standing = standing(CaPhase::Issuing, "a", Some("b"));
+    for step in [Step::Retire, Step::Settle, Step::Begin(2), Step::Issue] {
+        let mut known = known(&standing, &nodes);
+        let coming = standing.phase == CaPhase::Trusting;
+        (known.signer_life, known.due) = (Life::Ended, true);
+        known.other_life = if coming { Life::Good } else { Life::Ended };
+        assert_eq!(decide(&known).step, Some(step), "{standing:?}");
+        standing = standing.after(step, Some("c"));
+    }
+    assert_eq!(standing.signer, "c");
 }
 
 #[test]

@@ -67,7 +67,9 @@ async fn ask(store: &DirStore) -> anyhow::Result<Wanted> {
         let certificates = &mut policy.spec.certificates;
         let wanted = Wanted {
             after: status.rotation,
-            answers: certificates.ca_rotation.max(status.answered + 1),
+            answers: certificates
+                .ca_rotation
+                .max(status.answered.saturating_add(1)),
             back: false,
         };
         if certificates.ca_rotation > status.answered {
@@ -75,6 +77,8 @@ async fn ask(store: &DirStore) -> anyhow::Result<Wanted> {
             return Ok(wanted);
         }
         certificates.ca_rotation = wanted.answers;
+        // Of an earlier one: it is done with.
+        policy.metadata.annotations.remove(TAKE_BACK_CA);
         match store.apply(policy).await {
             Ok(_) => return Ok(wanted),
             Err(e) if e.is_conflict() => {}
@@ -98,6 +102,9 @@ async fn take_back(store: &DirStore) -> anyhow::Result<Wanted> {
                 "it is too late: the key of {other} is gone; when this rotation is done, \
                  `testudo ca rotate` makes another CA"
             ),
+            _ if !status.irrevocable.is_empty() => {
+                bail!("it cannot be taken back: {}", status.irrevocable)
+            }
             _ => {}
         }
         let wanted = Wanted {
@@ -134,6 +141,9 @@ pub(super) fn progress(status: &TrustBundleStatus) -> String {
     }
     if !status.waiting_on.is_empty() {
         text += &format!(", waits on {}", waiting(&status.waiting_on));
+        if usize::try_from(status.waiting).is_ok_and(|all| all > status.waiting_on.len()) {
+            text += &format!(" ({} nodes in all)", status.waiting);
+        }
     }
     text
 }
@@ -369,5 +379,7 @@ mod tests {
         let text = progress(&status);
         assert!(text.contains("n1 (does not trust X yet), n2"), "{text}");
         assert!(text.ends_with("and 2 more"), "{text}");
+        status.waiting = 900;
+        assert!(progress(&status).ends_with("(900 nodes in all)"));
     }
 }
