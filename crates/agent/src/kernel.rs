@@ -46,13 +46,14 @@ impl Side for KernelSide {
     fn close(&mut self, policy: &TrafficPolicy) -> Result<(), DatapathError> {
         // The first is the one that the process before left: it says whose its SAs are.
         self.options.kept.get_or_insert_with(|| policy.clone());
-        // What was begun before is over first.
-        drop(std::mem::take(&mut self.closing));
+        // What was begun before is over first. Where no datapath took over what came of it, this is
+        // the only place that can tell.
+        let before = std::mem::take(&mut self.closing).outcome();
         let (closing, closed) = path::close_soon(&self.options, policy);
         if let Ok(()) | Err(DatapathError::Partly { .. }) = closed {
             self.closing = closing;
         }
-        closed
+        closed.and(before)
     }
 
     fn open(&mut self, bell: Arc<Notify>) -> Result<Box<dyn Datapath>, DatapathError> {

@@ -75,17 +75,16 @@ impl Firewall {
         }
     }
 
-    /// Waits for the end of what runs.
-    pub(crate) fn wait(&mut self) {
-        if let Some(running) = self.running.take() {
-            let _ = running.result.recv();
-        }
+    /// Waits for the end of what runs. `None`: nothing did, or what came of it is told already.
+    pub(crate) fn wait(&mut self) -> Option<Set> {
+        let running = self.running.take()?;
+        Some(running.result.recv().unwrap_or_else(|_| Err(no_thread())))
     }
 }
 
 impl Drop for Firewall {
     fn drop(&mut self) {
-        self.wait();
+        let _ = self.wait();
     }
 }
 
@@ -98,7 +97,7 @@ fn no_thread() -> DatapathError {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::PermissionsExt as _;
+    use std::process::Command;
     use std::time::{Duration, Instant};
 
     use testudo_model::{ClearTraffic, ProtectedFlows};
@@ -119,8 +118,14 @@ mod tests {
     fn slow(dir: &std::path::Path, code: u8) -> Nft {
         let path = dir.join(format!("nft{code}"));
         let script = format!("#!/bin/sh\ncat >/dev/null\nsleep 0.2\nexit {code}\n");
-        std::fs::write(&path, script).unwrap();
-        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+        // Another process writes it: what this one has open for writing, and so whatever another test
+        // forks just now, cannot be started.
+        let written = Command::new("sh")
+            .args(["-c", "printf %s \"$1\" >\"$0\" && chmod 755 \"$0\""])
+            .arg(&path)
+            .arg(script)
+            .status();
+        assert!(written.unwrap().success());
         Nft::new(path)
     }
 
@@ -149,5 +154,22 @@ mod tests {
         firewall.begin(&slow(dir.path(), 0), &policy(1));
         drop(firewall);
         assert!(begin.elapsed() >= Duration::from_millis(200));
+    }
+
+    #[test]
+    fn what_came_of_it_is_not_lost_when_nobody_takes_it_over() {
+        let dir = tempfile::tempdir().unwrap();
+        let closing = |code| {
+            let mut firewall = Firewall::default();
+            firewall.begin(&slow(dir.path(), code), &policy(1));
+            crate::Closing(firewall)
+        };
+        assert!(closing(0).outcome().is_ok());
+        let refused = closing(1).outcome();
+        assert!(
+            matches!(refused, Err(DatapathError::Partly { .. })),
+            "{refused:?}"
+        );
+        assert!(crate::Closing::default().outcome().is_ok());
     }
 }

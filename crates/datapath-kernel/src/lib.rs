@@ -117,6 +117,17 @@ fn kept_or(options: &Options, policy: &TrafficPolicy) -> Options {
 #[derive(Default)]
 pub struct Closing(Firewall);
 
+impl Closing {
+    /// Waits for its end.
+    ///
+    /// # Errors
+    /// [`DatapathError::Partly`]: the policies stand without the firewall, and why.
+    pub fn outcome(mut self) -> Result<(), DatapathError> {
+        let set = self.0.wait().unwrap_or(Ok(None));
+        core::firewall_set(Ok(()), set).map(|_| ())
+    }
+}
+
 /// As [`close`], but returns when the policies stand: they close the host. The firewall behind them
 /// is being set meanwhile; [`KernelDatapath::take_over`] takes what comes of it.
 ///
@@ -286,7 +297,7 @@ impl Datapath for KernelDatapath {
     }
 
     fn set_traffic(&mut self, policy: &TrafficPolicy) -> Result<(), DatapathError> {
-        self.firewall.wait();
+        let _ = self.firewall.wait();
         self.begun = None;
         let (policies, nft) = self.with(|core| (core.set_policies(policy), core.nft.clone()));
         // nft may take seconds; the worker hears the kernel meanwhile.
@@ -380,7 +391,7 @@ impl Datapath for KernelDatapath {
     }
 
     fn clear(&mut self) -> Result<(), DatapathError> {
-        self.firewall.wait();
+        let _ = self.firewall.wait();
         self.begun = None;
         self.with(Core::clear)
     }
