@@ -79,15 +79,8 @@ impl ChoosingHost {
         state_dir: &Path,
     ) -> ChoosingHost {
         let record = state_dir.join(FILE);
-        let recorded = files::read_optional(&record).unwrap_or_else(|error| {
-            tracing::error!("{error:#}; the userspace datapath's rules are taken to stand");
-            None
-        });
-        let chosen = match recorded.as_deref().map(<[u8]>::trim_ascii) {
-            Some(b"kernel") => Which::Kernel,
-            // The only one there was before there was a record.
-            _ => Which::User,
-        };
+        // The only one there was before there was a record.
+        let chosen = recorded(&record).unwrap_or(Which::User);
         ChoosingHost {
             user,
             kernel,
@@ -122,6 +115,29 @@ impl ChoosingHost {
         self.note = Some(format!("kernel: {error}"));
         self.problem = None;
         self.take(Which::User);
+    }
+}
+
+/// Which datapath had the host last, as the record says.
+fn recorded(record: &Path) -> Option<Which> {
+    let recorded = files::read_optional(record).unwrap_or_else(|error| {
+        tracing::error!("{error:#}; the userspace datapath's rules are taken to stand");
+        None
+    });
+    match recorded.as_deref().map(<[u8]>::trim_ascii) {
+        Some(b"kernel") => Some(Which::Kernel),
+        Some(_) => Some(Which::User),
+        None => None,
+    }
+}
+
+/// Whether the userspace datapath may carry the packets, as far as is known at the start, whatever the
+/// kernel can do: it is asked for, or had the host last.
+pub(crate) fn expects_user(option: Option<DatapathChoice>, state_dir: &Path) -> bool {
+    match option {
+        Some(DatapathChoice::Userspace) => true,
+        Some(DatapathChoice::Kernel) => false,
+        Some(DatapathChoice::Auto) | None => recorded(&state_dir.join(FILE)) == Some(Which::User),
     }
 }
 
@@ -394,6 +410,26 @@ mod tests {
         let mut last = world.host(dir.path());
         last.close(&policy()).unwrap();
         assert_eq!(world.done(), ["user close"]);
+    }
+
+    #[test]
+    fn a_host_is_prepared_for_what_was_asked_for_or_had_it_last() {
+        let dir = tempfile::tempdir().unwrap();
+        let expects = |option| expects_user(option, dir.path());
+        let (auto, user) = (DatapathChoice::Auto, DatapathChoice::Userspace);
+        assert!(
+            !expects(None) && !expects(Some(auto)),
+            "nothing is known yet"
+        );
+        assert!(expects(Some(user)));
+        let world = World::default();
+        for (choice, had) in [(user, true), (DatapathChoice::Kernel, false)] {
+            let mut host = world.host(dir.path());
+            host.choose(choice, None, at(1));
+            open(&mut host);
+            assert_eq!((expects(None), expects(Some(auto))), (had, had));
+            assert!(expects(Some(user)) && !expects(Some(DatapathChoice::Kernel)));
+        }
     }
 
     #[test]

@@ -9,7 +9,7 @@ use testudo_store::{DirStore, Location, Store, parse_location};
 
 use crate::Options;
 use crate::api::server::Server;
-use crate::choice::{ChoosingHost, Side};
+use crate::choice::{ChoosingHost, Side, expects_user};
 use crate::clock::Clock;
 use crate::enforcement::{Enforcement, PolicyFile};
 use crate::files;
@@ -40,9 +40,10 @@ pub async fn run(options: Options, shutdown: impl Future<Output = ()>) -> Result
 }
 
 /// Does at the start what may cost the host a packet under traffic. Where the kernel's datapath can be
-/// had, the host's routing is left alone: the userspace datapath may never come.
+/// had and nothing speaks for ours, the host's routing is left alone: ours may never come.
 fn prepare(options: &Options) {
-    if KernelSide::new(options).probe().is_ok() {
+    let expected = expects_user(options.datapath, &options.state_dir);
+    if !expected && KernelSide::new(options).probe().is_ok() {
         return;
     }
     if let Err(error) = UserSide::new(options).prepare() {
@@ -123,7 +124,7 @@ pub(crate) async fn run_on<S: Store>(
                 node.core.datagrams(datagrams, clock.now());
             }
             () = bell.notified() => {
-                if node.core.datapath_events(clock.now()) {
+                if node.datapath_rang(clock.now()) {
                     bell.notify_one();
                 }
             }
