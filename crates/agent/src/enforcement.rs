@@ -3,10 +3,11 @@
 //! The file is never weaker than what is in force: what tightens is written before it is
 //! applied, what loosens after. A crash at any point leaves the stricter of the two.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
-use testudo_model::{ClearTraffic, Outbound, PeerTraffic, ProtectedFlows, TrafficPolicy};
+use testudo_model::{ClearTraffic, Outbound, PeerId, PeerTraffic, ProtectedFlows, TrafficPolicy};
 
 use crate::files;
 
@@ -143,9 +144,10 @@ fn stricter(a: ClearTraffic, b: ClearTraffic) -> ClearTraffic {
 }
 
 fn join_peers(old: &[PeerTraffic], new: &[PeerTraffic]) -> Vec<PeerTraffic> {
-    let mut all: Vec<PeerTraffic> = new.to_vec();
+    let named = |peer: &PeerTraffic| (peer.peer.clone(), peer.clone());
+    let mut all: BTreeMap<PeerId, PeerTraffic> = new.iter().map(named).collect();
     for before in old {
-        match all.iter_mut().find(|p| p.peer == before.peer) {
+        match all.get_mut(&before.peer) {
             Some(peer) => {
                 peer.addresses = union(&before.addresses, &peer.addresses);
                 peer.pod_cidrs = union(&before.pod_cidrs, &peer.pod_cidrs);
@@ -153,11 +155,12 @@ fn join_peers(old: &[PeerTraffic], new: &[PeerTraffic]) -> Vec<PeerTraffic> {
                     peer.outbound = Outbound::Encrypt;
                 }
             }
-            None => all.push(before.clone()),
+            None => {
+                all.insert(before.peer.clone(), before.clone());
+            }
         }
     }
-    all.sort_by(|a, b| a.peer.cmp(&b.peer));
-    all
+    all.into_values().collect()
 }
 
 /// All of `new` in its order, then what only `old` has.
@@ -172,10 +175,8 @@ mod tests {
     use std::cell::RefCell;
     use std::rc::Rc;
 
-    use anyhow::bail;
-    use testudo_model::PeerId;
-
     use super::*;
+    use anyhow::bail;
 
     /// A disk and a host that stop working after a number of steps, as a crash does.
     #[derive(Default)]

@@ -78,8 +78,10 @@ pub(crate) struct Node {
     /// The policy that was applied to the datapath, or to the host without one.
     in_force: Option<InForce>,
     told: Monotonic,
-    /// The datapath is at it, and rings when it is to be asked again.
-    enforcing: bool,
+    /// What the datapath is at; it rings when it is to be asked again.
+    enforcing: Option<TrafficPolicy>,
+    /// It has rung since it was asked.
+    rung: bool,
     pub(crate) trust: Trust,
     has_identity: bool,
     peers: BTreeMap<PeerId, reconcile::Peer>,
@@ -151,7 +153,8 @@ impl Node {
             enforcement,
             in_force: None,
             told: Monotonic::default(),
-            enforcing: false,
+            enforcing: None,
+            rung: false,
             trust: Trust::default(),
             has_identity: false,
             peers: BTreeMap::new(),
@@ -171,7 +174,10 @@ impl Node {
     pub(crate) fn update(&mut self, now: Now) {
         self.core.handle_timeout(now);
         let due = self.own_deadline(now) <= now.monotonic;
-        let news = self.changed || self.core.changed || self.enforcing;
+        // A bell that was lost would be a policy that is never in force.
+        self.rung |= due;
+        let asks = self.rung && self.enforcing.is_some();
+        let news = self.changed || self.core.changed || asks;
         if !self.objects.is_synced() || !(due || news) {
             return;
         }
@@ -209,6 +215,13 @@ impl Node {
     pub(crate) fn take(&mut self, told: Told) {
         self.objects.take(told, &self.identity.name);
         self.changed = true;
+    }
+
+    /// The datapath has rung: it has events, or has done what it was at. Says whether there may be
+    /// more events.
+    pub(crate) fn datapath_rang(&mut self, now: Now) -> bool {
+        self.rung = true;
+        self.core.datapath_events(now)
     }
 
     /// The next deadline of any part.

@@ -55,6 +55,8 @@ struct FakeState {
     settled: u32,
     /// CPUs of the datapath that can have SAs of their own.
     cpus: u32,
+    /// It has a policy in force only when the test says so.
+    held: bool,
     /// Where it has moved to; none: it has not.
     addresses: Vec<IpAddr>,
 }
@@ -122,6 +124,7 @@ impl Host for Fake {
         state.twin = Twin::new();
         state.twin.pass_for(kind);
         state.twin.have_cpus(state.cpus);
+        state.twin.hold_traffic(state.held);
         let mut twin = state.twin.clone();
         twin.set_waker(Arc::new(move || bell.notify_one()));
         Ok(Box::new(twin))

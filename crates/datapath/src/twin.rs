@@ -94,6 +94,9 @@ struct State {
     counts: BTreeMap<Operation, u64>,
     faults: BTreeMap<Operation, Vec<u64>>,
     waker: Option<Waker>,
+    /// A policy is not in force before the test says so.
+    held: bool,
+    asked: u64,
 }
 
 impl Twin {
@@ -134,6 +137,22 @@ impl Twin {
         let mut state = self.state();
         let done = state.counts.get(&operation).copied().unwrap_or(0);
         state.faults.entry(operation).or_default().push(done + nth);
+    }
+
+    /// Makes [`Datapath::begin_traffic`] go on until this is called with `false`, which wakes.
+    pub fn hold_traffic(&self, held: bool) {
+        let mut state = self.state();
+        state.held = held;
+        let waker = state.waker.clone().filter(|_| !held);
+        drop(state);
+        if let Some(wake) = waker {
+            wake();
+        }
+    }
+
+    /// How often [`Datapath::begin_traffic`] was called.
+    pub fn traffic_asked(&self) -> u64 {
+        self.state().asked
     }
 
     /// The calls that succeeded so far, in order.
@@ -285,6 +304,16 @@ impl Datapath for Twin {
         state.policy = Some(policy.clone());
         state.calls.push(Call::SetTraffic(policy.clone()));
         Ok(())
+    }
+
+    fn begin_traffic(&mut self, policy: &TrafficPolicy) -> Result<bool, DatapathError> {
+        let mut state = self.state();
+        state.asked += 1;
+        if state.held {
+            return Ok(false);
+        }
+        drop(state);
+        self.set_traffic(policy).map(|()| true)
     }
 
     fn install_inbound(&mut self, sa: InboundSaSpec) -> Result<(), DatapathError> {

@@ -199,7 +199,7 @@ fn packets_leave_on_the_old_child_again_when_the_new_one_goes_unproven() {
     assert_eq!(used.next(), Some(Call::UseOutbound(ChildId(1))));
     world.carries(1, 141..700);
     world.core.handle_timeout(at(700));
-    assert_eq!(world.children(), [0u64; 0], "ten minutes are the most");
+    assert_eq!(world.children(), [0_u64; 0], "ten minutes are the most");
 }
 
 /// What the peer's agent itself ends, or its certificate, does not go on on an old child.
@@ -217,6 +217,6 @@ fn an_old_child_is_no_way_out_for_a_peer_that_is_not_trusted() {
         assert_eq!(world.children(), left, "{reason:?}");
         assert_eq!(world.core.tunnels.sending_children().count(), 0);
         world.core.handle_timeout(at(111));
-        assert_eq!(world.children(), [0u64; 0]);
+        assert_eq!(world.children(), [0_u64; 0]);
     }
 }

@@ -64,6 +64,7 @@ impl Node {
             return true;
         }
         self.open = None;
+        self.enforcing = None;
         self.remove_peers(&[], now);
         self.core.settle(now);
         let host = &mut self.host;
@@ -120,6 +121,7 @@ impl Node {
                     self.core.datapath = Some(datapath);
                     // The rules are told again: they may have a device to point to now.
                     self.in_force = None;
+                    self.enforcing = None;
                     self.problems.remove("datapath");
                 }
                 Err(error) => self.complain("datapath", error.to_string()),
@@ -145,8 +147,10 @@ impl Node {
         };
         let stands = self.in_force.as_ref() == Some(&wanted);
         let fresh = now.monotonic.since(self.told) < RETELL;
-        if fresh && stands && !self.enforcing {
-            return true;
+        match &self.enforcing {
+            None if fresh && stands => return true,
+            Some(begun) if begun == traffic && !self.rung => return stands,
+            _ => self.rung = false,
         }
         let host = &mut self.host;
         let datapath = &mut self.core.datapath;
@@ -168,7 +172,7 @@ impl Node {
             }
             None => host.close(traffic).context("closing the host"),
         });
-        self.enforcing = goes_on;
+        self.enforcing = goes_on.then(|| traffic.clone());
         if goes_on {
             return stands;
         }

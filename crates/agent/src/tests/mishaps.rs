@@ -106,3 +106,32 @@ fn a_step_that_fails_is_done_again() {
         cluster.all_sealed().await;
     });
 }
+
+/// nft takes seconds on a busy machine: the loop does its other work and asks when it is told to.
+#[test]
+fn a_datapath_that_takes_its_time_is_asked_when_it_rings() {
+    on_one_thread(async {
+        let cluster = Cluster::new(34, 2);
+        cluster.hosts[&1].0.lock().unwrap().held = true;
+        cluster.init().await;
+        let twin = || cluster.hosts[&1].twin();
+        wait("the first question", async || twin().traffic_asked() > 0).await;
+        let (begin, before) = (Instant::now(), twin().traffic_asked());
+        for _ in 0..100 {
+            let get = Gettable::Drops;
+            cluster.ask(1, Request::Get { get }).await;
+        }
+        // What comes without an event is looked at every two seconds; peers that come change the policy.
+        let most = 10 + begin.elapsed().as_secs();
+        let asked = twin().traffic_asked() - before;
+        assert!(
+            asked <= most,
+            "asked {asked} times in {:?}",
+            begin.elapsed()
+        );
+        assert!(twin().policy().is_none());
+        twin().hold_traffic(false);
+        cluster.reach(Phase::Strict).await;
+        cluster.all_sealed().await;
+    });
+}
