@@ -25,17 +25,20 @@ pub(crate) use doubt::{Told, Way};
 const LOOK: Duration = Duration::from_secs(1);
 /// The same while ESP is tried that was filtered before.
 const EAGER_LOOK: Duration = Duration::from_millis(200);
-/// How long such a try is looked at so closely, and a new verdict is one more in a row.
+/// How long such a try is looked at so closely, first and again from the first packet on.
 const EAGER: Duration = Duration::from_secs(20);
+/// How long after a verdict it is seen whether UDP has helped.
+const PROOF: Duration = Duration::from_secs(60);
 /// How long a verdict holds, first and at most.
 const RETRY: (Duration, Duration) = (Duration::from_secs(3600), Duration::from_secs(24 * 3600));
 
-/// A child that sends ESP without UDP, as a look finds it.
+/// A child that sends ESP without UDP, or one in UDP that is to prove a verdict, as a look finds it.
 pub(crate) struct Seen {
     pub(crate) child: ChildId,
     pub(crate) peer: PeerId,
     /// Of the outer addresses.
     pub(crate) v4: bool,
+    pub(crate) udp: bool,
     /// Packets to the peer leave on it.
     pub(crate) sending: bool,
     /// Inbound and outbound; `None`: they could not be read, and that says nothing.
@@ -66,13 +69,25 @@ struct Watched {
 /// ESP is filtered between two addresses.
 struct Verdict {
     ends: (IpAddr, IpAddr),
+    /// Which packets were missing.
+    way: Way,
     until: Monotonic,
     /// How long it holds.
     holds: Duration,
+    /// Until then it is seen whether UDP has helped.
+    proven: Monotonic,
+    /// The same packets were missing in UDP. It forces nothing then, and keeps us from another one.
+    refuted: bool,
 }
 
+/// It ends when it is settled, however rarely packets leave.
 struct Try {
+    /// The end of the verdict; from the first packet on, that.
     since: Monotonic,
+    /// A packet has left without UDP.
+    begun: bool,
+    /// Packets have arrived.
+    passes: bool,
     /// How long the verdict before it held.
     held: Duration,
 }
@@ -80,8 +95,11 @@ struct Try {
 impl Paths {
     /// A child came up. One that sends plain ESP is looked at from now on.
     pub(crate) fn came_up(&mut self, peer: &PeerId, encapsulation: &Encapsulation, now: Monotonic) {
-        if matches!(encapsulation, Encapsulation::None { .. }) {
+        let plain = matches!(encapsulation, Encapsulation::None { .. });
+        if plain {
             self.told.remove(peer);
+        }
+        if plain || self.is_to_prove(peer, now) {
             let at = now + self.interval(now);
             self.look = Some(self.look.map_or(at, |look| look.min(at)));
         }
@@ -92,7 +110,8 @@ impl Paths {
         self.look.is_some_and(|at| at <= now)
     }
 
-    /// Looks at all children that send plain ESP, or did until a moment ago. Says about which of
+    /// Looks at all children that send plain ESP, or did until a moment ago, and at those in UDP that
+    /// are to prove a verdict. Says about which of
     /// them the peer is to be asked, with the question's number.
     pub(crate) fn look(&mut self, seen: &[Seen], now: Monotonic) -> Vec<(ChildId, u32)> {
         let mut heard = BTreeSet::new();
@@ -102,7 +121,10 @@ impl Paths {
             };
             let before = self.watched.get(&child.child).map_or(0, |w| w.inbound);
             if inbound.packets > before {
-                heard.insert((&child.peer, child.v4));
+                heard.insert((&child.peer, child.v4, child.udp));
+                if let Some(t) = self.tries.get_mut(&child.peer).filter(|_| !child.udp) {
+                    t.passes = true;
+                }
             }
         }
         let mut ask = Vec::new();
@@ -114,7 +136,14 @@ impl Paths {
                 continue;
             };
             let left = child.sending && outbound.packets > known.outbound;
-            let unheard = left && !heard.contains(&(&child.peer, child.v4));
+            let unheard = left && !heard.contains(&(&child.peer, child.v4, child.udp));
+            if let Some(t) = self.tries.get_mut(&child.peer)
+                && left
+                && !child.udp
+                && !t.begun
+            {
+                (t.begun, t.since) = (true, now);
+            }
             if let Some(number) = known.doubt.look(unheard, known.sent, now) {
                 ask.push((child.child, number));
             }
@@ -129,7 +158,7 @@ impl Paths {
     }
 
     fn interval(&self, now: Monotonic) -> Duration {
-        match self.tries.values().any(|t| t.is_fresh(now)) {
+        match self.tries.values().any(|t| t.is_eager(now)) {
             true => EAGER_LOOK,
             false => LOOK,
         }
@@ -144,16 +173,22 @@ impl Paths {
 
     /// Peers whose verdict is over: ESP is tried again.
     pub(crate) fn over(&mut self, now: Monotonic) -> Vec<PeerId> {
-        self.tries.retain(|_, t| t.is_fresh(now));
+        self.tries.retain(|_, t| !t.is_settled(now));
         let over: Vec<_> = self
             .verdicts
             .extract_if(.., |_, verdict| verdict.until <= now)
             .collect();
         for (peer, verdict) in &over {
-            let held = verdict.holds;
-            self.tries.insert(peer.clone(), Try { since: now, held });
+            let tried = Try {
+                since: now,
+                begun: false,
+                passes: false,
+                held: verdict.holds,
+            };
+            self.tries.insert(peer.clone(), tried);
         }
-        over.into_iter().map(|(peer, _)| peer).collect()
+        let forced = over.into_iter().filter(|(_, verdict)| !verdict.refuted);
+        forced.map(|(peer, _)| peer).collect()
     }
 
     /// The peer has told its counts of a child. Says which packets are filtered, if that is certain
@@ -165,31 +200,67 @@ impl Paths {
         told: Told,
         now: Monotonic,
     ) -> Option<Way> {
-        let step = match self.tries.get(peer).is_some_and(|t| t.is_fresh(now)) {
+        let step = match self.tries.get(peer).is_some_and(|t| t.is_eager(now)) {
             true => doubt::EAGER_STEP,
             false => doubt::STEP,
         };
         let watched = self.watched.get_mut(&child)?;
-        watched.doubt.told(told, step, now)
+        let way = watched.doubt.told(told, step, now);
+        if let Some(t) = self.tries.get_mut(peer) {
+            t.passes |= watched.doubt.is_at_rest();
+        }
+        way
     }
 
     /// ESP is filtered on the path to the peer. Says for how long that is taken for true; `None`: it
-    /// was known.
+    /// was known, or UDP did not help the last time.
     pub(crate) fn filtered(
         &mut self,
         peer: &PeerId,
         ends: (IpAddr, IpAddr),
+        way: Way,
         now: Monotonic,
     ) -> Option<Duration> {
         if self.verdicts.get(peer).is_some_and(|v| v.ends == ends) {
             return None;
         }
-        let last = self.tries.remove(peer).filter(|t| t.is_fresh(now));
+        let last = self.tries.remove(peer).filter(|t| !t.is_settled(now));
         let holds = last.map_or(RETRY.0, |t| (t.held * 2).min(RETRY.1));
-        let until = now + holds;
-        let verdict = Verdict { ends, until, holds };
+        let verdict = Verdict {
+            ends,
+            way,
+            until: now + holds,
+            holds,
+            proven: now + PROOF,
+            refuted: false,
+        };
         self.verdicts.insert(peer.clone(), verdict);
         Some(holds)
+    }
+
+    /// Whether it is to be seen if UDP helps.
+    pub(crate) fn is_to_prove(&self, peer: &PeerId, now: Monotonic) -> bool {
+        let verdict = self.verdicts.get(peer);
+        verdict.is_some_and(|verdict| !verdict.refuted && now < verdict.proven)
+    }
+
+    /// Packets are missing in UDP as well. Whether a verdict is taken back by that: it was about the
+    /// same packets, so that something else than the protocol decides which of them arrive, their
+    /// length perhaps.
+    pub(crate) fn missing_in_udp(
+        &mut self,
+        peer: &PeerId,
+        ends: (IpAddr, IpAddr),
+        way: Way,
+        now: Monotonic,
+    ) -> bool {
+        let to_prove = self.is_to_prove(peer, now);
+        let verdict = self.verdicts.get_mut(peer).filter(|_| to_prove);
+        let Some(verdict) = verdict.filter(|v| v.ends == ends && v.way == way) else {
+            return false;
+        };
+        verdict.refuted = true;
+        true
     }
 
     /// Whether UDP is to be asked for with a peer that is reached between these addresses.
@@ -198,7 +269,7 @@ impl Paths {
         peer: &PeerId,
         mut ends: impl Iterator<Item = (IpAddr, IpAddr)>,
     ) -> bool {
-        let verdict = self.verdicts.get(peer);
+        let verdict = self.verdicts.get(peer).filter(|v| !v.refuted);
         verdict.is_some_and(|verdict| ends.any(|pair| pair == verdict.ends))
     }
 
@@ -209,8 +280,9 @@ impl Paths {
 
     /// All peers with which ESP is known to be filtered, by either end.
     pub(crate) fn all_filtered(&self) -> BTreeSet<PeerId> {
-        let told = self.told.iter();
-        told.chain(self.verdicts.keys()).cloned().collect()
+        let found = self.verdicts.iter().filter(|(_, v)| !v.refuted);
+        let found = found.map(|(peer, _)| peer);
+        self.told.iter().chain(found).cloned().collect()
     }
 
     /// A peer is not wanted any more.
@@ -229,8 +301,12 @@ impl Paths {
 }
 
 impl Try {
-    fn is_fresh(&self, now: Monotonic) -> bool {
+    fn is_eager(&self, now: Monotonic) -> bool {
         now.since(self.since) < EAGER
+    }
+
+    fn is_settled(&self, now: Monotonic) -> bool {
+        self.begun && self.passes && !self.is_eager(now)
     }
 }
 

@@ -2,7 +2,7 @@
 
 use testudo_datapath::SaCounters;
 use testudo_ike::{EspCounts, IkeUp, Receipt};
-use testudo_model::{ChildId, Now, PeerId, SaDirection, SaId};
+use testudo_model::{ChildId, Encapsulation, Now, PeerId, SaDirection, SaId};
 
 use crate::core::Core;
 use crate::path::{Seen, Told, Way};
@@ -20,7 +20,7 @@ impl Core {
         }
         let mut ask = self.paths.due(now.monotonic);
         if self.paths.is_look_due(now.monotonic) {
-            let seen = self.plain_counters();
+            let seen = self.watched_counters(now);
             ask.extend(self.paths.look(&seen, now.monotonic));
         }
         for (child, number) in ask {
@@ -31,14 +31,16 @@ impl Core {
         }
     }
 
-    fn plain_counters(&self) -> Vec<Seen> {
+    fn watched_counters(&self, now: Now) -> Vec<Seen> {
         let Some(datapath) = &self.datapath else {
             return Vec::new();
         };
         let children = self.tunnels.children_on_ike_paths();
-        let plain: Vec<_> = children.filter(|(_, child)| child.is_plain()).collect();
+        let proves = |child: &Child| self.paths.is_to_prove(&child.peer, now.monotonic);
+        let watched = children.filter(|(_, child)| child.is_plain() || proves(child));
+        let watched: Vec<_> = watched.collect();
         // Of many, one listing costs less than two questions for each.
-        let all = (plain.len() > FEW).then(|| datapath.sa_counters());
+        let all = (watched.len() > FEW).then(|| datapath.sa_counters());
         let halves = |child| match &all {
             None => datapath.pair_halves(child),
             Some(all) => {
@@ -46,12 +48,13 @@ impl Core {
                 (of(SaDirection::Inbound), of(SaDirection::Outbound))
             }
         };
-        plain
+        watched
             .into_iter()
             .map(|(child, known)| Seen {
                 child,
                 peer: known.peer.clone(),
                 v4: known.encapsulation.remote().is_ipv4(),
+                udp: !known.is_plain(),
                 sending: known.sending,
                 counters: whole(known, halves(child)),
             })
@@ -116,7 +119,20 @@ impl Core {
             Way::Out => (local, remote),
             Way::In => (remote, local),
         };
-        if let Some(holds) = self.paths.filtered(peer, (local, remote), now.monotonic) {
+        let ends = (local, remote);
+        if matches!(path, Encapsulation::Udp { .. }) {
+            if self.paths.missing_in_udp(peer, ends, way, now.monotonic) {
+                tracing::warn!(
+                    %peer,
+                    "what was lost from {from} to {to} as ESP (IP protocol 50) is lost in UDP 4500 as \
+                     well: it is no filter of ESP, and UDP is not used any more; see whether large \
+                     packets pass between the nodes (MTU)"
+                );
+                self.changed = true;
+            }
+            return;
+        }
+        if let Some(holds) = self.paths.filtered(peer, ends, way, now.monotonic) {
             let hours = holds.as_secs() / 3600;
             tracing::warn!(
                 %peer,

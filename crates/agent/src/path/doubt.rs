@@ -137,6 +137,11 @@ impl Doubt {
         self.number
     }
 
+    /// Packets arrive, as the last answer says.
+    pub(crate) fn is_at_rest(&self) -> bool {
+        matches!(self.state, State::Resting { .. })
+    }
+
     /// When something is due.
     pub(crate) fn deadline(&self) -> Option<Monotonic> {
         match self.state {

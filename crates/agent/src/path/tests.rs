@@ -43,6 +43,7 @@ struct End {
     inbound: SaCounters,
     outbound: SaCounters,
     is_readable: bool,
+    udp: bool,
     asks: u32,
 }
 
@@ -65,6 +66,7 @@ fn end() -> End {
         inbound: SaCounters::default(),
         outbound: SaCounters::default(),
         is_readable: true,
+        udp: false,
         asks: 0,
     }
 }
@@ -85,6 +87,7 @@ impl End {
                 child: ChildId(1),
                 peer: peer(),
                 v4: true,
+                udp: self.udp,
                 sending: true,
                 counters: self.is_readable.then_some((self.inbound, self.outbound)),
             };
@@ -100,6 +103,7 @@ struct Outcome {
     /// When, which end found it, and which way.
     verdict: Option<(Ms, usize, Way)>,
     asks: [u32; 2],
+    ends: [End; 2],
 }
 
 /// Lets two ends talk for `span`. A question that is lost is sent again each half second, as an IKE
@@ -108,9 +112,10 @@ fn run(mut ends: [End; 2], lanes: [Lane; 2], span: Ms) -> Outcome {
     let mut flying: Vec<(Ms, usize, Flying)> = Vec::new();
     let tick = TICK.as_millis() as Ms;
     let latency = LATENCY.as_millis() as Ms;
-    let outcome = |ends: &[End; 2], verdict| Outcome {
+    let outcome = |ends: [End; 2], verdict| Outcome {
         verdict,
         asks: [ends[0].asks, ends[1].asks],
+        ends,
     };
     for ms in (0..span).step_by(tick as usize) {
         let now = Monotonic(Duration::from_millis(ms));
@@ -151,13 +156,13 @@ fn run(mut ends: [End; 2], lanes: [Lane; 2], span: Ms) -> Outcome {
                     };
                     let paths = &mut ends[to].paths;
                     if let Some(way) = paths.told_counts(ChildId(1), &peer(), told, now) {
-                        return outcome(&ends, Some((ms, to, way)));
+                        return outcome(ends, Some((ms, to, way)));
                     }
                 }
             }
         }
     }
-    outcome(&ends, None)
+    outcome(ends, None)
 }
 
 /// However much is sent and whichever direction is filtered, from the beginning or from 10 s on:
@@ -260,8 +265,12 @@ fn a_verdict_is_of_one_path_and_ends() {
     let hour = RETRY.0;
     let forces = |paths: &Paths| paths.forces(&peer(), [ends()].into_iter());
     assert!(!forces(&paths));
-    assert_eq!(paths.filtered(&peer(), ends(), at(0)), Some(hour));
-    assert_eq!(paths.filtered(&peer(), ends(), at(1)), None, "it is known");
+    assert_eq!(paths.filtered(&peer(), ends(), Way::Out, at(0)), Some(hour));
+    assert_eq!(
+        paths.filtered(&peer(), ends(), Way::Out, at(1)),
+        None,
+        "it is known"
+    );
     assert!(forces(&paths));
     let moved = (ends().0, "10.0.0.9".parse().unwrap());
     assert!(!paths.forces(&peer(), [moved].into_iter()));
@@ -274,36 +283,117 @@ fn a_verdict_is_of_one_path_and_ends() {
     let mut now = 3600;
     for hours in [2, 4, 8, 16, 24, 24] {
         let wait = Duration::from_secs(hours * 3600);
-        assert_eq!(paths.filtered(&peer(), ends(), at(now + 2)), Some(wait));
+        assert_eq!(
+            paths.filtered(&peer(), ends(), Way::Out, at(now + 2)),
+            Some(wait)
+        );
         now += 2 + wait.as_secs();
         assert_eq!(paths.over(at(now)), [peer()]);
     }
-    // A filter that comes back later is a new one.
+    // Packets arrive: a filter that comes back later is a new one.
+    let seen = |packets| Seen {
+        child: ChildId(1),
+        peer: peer(),
+        v4: true,
+        udp: false,
+        sending: true,
+        counters: Some((packets, packets)),
+    };
+    let packets = SaCounters {
+        packets: 1,
+        bytes: 100,
+        sequence: 1,
+    };
+    assert_eq!(paths.look(&[seen(packets)], at(now + 500)), []);
     let later = at(now + 600);
-    assert_eq!(paths.filtered(&peer(), ends(), later), Some(hour));
+    assert_eq!(paths.filtered(&peer(), ends(), Way::Out, later), Some(hour));
     paths.forget(&peer());
     assert!(!forces(&paths));
+    assert_eq!(paths.look(&[], later), []);
     assert_eq!(paths.deadline(), None);
+}
+
+/// One end whose verdict is just over.
+fn tried() -> End {
+    let mut one = end();
+    let start = Monotonic::default();
+    one.paths.filtered(&peer(), ends(), Way::Out, start);
+    let verdict = one.paths.verdicts.get_mut(&peer()).unwrap();
+    verdict.until = start;
+    assert_eq!(one.paths.over(start), [peer()]);
+    one.paths.look = None;
+    one.paths.came_up(&peer(), &plain(), start);
+    one
 }
 
 /// After a verdict ESP is tried again: when it is filtered still, a second is enough to see it.
 #[test]
 fn a_try_in_vain_is_short() {
-    let tried = || {
-        let mut one = end();
-        one.paths.filtered(&peer(), ends(), Monotonic::default());
-        let verdict = one.paths.verdicts.get_mut(&peer()).unwrap();
-        verdict.until = Monotonic::default();
-        assert_eq!(one.paths.over(Monotonic::default()), [peer()]);
-        one.paths.look = None;
-        one.paths.came_up(&peer(), &plain(), Monotonic::default());
-        one
-    };
     let lanes = [lane(10, 0), lane(10, 0)];
     let found = run([tried(), end()], lanes, 10_000);
     let (ms, who, _) = found.verdict.expect("a verdict");
     assert_eq!(who, 0);
     assert!(ms < 1_000, "{ms}");
+}
+
+/// However rarely packets leave, and however late the first does, a try in vain is one more in a row.
+#[test]
+fn tries_in_vain_grow_rarer_where_packets_are_few() {
+    for every in [1000, 3000, 10_000] {
+        let found = run([tried(), end()], [lane(every, 0), lane(0, 0)], 120_000);
+        let (ms, who, way) = found.verdict.expect("a verdict");
+        let now = Monotonic(Duration::from_millis(ms));
+        let [mut one, _] = found.ends;
+        assert!(one.paths.over(now).is_empty());
+        let holds = one.paths.filtered(&peer(), ends(), way, now);
+        assert_eq!((who, holds), (0, Some(RETRY.0 * 2)), "{every}: {ms}");
+    }
+    let mut idle = tried();
+    for seconds in 1..600 {
+        assert_eq!(idle.turn(at(seconds)), None);
+        assert!(idle.paths.over(at(seconds)).is_empty());
+    }
+    let holds = idle.paths.filtered(&peer(), ends(), Way::Out, at(600));
+    assert_eq!(holds, Some(RETRY.0 * 2));
+}
+
+/// An end that sees whether UDP has helped.
+fn proving() -> End {
+    let mut one = end();
+    let start = Monotonic::default();
+    one.paths.filtered(&peer(), ends(), Way::Out, start);
+    one.udp = true;
+    one
+}
+
+/// What is missing in UDP too is no filter of ESP: the verdict is taken back, and not taken again
+/// until it would have been over.
+#[test]
+fn a_verdict_that_udp_does_not_bear_out_is_taken_back() {
+    let found = run([proving(), end()], [lane(300, 0), lane(0, 0)], 30_000);
+    let (ms, who, way) = found.verdict.expect("they are missing");
+    assert_eq!((who, way), (0, Way::Out));
+    let now = Monotonic(Duration::from_millis(ms));
+    let [mut one, _] = found.ends;
+    let paths = &mut one.paths;
+    assert!(!paths.missing_in_udp(&peer(), ends(), Way::In, now));
+    assert!(paths.forces(&peer(), [ends()].into_iter()));
+    assert!(paths.missing_in_udp(&peer(), ends(), way, now));
+    assert!(!paths.forces(&peer(), [ends()].into_iter()));
+    assert_eq!(paths.all_filtered(), [].into());
+    assert!(!paths.missing_in_udp(&peer(), ends(), way, now), "once");
+    let again = paths.filtered(&peer(), ends(), way, at(600));
+    assert_eq!(again, None);
+    assert!(paths.over(at(3600)).is_empty(), "nothing is to be tried");
+    assert!(paths.filtered(&peer(), ends(), way, at(3700)).is_some());
+    // Where UDP helps the verdict stays, and after a minute nobody looks.
+    let good = run([proving(), end()], [lane(300, NEVER), lane(0, 0)], 30_000);
+    assert!(good.verdict.is_none());
+    let [mut one, _] = good.ends;
+    assert!(one.paths.is_to_prove(&peer(), at(59)));
+    assert!(!one.paths.is_to_prove(&peer(), at(60)));
+    assert!(!one.paths.missing_in_udp(&peer(), ends(), way, at(61)));
+    assert!(one.paths.forces(&peer(), [ends()].into_iter()));
 }
 
 #[test]

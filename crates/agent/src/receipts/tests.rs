@@ -4,8 +4,8 @@ use testudo_crypto::{SecretBytes, SystemRandom};
 use testudo_datapath::{Datapath, Twin};
 use testudo_ike::{ChildUp, Engine, EngineConfig, Identity, IkeId, UseOutbound};
 use testudo_model::{
-    Cipher, ClearTraffic, Encapsulation, InboundSaSpec, Monotonic, OutboundSaSpec, ProtectedFlows,
-    SaLimits, SaMode, Spi, TrafficPolicy, UnixTime,
+    Cipher, ClearTraffic, InboundSaSpec, Monotonic, OutboundSaSpec, ProtectedFlows, SaLimits,
+    SaMode, Spi, TrafficPolicy, UnixTime,
 };
 
 use super::*;
@@ -123,7 +123,11 @@ fn dual_stack() -> (Core, Twin) {
 #[test]
 fn a_child_on_another_path_than_its_ike_sa_is_not_judged() {
     let (core, _) = dual_stack();
-    let seen: Vec<ChildId> = core.plain_counters().iter().map(|s| s.child).collect();
+    let seen: Vec<ChildId> = core
+        .watched_counters(now())
+        .iter()
+        .map(|s| s.child)
+        .collect();
     assert_eq!(seen, [ChildId(1)]);
     assert!(core.esp_counts(ChildId(2)).is_some(), "the peer may ask");
 }
@@ -133,10 +137,10 @@ fn an_sa_that_is_gone_has_no_count() {
     let (mut core, mut twin) = dual_stack();
     let none = EspCounts::default();
     assert_eq!(core.esp_counts(ChildId(1)), Some(none));
-    assert!(core.plain_counters()[0].counters.is_some());
+    assert!(core.watched_counters(now())[0].counters.is_some());
     twin.remove(ChildId(1)).unwrap();
     assert_eq!(core.esp_counts(ChildId(1)), None);
-    assert!(core.plain_counters()[0].counters.is_none());
+    assert!(core.watched_counters(now())[0].counters.is_none());
     // Of one that only opens the other half is not missing.
     let mut inbound = child_up(1, "10.0.0.1", "10.0.0.2").inbound;
     inbound.spi = Spi(0x2000);
