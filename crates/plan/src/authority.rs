@@ -251,6 +251,9 @@ fn lacks(standing: &Standing, off: bool, node: &Authorities) -> Option<String> {
     let trusts = |ca: &String| node.trusted.contains(ca);
     match standing.phase {
         CaPhase::Settled => None,
+        CaPhase::Trusting if node.is_empty() => Some(format!(
+            "does not trust {other} yet: its agent says nothing of CAs; has it run, and is it of this build?"
+        )),
         CaPhase::Trusting => (!trusts(other)).then(|| format!("does not trust {other} yet")),
         CaPhase::Issuing if !trusts(signer) => Some(format!("does not trust {signer} yet")),
         CaPhase::Issuing => match &node.presented {

@@ -67,7 +67,7 @@ fn each_step_waits_for_what_every_node_says() {
     let silent = Authorities::default();
     let cases: [(CaPhase, &Authorities, Option<&str>); 15] = [
         (Trusting, &old, Some("does not trust new")),
-        (Trusting, &silent, Some("does not trust new")),
+        (Trusting, &silent, Some("new yet: its agent says nothing")),
         (Trusting, &both, None),
         (Issuing, &old, Some("does not trust new")),
         (Issuing, &silent, Some("does not trust new")),
