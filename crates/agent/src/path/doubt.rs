@@ -23,7 +23,9 @@ const LONGEST_STEP: Duration = Duration::from_secs(4);
 const MOST_IDLE: u32 = 6;
 /// After packets were seen to arrive, traffic that goes one way is not doubted for so long.
 pub(crate) const REST: Duration = Duration::from_millis(1500);
-/// A slower answer says nothing about the time since the last.
+/// A slower answer says nothing about the time since the last. Counted from when the question was put,
+/// not from when it left: what it waited for may have been an outage, in which packets were lost that
+/// left before it and are missing at a prompt answer.
 pub(crate) const PROMPT: Duration = Duration::from_secs(2);
 /// No answer comes any more: the peer may not know the question.
 const GIVE_UP: Duration = Duration::from_secs(10);

@@ -24,6 +24,9 @@ pub(crate) enum Filter {
 /// What is filtered goes over to UDP by itself, at both ends and in nobody's way: noticed, shown,
 /// back, and never in clear. Then the filter goes, and the agents that found it are killed: their
 /// next ones try ESP without UDP, and it is there again.
+///
+/// How soon it is noticed on a machine that keeps up is bounded in simulated time
+/// (`agent::path`, `a_filter_is_noticed_within_four_seconds`); here the time is only printed.
 #[track_caller]
 pub(crate) fn goes_over_to_udp(options: Options, filter: Filter, rate: u32, patience: Duration) {
     let lab = Lab::up(Options {
