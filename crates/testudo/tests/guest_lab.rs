@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 use testudo_agent::api::{Actions, TunnelView};
-use testudo_datapath_kernel::is_our_priority;
-use testudo_netlink::{Netlink, Xfrm};
+use testudo_datapath_kernel::PRIORITY_BLOCK;
+use testudo_netlink::{Netlink, Xfrm, XfrmDirection};
 
 use common::{Lab, Load, Options, Turn, Watch, begin, seconds, testudo, wait_until};
 
@@ -440,7 +440,16 @@ fn a_rebooted_node_is_back_and_was_never_in_clear() {
     let waited = lab.inner().inside("n1", || {
         let mut xfrm = Xfrm::open()?;
         let begin = Instant::now();
-        while !xfrm.policies()?.iter().any(|p| is_our_priority(p.priority)) {
+        // Policies come one by one: it is the last to block that closes it, out and in.
+        let closed = |xfrm: &mut Xfrm| -> anyhow::Result<bool> {
+            let policies = xfrm.policies()?;
+            let blocks = |direction| {
+                let mut all = policies.iter();
+                all.any(|p| p.priority == PRIORITY_BLOCK && p.direction == direction)
+            };
+            Ok(blocks(XfrmDirection::Out) && blocks(XfrmDirection::In))
+        };
+        while !closed(&mut xfrm)? {
             anyhow::ensure!(begin.elapsed() < seconds(60), "the node stays open");
             std::thread::sleep(Duration::from_millis(5));
         }
