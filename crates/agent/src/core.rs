@@ -370,6 +370,8 @@ impl Core {
         let waits = match before {
             _ if self.engine.is_confirmed(child) => false,
             Some(before) => self.linger.is_old(before),
+            // A CPU's packets leave on the child for all CPUs until the peer has the CPU's own.
+            None if self.tunnels.slot(child).is_some_and(|(_, cpu)| cpu != 0) => true,
             None => self.follows_earlier_run(child),
         };
         match self.tunnels.slot(child).filter(|_| waits) {
