@@ -22,6 +22,8 @@
 #![forbid(unsafe_code)]
 
 pub mod authority;
+#[cfg(test)]
+mod chance;
 pub mod node;
 mod peers;
 pub mod renewal;

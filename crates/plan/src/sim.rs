@@ -13,6 +13,7 @@ use testudo_model::{
     NodeEncryptionSpec, NodeUid, Outbound, PeerId, Phase, TrafficPolicy, UnixTime,
 };
 
+use crate::chance::Chance;
 use crate::node::{ChildFacts, Decision, Facts, Known, plan};
 use crate::rollout;
 
@@ -21,30 +22,6 @@ const SEEDS: u64 = 400;
 const REMEMBERED: [u64; 1] = [1271];
 const STEPS: usize = 700;
 const MOST_NODES: usize = 6;
-
-/// SplitMix64.
-struct Chance(u64);
-
-impl Chance {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    fn below(&mut self, n: usize) -> usize {
-        (self.next() % n as u64) as usize
-    }
-
-    fn one_in(&mut self, n: usize) -> bool {
-        self.below(n) == 0
-    }
-
-    fn pick(&mut self, names: &[String]) -> Option<String> {
-        (!names.is_empty()).then(|| names[self.below(names.len())].clone())
-    }
-}
 
 struct Agent {
     policy: EncryptionPolicy,

@@ -9,31 +9,13 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use testudo_model::{Authorities, BootId, CaPhase, NodeEncryption, NodeEncryptionSpec, NodeUid};
 
+use crate::chance::Chance;
+
 use super::{Known, Life, Standing, Step, decide};
 
 const SEEDS: u64 = 300;
 const STEPS: usize = 900;
 const MOST_NODES: usize = 5;
-
-/// SplitMix64.
-struct Chance(u64);
-
-impl Chance {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    fn below(&mut self, n: usize) -> usize {
-        (self.next() % n as u64) as usize
-    }
-
-    fn one_in(&mut self, n: usize) -> bool {
-        self.below(n) == 0
-    }
-}
 
 /// A node's request as it stands in the store.
 #[derive(Clone, Debug)]
