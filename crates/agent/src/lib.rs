@@ -13,6 +13,8 @@ mod clock;
 mod core;
 mod enforcement;
 mod files;
+#[cfg(test)]
+mod fixtures;
 mod host;
 mod identity;
 mod kernel;

@@ -1,24 +1,17 @@
 //! What becomes of children when a peer's agent ends and comes back: events as the engine tells them,
 //! time as the test says.
 
-use testudo_crypto::{SecretBytes, SystemRandom};
 use testudo_datapath::{Call, Twin, Verdict};
-use testudo_ike::{EngineConfig, IkeId};
-use testudo_model::{
-    Cipher, ClearTraffic, InboundSaSpec, OutboundSaSpec, ProtectedFlows, SaLimits, Spi,
-    TrafficPolicy, UnixTime,
-};
+use testudo_ike::IkeId;
+use testudo_model::UnixTime;
 
 use super::*;
+use crate::fixtures::{child_up, closed_core, peer, spi};
 
 /// A node whose peer's kernel carries the packets.
 struct World {
     core: Core,
     twin: Twin,
-}
-
-fn peer() -> PeerId {
-    PeerId::new("n2").unwrap()
 }
 
 fn at(seconds: u64) -> Now {
@@ -28,58 +21,13 @@ fn at(seconds: u64) -> Now {
     }
 }
 
-/// The SPI of a child's half: those that we send on end with 1.
-fn spi(child: u64, sent: u32) -> Spi {
-    Spi(0x1000 + u32::try_from(child).unwrap() * 0x10 + sent)
-}
-
 /// A child that the peer began.
 fn up(child: u64) -> Event {
-    let encapsulation = Encapsulation::None {
-        local: "10.0.0.1".parse().unwrap(),
-        remote: "10.0.0.2".parse().unwrap(),
-    };
-    let keymat = || SecretBytes::new(vec![7; 36]);
     Event::ChildUp(Box::new(ChildUp {
-        child: ChildId(child),
         ike: IkeId(child),
-        peer: peer(),
         name: "overlay-v4".to_owned(),
-        resource: 0,
-        inbound: InboundSaSpec {
-            child: ChildId(child),
-            peer: peer(),
-            spi: spi(child, 0),
-            cipher: Cipher::AES_256_GCM,
-            keymat: keymat(),
-            esn: true,
-            replay_window: 1024,
-            mode: SaMode::Transport,
-            encapsulation,
-            local: Vec::new(),
-            remote: Vec::new(),
-        },
-        outbound: OutboundSaSpec {
-            child: ChildId(child),
-            peer: peer(),
-            spi: spi(child, 1),
-            cipher: Cipher::AES_256_GCM,
-            keymat: keymat(),
-            esn: true,
-            mode: SaMode::Transport,
-            encapsulation,
-            local: Vec::new(),
-            remote: Vec::new(),
-            limits: SaLimits {
-                soft_bytes: u64::MAX,
-                soft_packets: u64::MAX,
-            },
-        },
-        use_outbound: UseOutbound::Now,
-        replaces: None,
         initiator: false,
-        original_local: None,
-        original_remote: None,
+        ..child_up(child, "10.0.0.1", "10.0.0.2")
     }))
 }
 
@@ -96,21 +44,8 @@ fn down(child: u64, reason: DownReason) -> Event {
 impl World {
     /// Child 1 is in use at both ends.
     fn new() -> World {
-        let twin = Twin::new();
-        let engine = Engine::new(EngineConfig::default(), Box::new(SystemRandom::new()));
-        let mut core = Core::new(engine, None);
+        let (mut core, twin) = closed_core();
         core.linger.set_kernels([peer()].into());
-        let mut datapath = twin.clone();
-        datapath
-            .set_traffic(&TrafficPolicy {
-                addresses: Vec::new(),
-                flows: ProtectedFlows::Overlay { port: 4789 },
-                clear_inbound: ClearTraffic::Drop,
-                clear_outbound: ClearTraffic::Drop,
-                peers: Vec::new(),
-            })
-            .unwrap();
-        core.datapath = Some(Box::new(datapath));
         let mut world = World { core, twin };
         world.core.events(vec![up(1)], at(0));
         world.hears(1, 0);
