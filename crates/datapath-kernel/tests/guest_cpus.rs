@@ -210,17 +210,7 @@ fn a_restart_loses_nothing_and_comes_back_to_each_cpus_own() {
     old.iter().for_each(|child| world.connect(child));
     let (streams, sink) = streams(&world, cpus);
     std::thread::sleep(Duration::from_millis(300));
-    world.a.datapath = None;
-    std::thread::sleep(Duration::from_millis(300));
-    let policy = overlay(&world.a, &world.b, "b", ClearTraffic::Drop);
-    let options = Options {
-        kept: Some(policy.clone()),
-        ..Options::default()
-    };
-    let closed = world
-        .a
-        .run(|| testudo_datapath_kernel::close(&options, &policy));
-    closed.unwrap();
+    let (options, policy) = world.kill_and_close();
     assert_eq!(named(&world), old[0].spis().1);
     world.a.open(options);
     assert_eq!(world.a.dp(|dp| dp.leftovers()), 2 * old.len());

@@ -212,18 +212,7 @@ fn a_restart_loses_nothing_and_leaves_nothing() {
         Stream::start(Source::new(&world.b, b, a), 500),
     ];
     std::thread::sleep(Duration::from_millis(300));
-    // Killed: nothing is removed.
-    world.a.datapath = None;
-    std::thread::sleep(Duration::from_millis(300));
-    let policy = overlay(&world.a, &world.b, "b", ClearTraffic::Drop);
-    let options = Options {
-        kept: Some(policy.clone()),
-        ..Options::default()
-    };
-    world
-        .a
-        .run(|| testudo_datapath_kernel::close(&options, &policy))
-        .unwrap();
+    let (options, policy) = world.kill_and_close();
     world.a.open(options);
     assert_eq!(world.a.dp(|dp| dp.leftovers()), 2);
     world.a.dp(|dp| dp.set_traffic(&policy)).unwrap();
@@ -287,17 +276,7 @@ fn a_restart_with_children_of_both_families_loses_nothing() {
     let sinks = ends.map(|(_, to)| Sink::start(&world.b, to));
     let streams = ends.map(|(from, to)| Stream::start(Source::new(&world.a, from, to), 300));
     std::thread::sleep(Duration::from_millis(300));
-    world.a.datapath = None;
-    std::thread::sleep(Duration::from_millis(300));
-    let policy = overlay(&world.a, &world.b, "b", ClearTraffic::Drop);
-    let options = Options {
-        kept: Some(policy.clone()),
-        ..Options::default()
-    };
-    let closed = world
-        .a
-        .run(|| testudo_datapath_kernel::close(&options, &policy));
-    closed.unwrap();
+    let (options, policy) = world.kill_and_close();
     world.a.open(options);
     world.a.dp(|dp| dp.set_traffic(&policy)).unwrap();
     assert_eq!(world.a.dp(|dp| dp.leftovers()), 4);

@@ -303,6 +303,23 @@ impl World {
         self.b.dp(|dp| dp.set_traffic(&of_b)).unwrap();
     }
 
+    /// The agent of `a` is killed, which removes nothing, and its successor closes the host with the
+    /// policy that was kept: what it opens the datapath with, and that policy.
+    pub fn kill_and_close(&mut self) -> (Options, TrafficPolicy) {
+        self.a.datapath = None;
+        std::thread::sleep(Duration::from_millis(300));
+        let policy = overlay(&self.a, &self.b, "b", ClearTraffic::Drop);
+        let options = Options {
+            kept: Some(policy.clone()),
+            ..Options::default()
+        };
+        let closed = self
+            .a
+            .run(|| testudo_datapath_kernel::close(&options, &policy));
+        closed.unwrap();
+        (options, policy)
+    }
+
     /// Installs a pair at both ends, inbound first.
     pub fn install(&mut self, child: &Child) {
         let (a_in, a_out) = child.specs(&self.a, &self.b, true);

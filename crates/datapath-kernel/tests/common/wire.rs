@@ -1,11 +1,14 @@
 //! Numbered traffic, and what of it is on the link.
 
+use std::ffi::CStr;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
+
+use testudo_netlink::set_socket_option;
 
 use super::{Node, PORT};
 
@@ -39,36 +42,8 @@ pub struct Capture {
 
 impl Capture {
     pub fn start(node: &Node) -> Self {
-        let socket = node.run(|| {
-            // SAFETY: plain system calls on a descriptor that is owned at once.
-            unsafe {
-                let all = (libc::ETH_P_ALL as u16).to_be();
-                let kind = libc::SOCK_DGRAM | libc::SOCK_CLOEXEC;
-                let fd = libc::socket(libc::AF_PACKET, kind, i32::from(all));
-                assert!(fd >= 0, "AF_PACKET: {}", std::io::Error::last_os_error());
-                let socket = OwnedFd::from_raw_fd(fd);
-                // The link between the nodes alone, not those to pods.
-                let mut link: libc::sockaddr_ll = std::mem::zeroed();
-                link.sll_family = libc::AF_PACKET as u16;
-                link.sll_protocol = all;
-                link.sll_ifindex = libc::if_nametoindex(c"eth0".as_ptr()) as i32;
-                let bound = libc::bind(
-                    fd,
-                    (&raw const link).cast(),
-                    size_of::<libc::sockaddr_ll>() as u32,
-                );
-                assert_eq!(bound, 0, "bind: {}", std::io::Error::last_os_error());
-                let size: libc::c_int = 64 << 20;
-                libc::setsockopt(
-                    fd,
-                    libc::SOL_SOCKET,
-                    libc::SO_RCVBUFFORCE,
-                    (&raw const size).cast(),
-                    size_of::<libc::c_int>() as u32,
-                );
-                socket
-            }
-        });
+        // The link between the nodes alone, not those to pods.
+        let socket = node.run(|| packet_socket(c"eth0"));
         let seen = Arc::new(Seen::default());
         let stop = Arc::new(AtomicBool::new(false));
         let (counted, end) = (Arc::clone(&seen), Arc::clone(&stop));
@@ -94,6 +69,47 @@ impl Capture {
         assert_eq!(dropped, 0, "the packet socket lost frames");
         Arc::clone(&self.seen)
     }
+}
+
+/// A packet socket on a link of the calling thread's namespace, with room for a busy machine.
+pub fn packet_socket(link: &CStr) -> OwnedFd {
+    let all = (libc::ETH_P_ALL as u16).to_be();
+    let kind = libc::SOCK_DGRAM | libc::SOCK_CLOEXEC;
+    // SAFETY: plain system calls on a descriptor that is owned at once, and on live local variables.
+    unsafe {
+        let fd = libc::socket(libc::AF_PACKET, kind, i32::from(all));
+        assert!(fd >= 0, "AF_PACKET: {}", std::io::Error::last_os_error());
+        let socket = OwnedFd::from_raw_fd(fd);
+        let mut address: libc::sockaddr_ll = std::mem::zeroed();
+        address.sll_family = libc::AF_PACKET as u16;
+        address.sll_protocol = all;
+        address.sll_ifindex = libc::if_nametoindex(link.as_ptr()) as i32;
+        let bound = libc::bind(
+            fd,
+            (&raw const address).cast(),
+            size_of::<libc::sockaddr_ll>() as u32,
+        );
+        assert_eq!(bound, 0, "bind: {}", std::io::Error::last_os_error());
+        set_socket_option(&socket, libc::SOL_SOCKET, libc::SO_RCVBUFFORCE, 64 << 20).unwrap();
+        socket
+    }
+}
+
+/// Frames that a packet socket had no room for, since it was last asked.
+pub fn lost_frames(socket: &OwnedFd) -> u32 {
+    let mut stats = [0u32; 2];
+    let mut len = 8;
+    // SAFETY: the kernel writes at most the 8 bytes that are given.
+    unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_PACKET,
+            libc::PACKET_STATISTICS,
+            stats.as_mut_ptr().cast(),
+            &raw mut len,
+        )
+    };
+    stats[1]
 }
 
 fn count(socket: &OwnedFd, seen: &Seen, stop: &AtomicBool) -> u32 {
@@ -129,19 +145,7 @@ fn count(socket: &OwnedFd, seen: &Seen, stop: &AtomicBool) -> u32 {
             classify(&buffer[..len as usize], seen);
         }
     }
-    let mut stats = [0u32; 2];
-    let mut len = 8;
-    // SAFETY: the kernel writes at most the 8 bytes that are given.
-    unsafe {
-        libc::getsockopt(
-            socket.as_raw_fd(),
-            libc::SOL_PACKET,
-            libc::PACKET_STATISTICS,
-            stats.as_mut_ptr().cast(),
-            &raw mut len,
-        )
-    };
-    stats[1]
+    lost_frames(socket)
 }
 
 fn classify(packet: &[u8], seen: &Seen) {

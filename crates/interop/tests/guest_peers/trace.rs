@@ -1,12 +1,14 @@
 //! What a node sends to the other, each packet with its time.
 
-use std::io;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use testudo_netlink::set_socket_option;
+
+use crate::nodes::wire::{lost_frames, packet_socket};
 use crate::nodes::{Node, PORT};
 
 /// What a packet is.
@@ -53,7 +55,7 @@ pub struct Trace {
 
 impl Trace {
     pub fn start(node: &Node) -> Self {
-        let socket = node.run(|| open(node).unwrap());
+        let socket = node.run(|| open(node));
         let stop = Arc::new(AtomicBool::new(false));
         let end = Arc::clone(&stop);
         let thread = std::thread::spawn(move || gather(&socket, &end));
@@ -70,35 +72,11 @@ impl Trace {
     }
 }
 
-fn open(node: &Node) -> io::Result<OwnedFd> {
-    let ok = |result: i32| match result {
-        0 => Ok(()),
-        _ => Err(io::Error::last_os_error()),
-    };
-    let all = (libc::ETH_P_ALL as u16).to_be();
-    let kind = libc::SOCK_DGRAM | libc::SOCK_CLOEXEC;
-    let len = size_of::<libc::c_int>() as u32;
-    // SAFETY: socket takes integers; the descriptor that it gives is owned by nobody else. The
-    // kernel reads live local variables of the given lengths.
-    unsafe {
-        let fd = libc::socket(libc::AF_PACKET, kind, i32::from(all));
-        if fd < 0 {
-            return Err(io::Error::last_os_error());
-        }
-        let socket = OwnedFd::from_raw_fd(fd);
-        let mut link: libc::sockaddr_ll = std::mem::zeroed();
-        link.sll_family = libc::AF_PACKET as u16;
-        link.sll_protocol = all;
-        link.sll_ifindex = libc::if_nametoindex(node.device().as_ptr()) as i32;
-        let link_len = size_of::<libc::sockaddr_ll>() as u32;
-        ok(libc::bind(fd, (&raw const link).cast(), link_len))?;
-        for (option, value) in [(libc::SO_RCVBUFFORCE, 64 << 20), (libc::SO_TIMESTAMPNS, 1)] {
-            let value: libc::c_int = value;
-            let at = (&raw const value).cast();
-            ok(libc::setsockopt(fd, libc::SOL_SOCKET, option, at, len))?;
-        }
-        Ok(socket)
-    }
+/// Its frames come with the time at which the kernel had them.
+fn open(node: &Node) -> OwnedFd {
+    let socket = packet_socket(node.device());
+    set_socket_option(&socket, libc::SOL_SOCKET, libc::SO_TIMESTAMPNS, 1).unwrap();
+    socket
 }
 
 fn gather(socket: &OwnedFd, stop: &AtomicBool) -> (Vec<Frame>, u32) {
@@ -117,19 +95,7 @@ fn gather(socket: &OwnedFd, stop: &AtomicBool) -> (Vec<Frame>, u32) {
             break;
         }
     }
-    let mut stats = [0u32; 2];
-    let mut len = 8;
-    // SAFETY: the kernel writes at most the 8 bytes that are given.
-    unsafe {
-        libc::getsockopt(
-            socket.as_raw_fd(),
-            libc::SOL_PACKET,
-            libc::PACKET_STATISTICS,
-            stats.as_mut_ptr().cast(),
-            &raw mut len,
-        )
-    };
-    (frames, stats[1])
+    (frames, lost_frames(socket))
 }
 
 /// The next packet, if it goes out and is of interest.
