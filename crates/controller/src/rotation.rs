@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use testudo_crypto::SystemRandom;
 use testudo_model::policy::{CLUSTER, Mode, TAKE_BACK_CA};
-use testudo_model::{CaPhase, CaWaiting, NodeEncryption, TrustBundleStatus, UnixTime};
+use testudo_model::{CaPhase, CaWaiting, TrustBundleStatus, UnixTime};
 use testudo_pki::{BACKDATE, CaOptions, CertificateTimes, Renewal, RenewalPolicy, renewal, utc};
 use testudo_plan::authority::{Decision, Known, Life, Step, decide, irrevocable};
 use testudo_store::{Store, StoreError};
@@ -103,7 +103,10 @@ impl Controller {
 
     fn with_known<T>(&self, ask: impl Fn(&Known<'_>) -> T) -> T {
         let policy = self.world.policies.objects.get(CLUSTER);
-        let nodes: Vec<NodeEncryption> = self.world.nodes.objects.values().cloned().collect();
+        let nodes = self.world.nodes.objects.iter();
+        let nodes: Vec<_> = nodes
+            .map(|(name, node)| (name.as_str(), &node.status.authorities))
+            .collect();
         let now = seconds();
         let other = self.authority.other();
         ask(&Known {

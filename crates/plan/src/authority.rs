@@ -24,7 +24,7 @@
 //! A CA that has ended vouches for nothing: no certificate of it is good, so there is nothing left to
 //! break by going on without the nodes that are waited for, and much to be had by it.
 
-use testudo_model::{Authorities, CaPhase, CaWaiting, NodeEncryption};
+use testudo_model::{Authorities, CaPhase, CaWaiting};
 
 /// What the controller has on its disk: all that must outlive it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -96,8 +96,8 @@ pub struct Known<'a> {
     pub sure: bool,
     /// Encryption is off: a node without a certificate needs none.
     pub off: bool,
-    /// All nodes.
-    pub nodes: &'a [NodeEncryption],
+    /// All nodes by name, with what each says of CAs.
+    pub nodes: &'a [(&'a str, &'a Authorities)],
     /// Nodes whose objects cannot be read: nobody knows what they do.
     pub unreadable: &'a [String],
 }
@@ -206,11 +206,15 @@ pub fn decide(known: &Known<'_>) -> Decision {
         CaPhase::Retiring => Some(Step::Settle),
     };
     // What a node said before its object was damaged may not be so any more.
-    let readable = |node: &&NodeEncryption| !known.unreadable.iter().any(|n| n == node.name());
-    let lacks = known.nodes.iter().filter(readable).filter_map(|node| {
-        let reason = lacks(standing, known.off, &node.status.authorities)?;
-        Some((node.name().to_owned(), reason))
-    });
+    let readable = |node: &&(&str, &Authorities)| !known.unreadable.iter().any(|n| n == node.0);
+    let lacks = known
+        .nodes
+        .iter()
+        .filter(readable)
+        .filter_map(|(name, says)| {
+            let reason = lacks(standing, known.off, says)?;
+            Some(((*name).to_owned(), reason))
+        });
     let unreadable = known.unreadable.iter().map(|name| {
         let reason = "its object cannot be read".to_owned();
         (name.clone(), reason)

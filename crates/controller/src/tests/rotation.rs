@@ -97,6 +97,21 @@ fn keys(dir: &Path) -> usize {
     testudo_pki::keys_from_pem(&text).unwrap().len()
 }
 
+/// A controller, the name of its CA, and two nodes, of which n1 follows and n2 says nothing.
+async fn two_nodes() -> (tempfile::TempDir, DirStore, Running, String) {
+    let dir = tempfile::tempdir().unwrap();
+    let store = DirStore::open(dir.path()).unwrap();
+    for name in ["n1", "n2"] {
+        store.create(node(name)).await.unwrap();
+    }
+    policy(&store, 0, None).await;
+    let controller = Running::start(dir.path());
+    until_published(&store).await;
+    let old = names(&bundle(&store).await).remove(0);
+    tokio::spawn(follow(store.clone(), "n1"));
+    (dir, store, controller, old)
+}
+
 #[tokio::test]
 async fn one_ca_follows_another_and_each_request_is_answered_by_the_one_that_signs() {
     let dir = tempfile::tempdir().unwrap();
@@ -134,16 +149,7 @@ async fn one_ca_follows_another_and_each_request_is_answered_by_the_one_that_sig
 /// that starts anew goes on from there, and steps over nobody.
 #[tokio::test]
 async fn a_straggler_holds_each_step_through_restarts_of_the_controller() {
-    let dir = tempfile::tempdir().unwrap();
-    let store = DirStore::open(dir.path()).unwrap();
-    for name in ["n1", "n2"] {
-        store.create(node(name)).await.unwrap();
-    }
-    policy(&store, 0, None).await;
-    let mut controller = Running::start(dir.path());
-    until_published(&store).await;
-    let old = names(&bundle(&store).await).remove(0);
-    tokio::spawn(follow(store.clone(), "n1"));
+    let (dir, store, mut controller, old) = two_nodes().await;
     policy(&store, 1, None).await;
     let held = |phase, reason: &'static str| {
         move |s: &TrustBundleStatus| {
@@ -190,16 +196,7 @@ async fn a_straggler_holds_each_step_through_restarts_of_the_controller() {
 
 #[tokio::test]
 async fn a_rotation_is_taken_back_before_and_after_the_new_ca_has_signed() {
-    let dir = tempfile::tempdir().unwrap();
-    let store = DirStore::open(dir.path()).unwrap();
-    for name in ["n1", "n2"] {
-        store.create(node(name)).await.unwrap();
-    }
-    policy(&store, 0, None).await;
-    let controller = Running::start(dir.path());
-    until_published(&store).await;
-    let old = names(&bundle(&store).await).remove(0);
-    tokio::spawn(follow(store.clone(), "n1"));
+    let (dir, store, controller, old) = two_nodes().await;
     policy(&store, 1, None).await;
     until_status(&store, stands(CaPhase::Trusting, 1)).await;
     policy(&store, 1, Some(1)).await;

@@ -7,7 +7,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use testudo_model::{Authorities, BootId, CaPhase, NodeEncryption, NodeEncryptionSpec, NodeUid};
+use testudo_model::{Authorities, CaPhase};
 
 use crate::chance::Chance;
 
@@ -390,23 +390,8 @@ impl World {
     }
 
     fn decide(&self) -> Option<Step> {
-        let nodes: Vec<NodeEncryption> = self
-            .said
-            .iter()
-            .map(|(name, said)| {
-                let spec = NodeEncryptionSpec {
-                    uid: NodeUid::new(format!("u{name}")).unwrap(),
-                    boot_id: BootId::new("b").unwrap(),
-                    addresses: vec!["10.0.0.1".parse().unwrap()],
-                    pod_cidrs: Vec::new(),
-                    datapath: "user".to_owned(),
-                    agent_socket: None,
-                };
-                let mut node = NodeEncryption::new(name, spec);
-                node.status.authorities = said.clone();
-                node
-            })
-            .collect();
+        let words = self.said.iter().map(|(name, said)| (name.as_str(), said));
+        let nodes: Vec<_> = words.collect();
         let known = Known {
             standing: &self.standing,
             asked: Some(self.asked),

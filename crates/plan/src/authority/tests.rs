@@ -1,19 +1,4 @@
 use super::*;
-use testudo_model::{BootId, NodeEncryptionSpec, NodeUid};
-
-fn node(name: &str, authorities: Authorities) -> NodeEncryption {
-    let spec = NodeEncryptionSpec {
-        uid: NodeUid::new(format!("uid-{name}")).unwrap(),
-        boot_id: BootId::new("b").unwrap(),
-        addresses: vec!["10.0.0.1".parse().unwrap()],
-        pod_cidrs: Vec::new(),
-        datapath: "user".to_owned(),
-        agent_socket: None,
-    };
-    let mut node = NodeEncryption::new(name, spec);
-    node.status.authorities = authorities;
-    node
-}
 
 fn says(trusted: &[&str], presented: Option<&str>, peers: &[&str], asking: bool) -> Authorities {
     let owned = |names: &[&str]| names.iter().map(|n| (*n).to_owned()).collect();
@@ -36,7 +21,7 @@ fn standing(phase: CaPhase, signer: &str, other: Option<&str>) -> Standing {
     }
 }
 
-fn known<'a>(standing: &'a Standing, nodes: &'a [NodeEncryption]) -> Known<'a> {
+fn known<'a>(standing: &'a Standing, nodes: &'a [(&'a str, &'a Authorities)]) -> Known<'a> {
     Known {
         standing,
         asked: Some(2),
@@ -93,7 +78,7 @@ fn each_step_waits_for_what_every_node_says() {
             _ => ("new", "old", Step::Settle),
         };
         let standing = standing(phase, signer, Some(other));
-        let nodes = [node("n1", done.clone()), node("n2", word.clone())];
+        let nodes = [("n1", &done), ("n2", word)];
         let nodes = match phase {
             Retiring => &nodes[1..],
             _ => &nodes[..],
@@ -116,7 +101,7 @@ fn each_step_waits_for_what_every_node_says() {
 #[test]
 fn what_is_off_needs_no_certificate() {
     let standing = standing(CaPhase::Issuing, "new", Some("old"));
-    let nodes = [node("n1", says(&["new", "old"], None, &[], false))];
+    let nodes = [("n1", &says(&["new", "old"], None, &[], false))];
     let mut known = known(&standing, &nodes);
     assert_eq!(decide(&known).step, None);
     known.off = true;
@@ -135,7 +120,7 @@ fn a_node_that_cannot_be_read_is_waited_for() {
         assert_eq!((decision.step, decision.waiting_on.len()), (None, 1));
         assert_eq!(decision.waiting_on[0].node, "n9");
         // Also when it has said before what it takes.
-        let nodes = [node("n9", says(&["a", "b"], Some("a"), &[], false))];
+        let nodes = [("n9", &says(&["a", "b"], Some("a"), &[], false))];
         known.nodes = &nodes;
         assert_eq!(decide(&known).waiting_on, decision.waiting_on);
     }
@@ -154,7 +139,7 @@ fn a_rotation_begins_when_it_is_asked_for_or_due() {
         // A policy that was written anew: the next time it is raised counts.
         (Some(0), false, Some(Step::Note(0))),
     ];
-    let nodes = [node("n1", Authorities::default())];
+    let nodes = [("n1", &Authorities::default())];
     for (asked, due, step) in cases {
         let settled = standing(CaPhase::Settled, "old", None);
         let mut known = known(&settled, &nodes);
@@ -169,7 +154,7 @@ fn a_rotation_begins_when_it_is_asked_for_or_due() {
 
 #[test]
 fn a_rotation_is_taken_back_while_the_old_key_is_there() {
-    let nodes = [node("n1", Authorities::default())];
+    let nodes = [("n1", &Authorities::default())];
     for (phase, number, step) in [
         (CaPhase::Trusting, 4, Some(Step::Drop)),
         (CaPhase::Issuing, 4, Some(Step::TurnBack)),
@@ -199,7 +184,7 @@ fn a_certificate_that_is_on_its_way_to_the_peers_holds_a_rotation_that_is_taken_
     let mut first = old.clone();
     first.showing = vec!["new".to_owned()];
     let issuing = standing(CaPhase::Issuing, "new", Some("old"));
-    let nodes = [node("n1", first), node("n2", old.clone())];
+    let nodes = [("n1", &first), ("n2", &old)];
     let mut known = known(&issuing, &nodes);
     known.take_back = Some(4);
     assert_eq!(decide(&known).step, Some(Step::TurnBack));
@@ -208,7 +193,7 @@ fn a_certificate_that_is_on_its_way_to_the_peers_holds_a_rotation_that_is_taken_
     let decision = decide(&known);
     assert_eq!(decision.step, None);
     assert_eq!(decision.waiting_on[0].node, "n1");
-    let nodes = [node("n1", old.clone()), node("n2", old)];
+    let nodes = [("n1", &old), ("n2", &old)];
     known.nodes = &nodes;
     assert_eq!(decide(&known).step, Some(Step::Retire));
 }
@@ -219,8 +204,8 @@ fn no_rotation_waits_for_the_certificates_of_a_ca_that_has_ended() {
     use CaPhase::*;
     use Life::*;
     let nodes = [
-        node("n1", says(&["a"], Some("a"), &[], true)),
-        node("n2", says(&["a", "b"], Some("b"), &["b"], true)),
+        ("n1", &says(&["a"], Some("a"), &[], true)),
+        ("n2", &says(&["a", "b"], Some("b"), &["b"], true)),
     ];
     let cases = [
         // The coming CA is no good any more, or not yet: it never signs.
@@ -254,7 +239,7 @@ fn no_rotation_waits_for_the_certificates_of_a_ca_that_has_ended() {
 fn nothing_is_taken_back_to_a_ca_that_has_ended() {
     use CaPhase::*;
     use Life::*;
-    let nodes = [node("n1", Authorities::default())];
+    let nodes = [("n1", &Authorities::default())];
     for (phase, signer, other, step) in [
         (Trusting, Late, Good, Some(Step::Drop)),
         // It goes forward at once instead.
@@ -287,7 +272,7 @@ fn nothing_is_taken_back_to_a_ca_that_has_ended() {
 /// With both ended and every node down the cluster gets a CA all the same, in few steps.
 #[test]
 fn a_cluster_whose_cas_have_all_ended_gets_another() {
-    let nodes = [node("n1", says(&["a", "b"], Some("b"), &["b"], true))];
+    let nodes = [("n1", &says(&["a", "b"], Some("b"), &["b"], true))];
     let mut standing = standing(CaPhase::Issuing, "a", Some("b"));
     for step in [Step::Retire, Step::Settle, Step::Begin(2), Step::Issue] {
         let mut known = known(&standing, &nodes);
