@@ -367,14 +367,15 @@ impl Core {
             self.linger.passed_over(other);
         }
         let before = self.tunnels.sends_before(child);
+        let slot = self.tunnels.slot(child);
         let waits = match before {
             _ if self.engine.is_confirmed(child) => false,
             Some(before) => self.linger.is_old(before),
             // A CPU's packets leave on the child for all CPUs until the peer has the CPU's own.
-            None if self.tunnels.slot(child).is_some_and(|(_, cpu)| cpu != 0) => true,
+            None if slot.as_ref().is_some_and(|(_, cpu)| *cpu != 0) => true,
             None => self.follows_earlier_run(child),
         };
-        match self.tunnels.slot(child).filter(|_| waits) {
+        match slot.filter(|_| waits) {
             Some(slot) => self.linger.wait(child, peer, slot, now.monotonic),
             None => self.switch(child, peer, now),
         }

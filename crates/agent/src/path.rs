@@ -111,8 +111,8 @@ impl Paths {
     }
 
     /// Looks at all children that send plain ESP, or did until a moment ago, and at those in UDP that
-    /// are to prove a verdict. Says about which of
-    /// them the peer is to be asked, with the question's number.
+    /// are to prove a verdict. Says about which of them the peer is to be asked, with the question's
+    /// number.
     pub(crate) fn look(&mut self, seen: &[Seen], now: Monotonic) -> Vec<(ChildId, u32)> {
         let mut heard = BTreeSet::new();
         for child in seen {
