@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use common::wire::{Capture, Sink, Source, Stream};
 use common::*;
 use testudo_datapath::{Datapath, Event};
-use testudo_datapath_kernel::{Options, PRIORITY_ALLOW};
+use testudo_datapath_kernel::PRIORITY_ALLOW;
 use testudo_model::ClearTraffic;
 use testudo_netlink::{XfrmAction, XfrmDirection, XfrmPolicy};
 
