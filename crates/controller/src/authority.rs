@@ -1,16 +1,11 @@
-//! The cluster's CAs on disk: the one that signs, and the one that comes or goes beside it.
+//! The cluster's CAs as they are kept: the one that signs, and the one that comes or goes beside it.
 //!
-//! All stands in one file, `ca.pem`, which is replaced as a whole: a rotation is before or after a step,
-//! never in between, whenever the controller is killed. It begins with lines that say where the rotation
-//! stands ([`state`]), then come certificate and key of the CA that signs, then those of the other one,
-//! then certificates that are trusted and do not sign, and revocation lists.
+//! All stands in one document (`ca.pem` of a directory), which is replaced as a whole: a rotation is before
+//! or after a step, never in between, whenever the controller is killed. It begins with lines that say where
+//! the rotation stands ([`state`]), then come certificate and key of the CA that signs, then those of the
+//! other one, then certificates that are trusted and do not sign, and revocation lists.
 
 mod state;
-
-use std::fs::File;
-use std::io::Write;
-use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail, ensure};
 use testudo_crypto::{Random, SecretBytes};
@@ -19,12 +14,16 @@ use testudo_pki::{
     Ca, CaOptions, CertificateFacts, TrustBundle, chain_from_pem, chain_to_pem, utc,
 };
 use testudo_plan::authority::{Standing, Step};
-use testudo_store::files;
 use tracing::{info, warn};
+
+use crate::safe::{Document, Safe, SafeError, Version};
+
+/// Where random numbers come from.
+pub(crate) type Chance = dyn Random + Send;
 
 /// The CA that signs, and all that are trusted.
 pub(crate) struct Authority {
-    path: PathBuf,
+    version: Version,
     /// Signs.
     pub(crate) ca: Ca,
     /// Comes or goes; it has its key while both are trusted.
@@ -36,23 +35,24 @@ pub(crate) struct Authority {
 }
 
 impl Authority {
-    /// Takes up the CA in `secrets`, or makes one if there is none; what was `asked` for before that
+    /// Takes up the CA in the safe, or makes one if there is none; what was `asked` for before that
     /// is no reason to replace it.
     ///
     /// Certificates after the first are trusted, but do not sign. Revocation lists (`X509 CRL`) of any
     /// of them are published with the bundle.
-    pub(crate) fn open(
-        secrets: &Path,
+    pub(crate) async fn open<K: Safe>(
+        safe: &K,
         options: &CaOptions,
         asked: Option<u64>,
         now: u64,
-        random: &mut dyn Random,
+        random: &mut Chance,
     ) -> anyhow::Result<Self> {
-        let path = secrets.join("ca.pem");
-        remove_leftovers(secrets)?;
-        let (authority, what) = match Self::load(&path)? {
+        let (authority, what) = match Self::load(safe).await? {
             Some(authority) => (authority, "CA loaded"),
-            None => (Self::create(&path, options, asked, now, random)?, "CA made"),
+            None => {
+                let made = Self::create(safe, options, asked, now, random).await?;
+                (made, "CA made")
+            }
         };
         let facts = authority.ca.facts();
         info!(ca = %facts.subject, until = %utc(facts.times.not_after), "{what}");
@@ -62,16 +62,16 @@ impl Authority {
         Ok(authority)
     }
 
-    fn load(path: &Path) -> anyhow::Result<Option<Self>> {
-        let Some(text) = files::read_private(path)? else {
+    async fn load<K: Safe>(safe: &K) -> anyhow::Result<Option<Self>> {
+        let Some(sealed) = safe.read(Document::Authority).await? else {
             return Ok(None);
         };
-        let read = Self::read(path, &text);
-        let context = || format!("{}: the CA cannot be used", path.display());
+        let read = Self::read(sealed.version, &sealed.text);
+        let context = || format!("{}: the CA cannot be used", safe.place(Document::Authority));
         read.map(Some).with_context(context)
     }
 
-    fn read(path: &Path, text: &SecretBytes) -> anyhow::Result<Self> {
+    fn read(version: Version, text: &SecretBytes) -> anyhow::Result<Self> {
         let text = std::str::from_utf8(text.as_bytes()).context("it is not text")?;
         let certificates = chain_from_pem(text)?;
         let first = certificates.first().context("it holds no certificate")?;
@@ -105,7 +105,7 @@ impl Authority {
         let name = |ca: &Ca| ca.facts().subject.clone();
         let standing = state::read(text, &name(&ca), other.as_ref().map(name))?;
         Ok(Self {
-            path: path.to_owned(),
+            version,
             ca,
             other,
             bundle,
@@ -113,28 +113,27 @@ impl Authority {
         })
     }
 
-    fn create(
-        path: &Path,
+    async fn create<K: Safe>(
+        safe: &K,
         options: &CaOptions,
         asked: Option<u64>,
         now: u64,
-        random: &mut dyn Random,
+        random: &mut Chance,
     ) -> anyhow::Result<Self> {
         let ca = Ca::generate(options, now, random)?;
         let mut bundle = TrustBundle::new();
         bundle.add(ca.certificate())?;
         let mut standing = Standing::settled(ca.facts().subject.clone());
         standing.answered = asked.unwrap_or(0);
-        let made = Self {
-            path: path.to_owned(),
+        let text = text(&standing, &ca, None, &bundle)?;
+        let version = safe.replace(Document::Authority, &text, None).await?;
+        Ok(Self {
+            version,
             ca,
             other: None,
             bundle,
             standing,
-        };
-        let text = made.text(&made.standing, &made.ca, None, &made.bundle)?;
-        files::write_private(path, text.as_bytes())?;
-        Ok(made)
+        })
     }
 
     /// What the certificate of the CA that comes or goes says, while it has its key.
@@ -142,27 +141,22 @@ impl Authority {
         self.other.as_ref().map(Ca::facts)
     }
 
-    /// Takes a step: one write. A file that somebody has changed meanwhile (a revocation list was
+    /// Takes a step: one write. A document that somebody has changed meanwhile (a revocation list was
     /// added) is taken up first; `false`: the rotation does not stand there where it did, so that
     /// nothing was done.
-    pub(crate) fn step(
+    pub(crate) async fn step<K: Safe>(
         &mut self,
+        safe: &K,
         step: Step,
         options: &CaOptions,
         now: u64,
-        random: &mut dyn Random,
+        random: &mut Chance,
     ) -> anyhow::Result<bool> {
-        let fresh = Self::load(&self.path)?;
-        let fresh =
-            fresh.with_context(|| format!("{} is gone: restore it", self.path.display()))?;
-        let moved = fresh.standing != self.standing;
-        *self = fresh;
-        if moved {
-            warn!("{} was changed by somebody else", self.path.display());
+        if !self.take_up(safe).await? {
             return Ok(false);
         }
         let made = match step {
-            Step::Begin(_) => Some(self.successor(options, now, random)?),
+            Step::Begin(_) => Some(self.successor(safe, options, now, random)?),
             _ => None,
         };
         let next = made.as_ref().map(|ca| ca.facts().subject.as_str());
@@ -180,32 +174,53 @@ impl Authority {
             (Step::Note(_) | Step::Settle, _) => (&self.ca, None),
             (_, None) => bail!("there is no other CA to {step:?}"),
         };
-        let text = self.text(&standing, signer, other, &bundle)?;
-        // What cannot be read again must not take the place of what can.
-        ensure!(
-            text.as_bytes().len() as u64 <= files::MAX_PRIVATE_BYTES,
-            "the CAs and revocation lists would take {} bytes, and a file of {} is the largest that is read",
-            text.as_bytes().len(),
-            files::MAX_PRIVATE_BYTES
-        );
-        let next = Self::read(&self.path, &text).context("the step would spoil the file")?;
-        replace(&self.path, &text)?;
+        let text = text(&standing, signer, other, &bundle)?;
+        self.put(safe, &text).await
+    }
+
+    /// Takes up what stands in the safe; whether the rotation stands there where it did.
+    async fn take_up<K: Safe>(&mut self, safe: &K) -> anyhow::Result<bool> {
+        let fresh = Self::load(safe).await?;
+        let place = safe.place(Document::Authority);
+        let fresh = fresh.with_context(|| format!("{place} is gone: restore it"))?;
+        let moved = fresh.standing != self.standing;
+        *self = fresh;
+        if moved {
+            warn!("{place} was changed by somebody else");
+        }
+        Ok(!moved)
+    }
+
+    /// Replaces what stands in the safe; `false`: somebody else was faster.
+    async fn put<K: Safe>(&mut self, safe: &K, text: &SecretBytes) -> anyhow::Result<bool> {
+        let unread = Version(String::new());
+        let mut next = Self::read(unread, text).context("the step would spoil the file")?;
+        let over = Some(&self.version);
+        match safe.replace(Document::Authority, text, over).await {
+            Ok(version) => next.version = version,
+            Err(error @ SafeError::Changed(_)) => {
+                warn!("{error}");
+                return Ok(false);
+            }
+            Err(SafeError::Failed(error)) => return Err(error),
+        }
         *self = next;
         Ok(true)
     }
 
     /// A new CA whose name no CA of the bundle has: nodes tell them apart by it.
-    fn successor(
+    fn successor<K: Safe>(
         &self,
+        safe: &K,
         options: &CaOptions,
         now: u64,
-        random: &mut dyn Random,
+        random: &mut Chance,
     ) -> anyhow::Result<Ca> {
         ensure!(
             self.bundle.len() < testudo_pki::MAX_ANCHORS,
             "the bundle holds {} CAs already: remove some that nobody uses from {}",
             self.bundle.len(),
-            self.path.display()
+            safe.place(Document::Authority)
         );
         loop {
             let made = Ca::generate(options, now, random)?;
@@ -215,31 +230,30 @@ impl Authority {
             }
         }
     }
+}
 
-    /// The file's text.
-    fn text(
-        &self,
-        standing: &Standing,
-        signer: &Ca,
-        other: Option<&Ca>,
-        bundle: &TrustBundle,
-    ) -> anyhow::Result<SecretBytes> {
-        let keyed: Vec<&Ca> = std::iter::once(signer).chain(other).collect();
-        // With room for all from the start: what grows leaves copies behind.
-        let mut text = Vec::with_capacity(64 * 1024 + bundle.revocation_lists_to_pem().len());
-        text.extend_from_slice(state::write(standing).as_bytes());
-        for ca in &keyed {
-            text.extend_from_slice(ca.certificate_pem().as_bytes());
-            text.extend_from_slice(ca.key_pem()?.as_bytes());
-        }
-        for der in bundle.anchors() {
-            if !keyed.iter().any(|ca| ca.certificate() == der) {
-                text.extend_from_slice(chain_to_pem(&[der]).as_bytes());
-            }
-        }
-        text.extend_from_slice(bundle.revocation_lists_to_pem().as_bytes());
-        Ok(SecretBytes::new(text))
+/// The document's text.
+fn text(
+    standing: &Standing,
+    signer: &Ca,
+    other: Option<&Ca>,
+    bundle: &TrustBundle,
+) -> anyhow::Result<SecretBytes> {
+    let keyed: Vec<&Ca> = std::iter::once(signer).chain(other).collect();
+    // With room for all from the start: what grows leaves copies behind.
+    let mut text = Vec::with_capacity(64 * 1024 + bundle.revocation_lists_to_pem().len());
+    text.extend_from_slice(state::write(standing).as_bytes());
+    for ca in &keyed {
+        text.extend_from_slice(ca.certificate_pem().as_bytes());
+        text.extend_from_slice(ca.key_pem()?.as_bytes());
     }
+    for der in bundle.anchors() {
+        if !keyed.iter().any(|ca| ca.certificate() == der) {
+            text.extend_from_slice(chain_to_pem(&[der]).as_bytes());
+        }
+    }
+    text.extend_from_slice(bundle.revocation_lists_to_pem().as_bytes());
+    Ok(SecretBytes::new(text))
 }
 
 /// The CA of this certificate (DER), and which of `keys` is its own.
@@ -253,56 +267,6 @@ fn with_its_key(der: &[u8], keys: &[SecretBytes]) -> anyhow::Result<Option<(Ca, 
         }
     }
     Ok(None)
-}
-
-/// Replaces the file, and overwrites what stood in it: a key that is done with is not to be found on
-/// the disk, as far as the file system writes in place. A copy of somebody's (another link to the file)
-/// is left alone.
-fn replace(path: &Path, text: &SecretBytes) -> anyhow::Result<()> {
-    let old = File::options().write(true).open(path);
-    let mut old = old.with_context(|| format!("{} cannot be written", path.display()))?;
-    files::write_private(path, text.as_bytes())?;
-    if let Err(error) = wipe(&mut old) {
-        warn!(
-            "the earlier {} could not be overwritten: {error}",
-            path.display()
-        );
-    }
-    Ok(())
-}
-
-fn wipe(file: &mut File) -> std::io::Result<()> {
-    let metadata = file.metadata()?;
-    if metadata.nlink() > 0 {
-        return Ok(());
-    }
-    let mut left = metadata.len();
-    let zeros = [0; 4096];
-    while left > 0 {
-        let some = usize::try_from(left.min(4096)).unwrap_or(4096);
-        file.write_all(&zeros[..some])?;
-        left -= some as u64;
-    }
-    file.sync_all()
-}
-
-/// A controller that was killed while it wrote may have left a part of the file beside it, with a key.
-fn remove_leftovers(secrets: &Path) -> anyhow::Result<()> {
-    let entries = std::fs::read_dir(secrets)
-        .with_context(|| format!("{} cannot be read", secrets.display()))?;
-    for entry in entries {
-        let entry = entry?;
-        let name = entry.file_name();
-        let name = name.to_string_lossy();
-        if name.starts_with(".ca.pem.") && name.ends_with(files::TEMPORARY) {
-            let path = entry.path();
-            if let Ok(mut file) = File::options().write(true).open(&path) {
-                std::fs::remove_file(&path)?;
-                wipe(&mut file)?;
-            }
-        }
-    }
-    Ok(())
 }
 
 #[cfg(test)]

@@ -12,6 +12,7 @@ use testudo_store::{Store, StoreError};
 use tracing::{error, info, warn};
 
 use crate::run::{Controller, seconds, settings};
+use crate::safe::Safe;
 
 /// The part of its life, in tenths, at which a CA is replaced.
 const DUE: u64 = 8;
@@ -22,7 +23,7 @@ const LATE: u64 = 20;
 /// Of the nodes that are waited for, so many are named.
 const MOST_NAMED: usize = 20;
 
-impl Controller {
+impl<S: Store, K: Safe> Controller<S, K> {
     /// Takes every step of the CA's rotation that can be taken now.
     pub(crate) async fn rotate(&mut self) -> Result<(), StoreError> {
         self.warn_of_the_end();
@@ -41,7 +42,11 @@ impl Controller {
             let before = self.authority.ca.facts().subject.clone();
             let options = self.ca_options();
             let random = &mut SystemRandom::new();
-            match self.authority.step(step, &options, seconds(), random) {
+            let authority = &mut self.authority;
+            match authority
+                .step(&self.safe, step, &options, seconds(), random)
+                .await
+            {
                 Ok(true) => self.note(step, &before),
                 Ok(false) => {}
                 Err(error) => {

@@ -1,12 +1,10 @@
 //! The controller's life from start to stop.
 
-use std::fs::{File, TryLockError};
 use std::future::Future;
-use std::os::unix::fs::OpenOptionsExt;
 use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::Context;
-use testudo_crypto::{SecretBytes, SystemRandom};
+use testudo_crypto::SystemRandom;
 use testudo_model::policy::{CLUSTER, Certificates};
 use testudo_model::{
     CertificateRequest, CertificateRequestStatus, NodeEncryption, TrustBundle, TrustBundleSpec,
@@ -14,11 +12,13 @@ use testudo_model::{
 };
 use testudo_pki::{CaOptions, chain_to_pem, utc};
 use testudo_plan::rollout;
-use testudo_store::{DirStore, Store, StoreError, parse_location, tokens};
+use testudo_store::{DirStore, Store, StoreError, parse_location};
 use tracing::{debug, error, info, warn};
 
 use crate::authority::Authority;
 use crate::leader;
+use crate::safe::directory::DirSafe;
+use crate::safe::{Safe, Term};
 use crate::signer::Signer;
 use crate::steady::Steady;
 use crate::world::World;
@@ -36,59 +36,49 @@ const IDLE: Duration = Duration::from_secs(30);
 /// How soon a write that failed is tried again.
 const RETRY: Duration = Duration::from_millis(50);
 
-/// Runs the controller until `shutdown` is ready. An error means that it cannot work at all;
-/// errors with single objects are logged and leave the others alone.
+/// Runs the controller of a directory store until `shutdown` is ready. An error means that it cannot
+/// work at all; errors with single objects are logged and leave the others alone.
 pub async fn run(options: Options, shutdown: impl Future<Output = ()>) -> anyhow::Result<()> {
     let location = parse_location(&options.store).map_err(anyhow::Error::msg)?;
     let store = DirStore::at(&location)?;
-    let _only = only_one(&store)?;
-    let mut controller = Controller::open(store).await?;
-    info!(store = %location, "controller started");
-    tokio::pin!(shutdown);
-    loop {
-        let pause = match controller.reconcile().await {
-            Ok(()) => controller.idle(),
-            Err(e) if e.is_conflict() => RETRY,
-            Err(e) => {
-                error!("{e}; trying again");
-                Duration::from_secs(1)
-            }
-        };
-        tokio::select! {
-            () = &mut shutdown => break,
-            alive = controller.world.changed() => {
-                anyhow::ensure!(alive, "the store's watch has ended");
-            }
-            () = tokio::time::sleep(pause) => {}
-        }
-    }
-    info!("controller stopped");
-    Ok(())
+    let safe = DirSafe::open(&store);
+    lead(store, safe, &location.to_string(), shutdown).await
 }
 
-/// Two controllers at once could each make a CA. The lock ends with the process, however it ends.
-fn only_one(store: &DirStore) -> anyhow::Result<File> {
-    let path = store.secrets().join("controller.lock");
-    let shown = path.display();
-    let opened = File::options()
-        .create(true)
-        .append(true)
-        .mode(0o600)
-        .open(&path);
-    let file = opened.with_context(|| format!("{shown} cannot be opened"))?;
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(TryLockError::WouldBlock) => anyhow::bail!(
-            "another controller runs on {}: one is enough",
-            store.root().display()
-        ),
-        Err(TryLockError::Error(e)) => Err(e).with_context(|| format!("{shown} cannot be locked")),
+/// Waits for the lead and runs the controller until `shutdown` is ready or the lead is lost, which is an
+/// error. `name` is the store's, for the log.
+pub async fn lead<S: Store, K: Safe>(
+    store: S,
+    safe: K,
+    name: &str,
+    shutdown: impl Future<Output = ()>,
+) -> anyhow::Result<()> {
+    tokio::pin!(shutdown);
+    let mut term = tokio::select! {
+        () = &mut shutdown => return Ok(()),
+        term = safe.lead() => term?,
+    };
+    let work = async {
+        let mut controller = Controller::open(store, safe).await?;
+        info!(store = %name, "controller started");
+        controller.work().await
+    };
+    let outcome = tokio::select! {
+        () = &mut shutdown => Ok(()),
+        done = work => done,
+        why = term.lost() => Err(anyhow::anyhow!("the lead is lost: {why}")),
+    };
+    term.resign().await;
+    if outcome.is_ok() {
+        info!("controller stopped");
     }
+    outcome
 }
 
 /// All that the controller works with.
-pub(crate) struct Controller {
-    pub(crate) store: DirStore,
+pub(crate) struct Controller<S, K> {
+    pub(crate) store: S,
+    pub(crate) safe: K,
     pub(crate) authority: Authority,
     pub(crate) world: World,
     /// Why the rotation of the CA was begun, or how the last one ended.
@@ -103,19 +93,19 @@ pub(crate) struct Controller {
     warned: std::collections::BTreeMap<String, String>,
 }
 
-impl Controller {
-    async fn open(store: DirStore) -> anyhow::Result<Self> {
+impl<S: Store, K: Safe> Controller<S, K> {
+    async fn open(store: S, safe: K) -> anyhow::Result<Self> {
         let world = World::open(&store).await?;
         let settings = settings(&world);
         let options = CaOptions {
             lifetime: settings.ca_lifetime.0.as_secs(),
             ..CaOptions::default()
         };
-        let secrets = store.secrets().to_owned();
         let policy = world.policies.objects.get(CLUSTER);
         let asked = policy.map(|p| p.spec.certificates.ca_rotation);
         let random = &mut SystemRandom::new();
-        let authority = Authority::open(&secrets, &options, asked, seconds(), random)
+        let authority = Authority::open(&safe, &options, asked, seconds(), random)
+            .await
             .context("the controller cannot sign certificates")?;
         let told = world.bundles.objects.get(CLUSTER);
         Ok(Self {
@@ -123,11 +113,32 @@ impl Controller {
             steady: Steady::new(Instant::now(), seconds()),
             end_told: None,
             store,
+            safe,
             authority,
             world,
             published: None,
             warned: Default::default(),
         })
+    }
+
+    /// Does what is to be done, again and again; ends only with an error.
+    async fn work(&mut self) -> anyhow::Result<()> {
+        loop {
+            let pause = match self.reconcile().await {
+                Ok(()) => self.idle(),
+                Err(e) if e.is_conflict() => RETRY,
+                Err(e) => {
+                    error!("{e}; trying again");
+                    Duration::from_secs(1)
+                }
+            };
+            tokio::select! {
+                alive = self.world.changed() => {
+                    anyhow::ensure!(alive, "the store's watch has ended");
+                }
+                () = tokio::time::sleep(pause) => {}
+            }
+        }
     }
 
     /// How long to wait when nothing is told: until all is looked at again, or the clock is believed.
@@ -179,7 +190,7 @@ impl Controller {
             .cloned()
             .collect();
         for mut request in open {
-            request.status = self.decide(&request);
+            request.status = self.decide(&request).await;
             let name = request.name().to_owned();
             match self.store.update_status(&request).await {
                 Ok(written) => self.world.requests.put(written),
@@ -195,27 +206,22 @@ impl Controller {
         Ok(())
     }
 
-    fn decide(&mut self, request: &CertificateRequest) -> CertificateRequestStatus {
+    async fn decide(&mut self, request: &CertificateRequest) -> CertificateRequestStatus {
         let node = request.name().to_owned();
         let mut status = CertificateRequestStatus {
             answers: Some(request.spec.proof.clone()),
             ..CertificateRequestStatus::default()
         };
-        let token = match tokens::read(&self.store, &request.spec.node) {
-            Ok(token) => token.map(|t| SecretBytes::new(t.as_bytes().to_vec())),
-            Err(e) => {
-                error!(node, "{e}");
-                status.denied = Some(format!("the node's join token cannot be read: {e}"));
-                return status;
-            }
-        };
-        let signer = Signer {
-            ca: &self.authority.ca,
-            lifetime: settings(&self.world).node_lifetime.0.as_secs(),
-            nodes: &self.world.nodes.objects,
-            now: seconds(),
-        };
-        match signer.decide(request, token.as_ref(), &mut SystemRandom::new()) {
+        let decided = self.safe.authenticate(request).await.and_then(|()| {
+            let signer = Signer {
+                ca: &self.authority.ca,
+                lifetime: settings(&self.world).node_lifetime.0.as_secs(),
+                nodes: &self.world.nodes.objects,
+                now: seconds(),
+            };
+            signer.decide(request, &mut SystemRandom::new())
+        });
+        match decided {
             Ok(issued) => {
                 info!(
                     node,

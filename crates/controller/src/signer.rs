@@ -22,12 +22,15 @@ pub(crate) struct Signer<'a> {
 
 /// Why a request is denied. The text goes into its status.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
-pub(crate) enum Denial {
+pub enum Denial {
     /// Nobody has given this node a token.
     #[error(
         "node {0} has no join token at the controller; make one with `testudo certs token {0}` and give it to the node's agent"
     )]
     NoToken(String),
+    /// The node's token cannot be read.
+    #[error("the node's join token cannot be read: {0}")]
+    TokenUnreadable(String),
     /// The UID is another node's.
     #[error("UID {uid} belongs to node {owner}")]
     ForeignUid {
@@ -45,24 +48,14 @@ pub(crate) enum Denial {
 }
 
 impl Signer<'_> {
-    /// Signs the request, or says why not. `token` is that of the node that the request names:
-    /// whoever holds another node's token cannot make a proof that fits.
+    /// Signs a request, or says why not. Whose it is was made sure of before ([`crate::Safe`]).
     pub(crate) fn decide(
         &self,
         request: &CertificateRequest,
-        token: Option<&SecretBytes>,
         random: &mut dyn Random,
     ) -> Result<IssuedCertificate, Denial> {
         let (name, uid) = (request.spec.node.as_str(), request.spec.uid.as_str());
-        let token = token.ok_or_else(|| Denial::NoToken(name.to_owned()))?;
         let der = request_from_pem(&request.spec.request)?;
-        let proof = unhex(&request.spec.proof).ok_or(Denial::ProofFormat)?;
-        if !check_join_proof(token, name, uid, &der, &proof) {
-            return Err(RequestError::BadProof {
-                node: name.to_owned(),
-            }
-            .into());
-        }
         self.check_uid(name, uid)?;
         let identity = NodeIdentity::new(name, uid).map_err(RequestError::Internal)?;
         let issued = self
@@ -84,6 +77,25 @@ impl Signer<'_> {
             }),
             None => Ok(()),
         }
+    }
+}
+
+/// Whether the request was made by who holds the token of the node that it names: whoever holds another
+/// node's token cannot make a proof that fits.
+pub(crate) fn check_proof(
+    request: &CertificateRequest,
+    token: Option<&SecretBytes>,
+) -> Result<(), Denial> {
+    let (name, uid) = (request.spec.node.as_str(), request.spec.uid.as_str());
+    let token = token.ok_or_else(|| Denial::NoToken(name.to_owned()))?;
+    let der = request_from_pem(&request.spec.request)?;
+    let proof = unhex(&request.spec.proof).ok_or(Denial::ProofFormat)?;
+    match check_join_proof(token, name, uid, &der, &proof) {
+        true => Ok(()),
+        false => Err(RequestError::BadProof {
+            node: name.to_owned(),
+        }
+        .into()),
     }
 }
 
@@ -159,7 +171,8 @@ mod tests {
             nodes: &nodes.collect(),
             now: NOW,
         };
-        signer.decide(request, token, &mut SystemRandom::new())
+        check_proof(request, token)?;
+        signer.decide(request, &mut SystemRandom::new())
     }
 
     #[test]

@@ -1,23 +1,39 @@
 use super::*;
+use std::fs::File;
 use std::os::unix::fs::PermissionsExt;
-use testudo_crypto::SystemRandom;
+use std::path::{Path, PathBuf};
 
+use testudo_crypto::SystemRandom;
 use testudo_pki::revocation_list_to_pem;
+use testudo_store::{DirStore, files};
+
+use crate::DirSafe;
 
 const NOW: u64 = 1_800_000_000;
 
+/// The futures of a directory's safe are ready at once.
+fn now<T>(future: impl Future<Output = T>) -> T {
+    let mut runtime = tokio::runtime::Builder::new_current_thread();
+    runtime.build().unwrap().block_on(future)
+}
+
+fn safe(dir: &Path) -> DirSafe {
+    DirSafe::open(&DirStore::open(dir).unwrap())
+}
+
+/// As a controller does that has just started.
 fn open(dir: &Path) -> anyhow::Result<Authority> {
-    Authority::open(
-        dir,
-        &CaOptions::default(),
-        None,
-        NOW,
-        &mut SystemRandom::new(),
-    )
+    let safe = safe(dir);
+    let options = CaOptions::default();
+    let random = &mut SystemRandom::new();
+    now(async {
+        let _term = safe.lead().await?;
+        Authority::open(&safe, &options, None, NOW, random).await
+    })
 }
 
 fn file(dir: &Path) -> PathBuf {
-    dir.join("ca.pem")
+    dir.join("secrets/ca.pem")
 }
 
 #[test]
@@ -85,10 +101,14 @@ fn further_certificates_are_trusted_and_do_not_sign() {
     assert_eq!(read.ca.certificate(), first.ca.certificate());
 }
 
-fn step(authority: &mut Authority, step: Step) {
+fn try_step(dir: &Path, authority: &mut Authority, step: Step) -> anyhow::Result<bool> {
     let random = &mut SystemRandom::new();
     let options = CaOptions::default();
-    assert!(authority.step(step, &options, NOW, random).unwrap());
+    now(authority.step(&safe(dir), step, &options, NOW, random))
+}
+
+fn step(dir: &Path, authority: &mut Authority, step: Step) {
+    assert!(try_step(dir, authority, step).unwrap());
 }
 
 fn names(authority: &Authority) -> Vec<String> {
@@ -113,7 +133,7 @@ fn each_step_is_one_write_from_which_a_killed_controller_goes_on() {
         (Step::Retire, CaPhase::Retiring, 1),
         (Step::Settle, CaPhase::Settled, 1),
     ] {
-        step(&mut authority, taken);
+        step(dir.path(), &mut authority, taken);
         if taken == Step::Begin(1) {
             new = authority.standing.other.clone().unwrap();
             assert_ne!(new, old);
@@ -138,17 +158,17 @@ fn a_rotation_is_taken_back_from_both_steps() {
     let dir = tempfile::tempdir().unwrap();
     let mut authority = open(dir.path()).unwrap();
     let old = authority.ca.certificate().to_vec();
-    step(&mut authority, Step::Begin(1));
-    step(&mut authority, Step::Drop);
+    step(dir.path(), &mut authority, Step::Begin(1));
+    step(dir.path(), &mut authority, Step::Drop);
     assert_eq!((authority.bundle.len(), keys(dir.path())), (1, 1));
-    step(&mut authority, Step::Settle);
-    step(&mut authority, Step::Begin(2));
-    step(&mut authority, Step::Issue);
+    step(dir.path(), &mut authority, Step::Settle);
+    step(dir.path(), &mut authority, Step::Begin(2));
+    step(dir.path(), &mut authority, Step::Issue);
     assert_ne!(authority.ca.certificate(), old);
-    step(&mut authority, Step::TurnBack);
+    step(dir.path(), &mut authority, Step::TurnBack);
     assert_eq!(authority.ca.certificate(), old);
     assert_eq!((authority.bundle.len(), keys(dir.path())), (2, 2));
-    step(&mut authority, Step::Retire);
+    step(dir.path(), &mut authority, Step::Retire);
     assert_eq!((authority.bundle.len(), keys(dir.path())), (1, 1));
     assert_eq!(authority.standing.rotation, 2);
 }
@@ -173,15 +193,15 @@ fn revocation_lists_and_further_cas_outlive_a_rotation() {
     let further = Ca::generate(&CaOptions::default(), NOW, random).unwrap();
     append(further.certificate_pem() + &list(&further));
     append(list(&authority.ca));
-    step(&mut authority, Step::Begin(1));
+    step(dir.path(), &mut authority, Step::Begin(1));
     assert_eq!((authority.bundle.len(), lists(&authority)), (3, 2));
     append(list(authority.other.as_ref().unwrap()));
-    step(&mut authority, Step::Issue);
+    step(dir.path(), &mut authority, Step::Issue);
     assert_eq!((authority.bundle.len(), lists(&authority)), (3, 3));
-    step(&mut authority, Step::Retire);
+    step(dir.path(), &mut authority, Step::Retire);
     // A list goes with its CA.
     assert_eq!((authority.bundle.len(), lists(&authority)), (2, 2));
-    step(&mut authority, Step::Settle);
+    step(dir.path(), &mut authority, Step::Settle);
     assert_eq!(names(&authority)[1], further.facts().subject);
 }
 
@@ -190,19 +210,15 @@ fn a_file_of_another_rotation_is_taken_up_and_nothing_is_done() {
     let dir = tempfile::tempdir().unwrap();
     let mut authority = open(dir.path()).unwrap();
     let backup = std::fs::read(file(dir.path())).unwrap();
-    step(&mut authority, Step::Begin(1));
+    step(dir.path(), &mut authority, Step::Begin(1));
     std::fs::write(file(dir.path()), &backup).unwrap();
-    let random = &mut SystemRandom::new();
-    let options = CaOptions::default();
-    let taken = authority.step(Step::Issue, &options, NOW, random).unwrap();
+    let taken = try_step(dir.path(), &mut authority, Step::Issue).unwrap();
     assert!(!taken);
     assert_eq!(authority.standing.phase, CaPhase::Settled);
     assert_eq!(std::fs::read(file(dir.path())).unwrap(), backup);
 
     std::fs::remove_file(file(dir.path())).unwrap();
-    let error = authority
-        .step(Step::Begin(1), &options, NOW, random)
-        .unwrap_err();
+    let error = try_step(dir.path(), &mut authority, Step::Begin(1)).unwrap_err();
     assert!(format!("{error:#}").contains("restore"), "{error:#}");
 }
 
@@ -213,18 +229,21 @@ fn what_stood_in_the_file_is_overwritten() {
     let dir = tempfile::tempdir().unwrap();
     let mut authority = open(dir.path()).unwrap();
     let mut before = File::open(file(dir.path())).unwrap();
-    step(&mut authority, Step::Begin(1));
+    step(dir.path(), &mut authority, Step::Begin(1));
     let mut left = Vec::new();
     std::io::Read::read_to_end(&mut before, &mut left).unwrap();
     assert!(!left.is_empty() && left.iter().all(|byte| *byte == 0));
 
     let copy = dir.path().join("backup");
     std::fs::hard_link(file(dir.path()), &copy).unwrap();
-    step(&mut authority, Step::Drop);
+    step(dir.path(), &mut authority, Step::Drop);
     let copied = std::fs::read(&copy).unwrap();
     assert_eq!(testudo_pki::keys_from_pem(&copied).unwrap().len(), 2);
 
-    let part = dir.path().join(format!(".ca.pem.1.0{}", files::TEMPORARY));
+    let part = dir
+        .path()
+        .join("secrets")
+        .join(format!(".ca.pem.1.0{}", files::TEMPORARY));
     std::fs::write(&part, "PRIVATE KEY").unwrap();
     open(dir.path()).unwrap();
     assert!(!part.exists() && copy.exists());

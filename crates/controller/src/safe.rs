@@ -1,0 +1,89 @@
+//! What a cluster has beside its objects: the documents that only the controller reads, who leads, and how
+//! one who asks for a certificate proves who it is.
+
+pub(crate) mod directory;
+
+use std::future::Future;
+
+use testudo_crypto::SecretBytes;
+use testudo_model::CertificateRequest;
+
+use crate::signer::Denial;
+
+/// A place for secrets with room for one controller at a time.
+///
+/// Documents are replaced as a whole: whoever reads one sees it before or after a change, whenever the
+/// controller is killed.
+pub trait Safe: Send + Sync + 'static {
+    /// While it lasts there is no other controller.
+    type Term: Term;
+
+    /// Takes the lead; waits for it where another controller may leave it to this one, and is an error
+    /// where there is nothing to wait for.
+    fn lead(&self) -> impl Future<Output = anyhow::Result<Self::Term>> + Send;
+
+    /// The document as it stands; `None` when there is none.
+    fn read(
+        &self,
+        document: Document,
+    ) -> impl Future<Output = anyhow::Result<Option<Sealed>>> + Send;
+
+    /// Puts a text in the place of the version `over`; in that of nothing where there is none.
+    fn replace(
+        &self,
+        document: Document,
+        text: &SecretBytes,
+        over: Option<&Version>,
+    ) -> impl Future<Output = Result<Version, SafeError>> + Send;
+
+    /// Where a document stands, for people.
+    fn place(&self, document: Document) -> String;
+
+    /// Whether it is the node named in the request that asks.
+    fn authenticate(
+        &self,
+        request: &CertificateRequest,
+    ) -> impl Future<Output = Result<(), Denial>> + Send;
+}
+
+/// The time in which a controller leads.
+pub trait Term: Send + 'static {
+    /// Whether it may write now.
+    fn is_held(&self) -> bool;
+
+    /// Ready when the lead is lost, with the reason.
+    fn lost(&mut self) -> impl Future<Output = String> + Send;
+
+    /// Leaves the lead to others at once.
+    fn resign(self) -> impl Future<Output = ()> + Send;
+}
+
+/// What is kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Document {
+    /// The CAs with their keys, and where a rotation stands.
+    Authority,
+}
+
+/// Tells one text of a document from the next; only the safe that gave it knows how.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Version(pub(crate) String);
+
+/// A document that was read.
+pub struct Sealed {
+    /// What stands in it.
+    pub text: SecretBytes,
+    /// Which text this is.
+    pub version: Version,
+}
+
+/// Why a document was not replaced.
+#[derive(Debug, thiserror::Error)]
+pub enum SafeError {
+    /// It is not the one that was read: read it again.
+    #[error("{0} was changed by somebody else")]
+    Changed(String),
+    /// It cannot be written.
+    #[error("{0:#}")]
+    Failed(#[from] anyhow::Error),
+}
