@@ -12,6 +12,7 @@ use testudo_model::{ChildId, Encapsulation, Monotonic, Now, PeerId, SaMode};
 
 use crate::keys::KeyExport;
 use crate::linger::Linger;
+use crate::metrics::Handshakes;
 use crate::path::Paths;
 use crate::resources::Sender;
 use crate::sockets::{Datagram, Sockets};
@@ -49,6 +50,7 @@ pub(crate) struct Core {
     /// The datapath has ended: the agent must, too.
     pub(crate) failed: Option<String>,
     pub(crate) drops: BTreeMap<&'static str, u64>,
+    pub(crate) handshakes: Handshakes,
     /// SAs have come or gone since someone last looked.
     pub(crate) changed: bool,
     unsent: Unsent,
@@ -69,6 +71,7 @@ impl Core {
             addresses: BTreeMap::new(),
             failed: None,
             drops: BTreeMap::new(),
+            handshakes: Handshakes::default(),
             changed: false,
             unsent: Unsent::default(),
             probed: BTreeMap::new(),
@@ -320,6 +323,7 @@ impl Core {
         if let Some(Err(error)) = self.keys.as_ref().map(|keys| keys.ike(up)) {
             tracing::warn!("{error:#}");
         }
+        self.handshakes.observe(up);
         self.tunnels.ike_up(up, now);
         self.tell_verdict(up, now);
     }

@@ -20,6 +20,7 @@ mod identity;
 mod kernel;
 mod keys;
 mod linger;
+mod metrics;
 mod node;
 mod objects;
 mod options;

@@ -28,6 +28,7 @@ use crate::enforcement::{Enforcement, PolicyFile};
 use crate::host::Host;
 use crate::identity::Identity;
 use crate::keys::KeyExport;
+use crate::metrics::Readiness;
 use crate::objects::{Objects, Told};
 use crate::publish::News;
 use crate::reconcile;
@@ -73,6 +74,7 @@ pub(crate) struct Node {
     /// The CAs of the newer ones, which some peers may have seen.
     pub(crate) showing: BTreeSet<String>,
     pub(crate) news: News,
+    pub(crate) readiness: Readiness,
     pub(crate) resources: Resources,
     enforcement: Enforcement<PolicyFile>,
     /// The policy that was applied to the datapath, or to the host without one.
@@ -149,6 +151,7 @@ impl Node {
             presented: None,
             showing: BTreeSet::new(),
             news,
+            readiness: Readiness::default(),
             resources: Resources::default(),
             enforcement,
             in_force: None,

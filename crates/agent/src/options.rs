@@ -1,6 +1,6 @@
 //! What an agent is told at its start.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
 use ipnet::IpNet;
@@ -30,6 +30,10 @@ pub struct Options {
     pub danger_export_keys: Option<PathBuf>,
     /// Which datapath carries the packets, whatever the policy says; `None`: as it says.
     pub datapath: Option<DatapathChoice>,
+    /// Where metrics, liveness and readiness are served over HTTP; nowhere if absent.
+    pub metrics: Option<SocketAddr>,
+    /// Counters of traffic are shown for each peer: of many nodes that is much.
+    pub metrics_by_peer: bool,
     /// IKE's UDP ports.
     pub ports: Ports,
     /// The build's version, as status shows it.

@@ -155,7 +155,7 @@ impl Node {
         response
     }
 
-    fn tunnel_views(&self, now: Now) -> Vec<TunnelView> {
+    pub(crate) fn tunnel_views(&self, now: Now) -> Vec<TunnelView> {
         let kind = match self.objects.policy.as_ref().map(|p| p.spec.overlay.kind) {
             Some(OverlayType::Vxlan) => "vxlan",
             Some(OverlayType::Geneve) => "geneve",
@@ -194,7 +194,7 @@ impl Node {
         peers.collect()
     }
 
-    fn status_view(&self, now: Now) -> StatusView {
+    pub(crate) fn status_view(&self, now: Now) -> StatusView {
         let (tunnels_up, tunnels_expected) = self.core.tunnels.count();
         let acknowledged = self.acknowledged.unwrap_or_default();
         StatusView {
@@ -217,7 +217,7 @@ impl Node {
         }
     }
 
-    fn drops(&self) -> Drops {
+    pub(crate) fn drops(&self) -> Drops {
         let named = |map: &BTreeMap<&'static str, u64>| {
             map.iter().map(|(k, v)| ((*k).to_owned(), *v)).collect()
         };

@@ -15,6 +15,7 @@ use crate::enforcement::{Enforcement, PolicyFile};
 use crate::files;
 use crate::host::Host;
 use crate::kernel::KernelSide;
+use crate::metrics;
 use crate::node::Node;
 use crate::objects::Watches;
 use crate::publish::Publisher;
@@ -91,6 +92,7 @@ pub(crate) async fn run_on<S: Store>(
     shutdown: impl Future<Output = ()>,
 ) -> Result<()> {
     let (_server, mut calls) = Server::start(&options.socket)?;
+    let (_metrics, mut questions) = metrics::start(options.metrics).await?;
     let mut watches = Watches::start(&store).await.context("watching the store")?;
     let publisher = Publisher::start(store, options.node.clone());
     let mut node = Node::new(options, host, enforcement)?;
@@ -131,6 +133,7 @@ pub(crate) async fn run_on<S: Store>(
             Some((request, reply)) = calls.recv() => {
                 let _ = reply.send(node.answer(&request, clock.now()));
             }
+            Some(question) = questions.recv() => node.answer_question(question, clock.now()),
             () = tokio::time::sleep_until(deadline.into()) => {}
         }
     }

@@ -2,6 +2,7 @@
 //! memory.
 
 mod changes;
+mod metrics;
 mod mishaps;
 mod resources;
 mod restarts;
@@ -211,6 +212,9 @@ impl Cluster {
             join_token_file: Some(tokens::path(&self.store, &name(node))),
             danger_export_keys: None,
             datapath: None,
+            // A port of TCP, which IKE's is not.
+            metrics: Some((Ipv4Addr::new(127, self.subnet, 0, node), self.ports.ike).into()),
+            metrics_by_peer: node == 2,
             ports: self.ports,
             version: "1".to_owned(),
         }

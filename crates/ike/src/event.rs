@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
 
 use testudo_crypto::{Cipher, SecretBytes};
 use testudo_model::{ChildId, Encapsulation, InboundSaSpec, OutboundSaSpec, PeerId, Spi, UnixTime};
@@ -82,6 +83,9 @@ pub struct IkeUp {
     pub ppk: bool,
     /// The IKE SA that this one replaces by a rekey.
     pub replaces: Option<IkeId>,
+    /// How long it took: from the IKE_SA_INIT that this end sent or took in. Zero for a rekey, whose
+    /// SA is whole when it begins.
+    pub took: Duration,
     /// The peer's proven identity.
     pub identity: Identity,
     /// The peer's certificate; `None` with a pre-shared key.

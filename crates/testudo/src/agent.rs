@@ -1,6 +1,6 @@
 //! `testudo agent`: the daemon of one node.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
 use anyhow::bail;
@@ -58,6 +58,14 @@ pub(crate) struct AgentCommand {
     #[arg(long, value_name = "WHICH", value_enum)]
     datapath: Option<DatapathName>,
 
+    /// Serve metrics, liveness and readiness over HTTP there, as in 0.0.0.0:9711 [default: nowhere]
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    metrics: Option<SocketAddr>,
+
+    /// Show traffic counters for each peer; with many nodes that is many metrics
+    #[arg(long, requires = "metrics")]
+    metrics_by_peer: bool,
+
     /// IKE's UDP port, here and at the peers
     #[arg(long, value_name = "PORT", default_value_t = Ports::default().ike, hide = true)]
     ike_port: u16,
@@ -113,6 +121,8 @@ fn options(command: AgentCommand, global: &Global) -> anyhow::Result<Options> {
         join_token_file: command.join_token_file,
         danger_export_keys: command.danger_export_keys,
         datapath: command.datapath.map(DatapathChoice::from),
+        metrics: command.metrics,
+        metrics_by_peer: command.metrics_by_peer,
         ports: Ports {
             ike: command.ike_port,
             nat: command.nat_port,

@@ -13,7 +13,7 @@ const PURE: [&str; 9] = [
 ];
 
 /// Which crates of ours each crate may use. Dependencies point down.
-const TABLE: [(&str, &[&str]); 21] = [
+const TABLE: [(&str, &[&str]); 22] = [
     ("wire", &[]),
     ("crypto", &[]),
     ("model", &["crypto"]),
@@ -22,6 +22,7 @@ const TABLE: [(&str, &[&str]); 21] = [
     ("pki", &["crypto", "model"]),
     ("plan", &["model"]),
     ("netlink", &[]),
+    ("metrics", &[]),
     ("datapath", &["model", "crypto"]),
     (
         "datapath-user",
@@ -36,6 +37,7 @@ const TABLE: [(&str, &[&str]); 21] = [
             "crypto",
             "wire",
             "ike",
+            "metrics",
             "pki",
             "plan",
             "datapath",

@@ -1,5 +1,7 @@
 //! Which children are judged, and what no count is.
 
+use std::time::Duration;
+
 use testudo_datapath::{Datapath, Twin};
 use testudo_ike::{Identity, IkeId};
 use testudo_model::{Monotonic, Spi, UnixTime};
@@ -26,6 +28,7 @@ fn ike_up() -> IkeUp {
         suite: String::new(),
         ppk: false,
         replaces: None,
+        took: Duration::ZERO,
         identity: Identity::Address("10.0.0.2".parse().unwrap()),
         certificate: None,
         danger_keys: None,

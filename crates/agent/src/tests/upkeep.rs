@@ -27,6 +27,8 @@ fn strict_node(dir: &Path, fake: &Fake) -> Node {
         join_token_file: None,
         danger_export_keys: None,
         datapath: None,
+        metrics: None,
+        metrics_by_peer: false,
         ports: Ports { ike: 0, nat: 0 },
         version: "1".to_owned(),
     };

@@ -101,7 +101,7 @@ impl Engine {
         }
         self.arrived(id, &proven.peer, now);
         self.mark_superseded(&proven.peer);
-        self.tell_up(id, None);
+        self.tell_up(id, None, now);
     }
 
     fn set_established(&mut self, id: IkeId, est: Established) {
@@ -206,7 +206,7 @@ impl Engine {
         }
     }
 
-    fn tell_up(&mut self, id: IkeId, replaces: Option<IkeId>) {
+    fn tell_up(&mut self, id: IkeId, replaces: Option<IkeId>, now: Now) {
         let Some(sa) = self.sas.get(&id) else { return };
         let (Some(peer), Some(est)) = (sa.peer.clone(), sa.established()) else {
             return;
@@ -223,6 +223,7 @@ impl Engine {
             suite: est.keys.suite.name(),
             ppk: est.keys.ppk,
             replaces,
+            took: now.monotonic.since(sa.begun),
             identity: est.identity.clone(),
             certificate: est.certificate.clone(),
             danger_keys: est.keys.danger_export(),
@@ -289,6 +290,7 @@ impl Engine {
             nat: old.nat,
             peer: Some(peer.clone()),
             born,
+            begun: now.monotonic,
             init_key: None,
             partial: Vec::new(),
             state: State::Established(Box::new(new)),
@@ -299,7 +301,7 @@ impl Engine {
         }
         self.counters.ike_rekeys += 1;
         self.arm_ike(id, now);
-        self.tell_up(id, Some(old_id));
+        self.tell_up(id, Some(old_id), now);
         Some(id)
     }
 

@@ -64,6 +64,7 @@ impl Engine {
             },
             peer: Some(peer_id.clone()),
             born,
+            begun: now.monotonic,
             init_key: None,
             partial: Vec::new(),
             state: State::InitSent(Box::new(InitSent {
@@ -428,6 +429,7 @@ impl Engine {
             nat: Nat::detect(&payloads, (key.spi_i, 0), from.local, from.remote, forced),
             peer: None,
             born,
+            begun: now.monotonic,
             init_key: Some(key),
             partial: Vec::new(),
             state: State::HalfOpen(Box::new(HalfOpen {

@@ -47,6 +47,8 @@ pub(crate) struct IkeSa {
     pub(crate) peer: Option<PeerId>,
     /// The engine's sequence number when it began.
     pub(crate) born: u64,
+    /// When it began: with the IKE_SA_INIT that we sent or took in, or with a rekey's end.
+    pub(crate) begun: Monotonic,
     /// How a repeated IKE_SA_INIT request finds it.
     pub(crate) init_key: Option<InitKey>,
     /// Messages of which only some fragments have come.

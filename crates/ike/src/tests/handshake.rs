@@ -19,6 +19,26 @@ fn two_engines_make_one_child() {
     net.assert_no_esp_lost();
     // Two exchanges, no more.
     assert_eq!(net.wire.len(), 4);
+    // Both begin to count with IKE_SA_INIT: the responder half a round trip later, and ends as much
+    // earlier.
+    let (initiator, responder) = (net.nodes[0].took[0], net.nodes[1].took[0]);
+    let way = net.weather.latency;
+    assert!(initiator >= 4 * way, "{initiator:?}");
+    assert!(
+        responder >= 2 * way && responder < initiator,
+        "{responder:?}"
+    );
+}
+
+#[test]
+fn a_rekey_takes_no_handshake() {
+    let mut net = Net::new(1, 2);
+    net.connect(0, 1, false);
+    net.run_ms(500);
+    net.act(0, |e, now| e.rekey_ike(&peer_id(1), now)).unwrap();
+    net.run_ms(500);
+    assert_eq!(net.nodes[0].took.len(), 2);
+    assert_eq!(net.nodes[0].took[1], Duration::ZERO);
 }
 
 #[test]

@@ -136,6 +136,8 @@ pub(crate) struct Node {
     pub(crate) receipts: Vec<Receipt>,
     pub(crate) log: Vec<String>,
     pub(crate) exported: Vec<(SecretBytes, SecretBytes)>,
+    /// How long each IKE SA took.
+    pub(crate) took: Vec<Duration>,
     pub(crate) alive: bool,
     /// So many SAs its datapath does not take.
     pub(crate) refuse: u32,
@@ -338,6 +340,7 @@ impl Net {
             receipts: Vec::new(),
             log: Vec::new(),
             exported: Vec::new(),
+            took: Vec::new(),
             alive: true,
             refuse: 0,
             refused: BTreeSet::new(),
@@ -472,6 +475,7 @@ impl Net {
         let line = match event {
             Event::IkeUp(up) => {
                 twin.ikes.insert(up.ike);
+                node.took.push(up.took);
                 let keys = up.danger_keys.map(|k| (k.sk_ei, k.sk_er));
                 node.exported.extend(keys);
                 format!(
