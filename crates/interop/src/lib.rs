@@ -9,6 +9,7 @@ mod packages;
 mod world;
 
 pub use packages::{
-    OPEN_VSWITCH, OVN_IPSEC, Peer, Unpacked, ensure, ensure_these, folder, missing, own_apt,
+    OPEN_VSWITCH, OVN_IPSEC, PROMETHEUS, Peer, Unpacked, ensure, ensure_these, folder, missing,
+    own_apt,
 };
 pub use world::{BEHIND, Cable, Daemon, End, LINK, Place, World, can_run, pretend_xfrm, why_not};

@@ -55,6 +55,14 @@ pub const OVN_IPSEC: Unpacked = Unpacked {
     own_root: false,
 };
 
+/// Prometheus' promtool, which judges the alerts.
+pub const PROMETHEUS: Unpacked = Unpacked {
+    name: "prometheus",
+    packages: &["prometheus"],
+    program: "usr/bin/promtool",
+    own_root: false,
+};
+
 impl Unpacked {
     /// Where it is unpacked under `folder`.
     pub fn root(self, folder: &Path) -> PathBuf {
@@ -175,7 +183,7 @@ pub fn folder() -> anyhow::Result<PathBuf> {
 /// What the tests need and is not unpacked yet.
 pub fn missing(folder: &Path) -> Vec<Unpacked> {
     let peers = Peer::ALL.into_iter().map(Peer::unpacked);
-    let all = peers.chain([OPEN_VSWITCH]);
+    let all = peers.chain([OPEN_VSWITCH, PROMETHEUS]);
     all.filter(|each| !each.is_there(folder)).collect()
 }
 
