@@ -77,6 +77,14 @@ struct Pending {
     unusable: Option<u64>,
 }
 
+/// What shows that a request is this node's.
+pub(crate) enum Voucher {
+    /// The join token in this file.
+    Token(Option<PathBuf>),
+    /// The store: its API server knows who writes.
+    Store,
+}
+
 /// What [`Certificates::consider`] found to do.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Outcome {
@@ -92,7 +100,7 @@ pub(crate) struct Outcome {
 pub(crate) struct Certificates {
     dir: PathBuf,
     identity: Identity,
-    token_file: Option<PathBuf>,
+    voucher: Voucher,
     current: Option<Current>,
     pending: Option<Pending>,
     problem: Option<String>,
@@ -105,15 +113,11 @@ pub(crate) struct Certificates {
 impl Certificates {
     /// Takes up what an earlier run left. A file that cannot be read is said and left behind:
     /// a new certificate heals it.
-    pub(crate) fn open(
-        state_dir: &Path,
-        identity: Identity,
-        token: Option<PathBuf>,
-    ) -> Certificates {
+    pub(crate) fn open(state_dir: &Path, identity: Identity, voucher: Voucher) -> Certificates {
         let mut this = Certificates {
             dir: state_dir.to_owned(),
             identity,
-            token_file: token,
+            voucher,
             current: None,
             pending: None,
             problem: None,
@@ -307,7 +311,7 @@ impl Certificates {
         files::write_private(&self.dir.join(PENDING), &bytes)?;
         self.pending = Some(Pending {
             key,
-            spec: self.request_spec(&token, &request),
+            spec: self.request_spec(token.as_ref(), &request),
             rotation,
             denied: None,
             unusable: None,
@@ -315,9 +319,13 @@ impl Certificates {
         Ok(())
     }
 
-    fn request_spec(&self, token: &SecretBytes, request: &[u8]) -> CertificateRequestSpec {
-        let name = self.identity.name.as_str();
-        let proof = pki::join_proof(token, name, self.identity.uid.as_str(), request);
+    fn request_spec(&self, token: Option<&SecretBytes>, request: &[u8]) -> CertificateRequestSpec {
+        let (name, uid) = (self.identity.name.as_str(), self.identity.uid.as_str());
+        let proof = match token {
+            Some(token) => pki::join_proof(token, name, uid, request),
+            // It proves nothing then; the answer is still known by it.
+            None => testudo_crypto::sha256(&[request]).to_vec(),
+        };
         CertificateRequestSpec {
             node: self.identity.name.clone(),
             uid: self.identity.uid.clone(),
@@ -326,11 +334,14 @@ impl Certificates {
         }
     }
 
-    fn token(&self) -> Result<SecretBytes> {
-        let Some(path) = &self.token_file else {
-            bail!(
+    /// The join token, where one is needed.
+    fn token(&self) -> Result<Option<SecretBytes>> {
+        let path = match &self.voucher {
+            Voucher::Store => return Ok(None),
+            Voucher::Token(Some(path)) => path,
+            Voucher::Token(None) => bail!(
                 "no join token: start the agent with --join-token-file FILE to get a certificate"
-            );
+            ),
         };
         let text = std::fs::read(path).map(Zeroizing::new).with_context(|| {
             format!(
@@ -338,7 +349,8 @@ impl Certificates {
                 path.display()
             )
         })?;
-        pki::token_from_hex(&text).with_context(|| path.display().to_string())
+        let token = pki::token_from_hex(&text).with_context(|| path.display().to_string())?;
+        Ok(Some(token))
     }
 
     /// Whether the answer was a good certificate, which is then in use.
@@ -474,7 +486,7 @@ impl Certificates {
         let token = self.token()?;
         Ok(Some(Pending {
             key,
-            spec: self.request_spec(&token, &request),
+            spec: self.request_spec(token.as_ref(), &request),
             rotation: file.rotation,
             denied: None,
             unusable: None,

@@ -19,10 +19,11 @@ use testudo_model::{
     Acknowledgement, Monotonic, NodeEncryption, Now, PeerId, TrafficPolicy, UnixTime,
 };
 use testudo_plan::node::Waiting;
+use testudo_store::Location;
 use tokio::sync::Notify;
 
 use crate::Options;
-use crate::certificates::Certificates;
+use crate::certificates::{Certificates, Voucher};
 use crate::core::Core;
 use crate::enforcement::{Enforcement, PolicyFile};
 use crate::host::Host;
@@ -119,11 +120,11 @@ impl Node {
         enforcement: Enforcement<PolicyFile>,
     ) -> Result<Node> {
         let identity = Identity::open(&options.node, &options.state_dir, &mut SystemRandom::new())?;
-        let certificates = Certificates::open(
-            &options.state_dir,
-            identity.clone(),
-            options.join_token_file.clone(),
-        );
+        let voucher = match &options.store {
+            Location::Directory(_) => Voucher::Token(options.join_token_file.clone()),
+            Location::Kubernetes(_) => Voucher::Store,
+        };
+        let certificates = Certificates::open(&options.state_dir, identity.clone(), voucher);
         let keys = match &options.danger_export_keys {
             Some(directory) => Some(KeyExport::new(directory)?),
             None => None,

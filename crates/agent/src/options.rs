@@ -6,14 +6,15 @@ use std::path::PathBuf;
 use ipnet::IpNet;
 use testudo_model::NodeName;
 use testudo_model::policy::DatapathChoice;
+use testudo_store::Location;
 
 /// The options of `testudo agent`.
 #[derive(Clone, Debug)]
 pub struct Options {
     /// The node's name.
     pub node: NodeName,
-    /// Where the cluster's objects are: `dir:PATH`.
-    pub store: String,
+    /// Where the cluster's objects are.
+    pub store: Location,
     /// What must survive a restart: UID, key, certificate, the last policy. Private to the agent.
     pub state_dir: PathBuf,
     /// The UNIX socket on which the agent answers.
@@ -24,7 +25,8 @@ pub struct Options {
     pub follow_addresses: bool,
     /// Prefixes of this node's pods.
     pub pod_cidrs: Vec<IpNet>,
-    /// The join token, hex: proves to the controller that a request is this node's.
+    /// The join token, hex: proves to the controller that a request is this node's. Where an API server
+    /// holds the objects, that knows who writes and nothing is to be proved.
     pub join_token_file: Option<PathBuf>,
     /// Writes all keys there in Wireshark's formats. Never in production.
     pub danger_export_keys: Option<PathBuf>,

@@ -5,7 +5,8 @@ use std::pin::pin;
 
 use anyhow::{Context, Result, bail};
 use rustix::process::{Resource, Rlimit, setrlimit};
-use testudo_store::{DirStore, Location, Store, parse_location};
+use testudo_store::Store;
+use testudo_store_kube::{AnyStore, Writer};
 
 use crate::Options;
 use crate::api::server::Server;
@@ -34,9 +35,8 @@ pub async fn run(options: Options, shutdown: impl Future<Output = ()>) -> Result
     let clock = Clock::start();
     let (host, enforcement) = close_first(&options, host)?;
     prepare(&options);
-    let store = match parse_location(&options.store).map_err(anyhow::Error::msg)? {
-        Location::Directory(path) => DirStore::open(path).context("opening the store")?,
-    };
+    let writer = Writer::Agent(options.node.clone());
+    let store = AnyStore::open(&options.store, writer).context("opening the store")?;
     run_on(options, clock, host, enforcement, store, shutdown).await
 }
 

@@ -25,7 +25,7 @@ use testudo_model::{
     ClearTraffic, ConditionStatus, EncryptionPolicy, EncryptionPolicySpec, NodeEncryption,
     NodeName, Now, Outbound, PeerId, Phase, Spi, TrafficPolicy,
 };
-use testudo_store::{DirStore, Store, tokens};
+use testudo_store::{DirStore, Location, Store, tokens};
 use tokio::sync::{Notify, oneshot};
 use tokio::task::{JoinHandle, LocalSet, spawn_local};
 
@@ -203,7 +203,7 @@ impl Cluster {
         tokens::ensure(&self.store, &name(node)).unwrap();
         Options {
             node: name(node),
-            store: format!("dir:{}", self.store.root().display()),
+            store: Location::Directory(self.store.root().to_owned()),
             state_dir: base.join("state"),
             socket: self.socket(node),
             addresses: vec![Ipv4Addr::new(127, self.subnet, 0, node).into()],

@@ -1,5 +1,8 @@
 //! Algorithms that a policy may name for what nodes speak with each other.
 
+use std::borrow::Cow;
+
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
 use testudo_crypto::{Cipher, KeMethod};
 
@@ -119,6 +122,26 @@ impl From<NodeKeyExchange> for String {
         method.as_str().to_owned()
     }
 }
+
+macro_rules! schema_of_names {
+    ($($name:ident),+) => {
+        $(impl JsonSchema for $name {
+            fn inline_schema() -> bool {
+                true
+            }
+
+            fn schema_name() -> Cow<'static, str> {
+                stringify!($name).into()
+            }
+
+            fn json_schema(_: &mut SchemaGenerator) -> Schema {
+                json_schema!({ "type": "string", "enum": $name::ALL.map($name::as_str) })
+            }
+        })+
+    };
+}
+
+schema_of_names!(NodeCipher, NodeKeyExchange);
 
 /// Refuses a list that is empty or says something twice.
 pub(crate) fn check<T: PartialEq>(path: &str, list: &[T]) -> Result<(), String> {

@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::object::{Kind, Object};
@@ -22,7 +23,7 @@ impl Kind for TrustBundleKind {
 }
 
 /// The certificates.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct TrustBundleSpec {
     /// One or more CA certificates, PEM, concatenated. The first one signs: a node whose certificate
@@ -35,7 +36,7 @@ pub struct TrustBundleSpec {
 }
 
 /// How far one CA has followed another; written by the controller.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct TrustBundleStatus {
     /// Where the rotation stands.
@@ -83,7 +84,7 @@ fn is_false(b: &bool) -> bool {
 }
 
 /// A node that holds a rotation of the CA.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 pub struct CaWaiting {
     /// Its name.
     pub node: String,
@@ -93,7 +94,18 @@ pub struct CaWaiting {
 
 /// The steps in which one CA follows another. Each is left when every node has done its part.
 #[derive(
-    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
+    Clone,
+    Copy,
+    Debug,
+    Default,
+    PartialEq,
+    Eq,
+    PartialOrd,
+    Ord,
+    Hash,
+    Serialize,
+    Deserialize,
+    JsonSchema,
 )]
 pub enum CaPhase {
     /// One CA, no rotation.

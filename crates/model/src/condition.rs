@@ -1,11 +1,12 @@
 //! Conditions as Kubernetes has them (`metav1.Condition`).
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::time::UnixTime;
 
 /// `True`, `False` or `Unknown`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum ConditionStatus {
     /// It holds.
     True,
@@ -16,7 +17,7 @@ pub enum ConditionStatus {
 }
 
 /// One observation about an object.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Condition {
     /// `Ready`, `Progressing`, `Degraded`.

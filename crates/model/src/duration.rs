@@ -1,9 +1,11 @@
 //! Lifetimes as people write them: `10y`, `4.5y`, `30d`, `12h`, `90m`, `45s`.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
 
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
 
 /// Seconds in a year of 365 days; OpenShift's and OVN's `10 years` count so too.
@@ -98,6 +100,24 @@ impl<'de> Deserialize<'de> for Lifetime {
         String::deserialize(d)?
             .parse()
             .map_err(serde::de::Error::custom)
+    }
+}
+
+impl JsonSchema for Lifetime {
+    fn inline_schema() -> bool {
+        true
+    }
+
+    fn schema_name() -> Cow<'static, str> {
+        "Lifetime".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({
+            "type": "string",
+            "maxLength": 24,
+            "pattern": r"^[0-9]+(\.[0-9]+)?[ywdhms]$",
+        })
     }
 }
 

@@ -1,10 +1,12 @@
 //! Names of nodes and peers, checked when they are made. A copy of one shares its text: a peer's
 //! name stands in each of its SAs, deadlines and events.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
 
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
@@ -28,8 +30,17 @@ fn error(what: &'static str, text: &str, reason: &'static str) -> NameError {
     }
 }
 
+/// [`dns_subdomain`] as a pattern for schemas, and the longest.
+const SUBDOMAIN: (&str, u32) = (
+    r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?(\.[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?)*$",
+    253,
+);
+
+/// [`identifier`] as a pattern for schemas, and the longest.
+const IDENTIFIER: (&str, u32) = ("^[A-Za-z0-9_-]+$", 64);
+
 macro_rules! text_name {
-    ($(#[$doc:meta])* $name:ident, $what:literal, $check:expr) => {
+    ($(#[$doc:meta])* $name:ident, $what:literal, $check:expr, $shape:expr) => {
         $(#[$doc])*
         #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
         #[serde(try_from = "String", into = "String")]
@@ -72,6 +83,26 @@ macro_rules! text_name {
             }
         }
 
+        impl JsonSchema for $name {
+            fn inline_schema() -> bool {
+                true
+            }
+
+            fn schema_name() -> Cow<'static, str> {
+                stringify!($name).into()
+            }
+
+            fn json_schema(_: &mut SchemaGenerator) -> Schema {
+                let (pattern, longest) = $shape;
+                json_schema!({
+                    "type": "string",
+                    "minLength": 1,
+                    "maxLength": longest,
+                    "pattern": pattern,
+                })
+            }
+        }
+
         impl From<$name> for String {
             fn from(name: $name) -> String {
                 name.0.as_ref().to_owned()
@@ -84,25 +115,29 @@ text_name!(
     /// A node's name, a DNS subdomain as Kubernetes wants it (RFC 1123, at most 253 characters).
     NodeName,
     "node name",
-    dns_subdomain
+    dns_subdomain,
+    SUBDOMAIN
 );
 text_name!(
     /// A node's UID: given once, never given again, also when a node of the same name returns.
     NodeUid,
     "node UID",
-    identifier
+    identifier,
+    IDENTIFIER
 );
 text_name!(
     /// The kernel's boot ID (`/proc/sys/kernel/random/boot_id`), new at each boot.
     BootId,
     "boot ID",
-    identifier
+    identifier,
+    IDENTIFIER
 );
 text_name!(
     /// The name of an IKE peer: a node's name, or that of an external connection.
     PeerId,
     "peer name",
-    dns_subdomain
+    dns_subdomain,
+    SUBDOMAIN
 );
 
 impl From<&NodeName> for PeerId {

@@ -3,6 +3,7 @@
 use std::net::IpAddr;
 
 use ipnet::IpNet;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::condition::Condition;
@@ -40,7 +41,7 @@ impl Kind for NodeEncryptionKind {
 }
 
 /// What a node is.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct NodeEncryptionSpec {
     /// Given once to a node; stands in its certificate.
@@ -51,6 +52,7 @@ pub struct NodeEncryptionSpec {
     pub addresses: Vec<IpAddr>,
     /// Prefixes of the node's pods (routed clusters).
     #[serde(rename = "podCIDRs", default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(with = "Vec<String>")]
     pub pod_cidrs: Vec<IpNet>,
     /// `user` or `kernel`.
     pub datapath: String,
@@ -60,7 +62,7 @@ pub struct NodeEncryptionSpec {
 }
 
 /// How far a node is.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct NodeEncryptionStatus {
     /// The phase in force on the node and the step it answers.
@@ -105,7 +107,7 @@ fn is_none(n: &u32) -> bool {
 }
 
 /// What people need to know of a certificate.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct CertificateFacts {
     /// Subject, as text.
@@ -121,7 +123,7 @@ pub struct CertificateFacts {
 }
 
 /// The CAs of a node by their common names, as its agent sees them at work.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Authorities {
     /// The CAs that its IKE engine trusts, the one that signs first.

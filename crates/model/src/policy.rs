@@ -1,6 +1,7 @@
 //! EncryptionPolicy: what the cluster wants, and how far it is.
 
 use ipnet::IpNet;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::algorithm::{self, NodeCipher, NodeKeyExchange};
@@ -65,7 +66,7 @@ impl Kind for EncryptionPolicyKind {
 }
 
 /// What the cluster wants. The defaults are OpenShift's where it has them.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct EncryptionPolicySpec {
     /// Whether pod traffic is encrypted.
@@ -91,7 +92,7 @@ pub struct EncryptionPolicySpec {
 }
 
 /// OpenShift's `ipsecConfig.mode`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum Mode {
     /// No encryption.
     #[default]
@@ -103,7 +104,7 @@ pub enum Mode {
 }
 
 /// Settings of `mode: Full`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct Full {
     /// When ESP goes inside UDP 4500.
@@ -111,7 +112,7 @@ pub struct Full {
 }
 
 /// OpenShift's `ipsecConfig.full.encapsulation`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum EncapsulationMode {
     /// Where a NAT is seen on the way.
     #[default]
@@ -121,7 +122,7 @@ pub enum EncapsulationMode {
 }
 
 /// Where a roll-out ends.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum Enforcement {
     /// Encrypts, still accepts clear.
     Permissive,
@@ -131,7 +132,7 @@ pub enum Enforcement {
 }
 
 /// Where keys come from.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum Keying {
     /// IKEv2 with node certificates.
     #[default]
@@ -141,7 +142,7 @@ pub enum Keying {
 }
 
 /// How pods' packets cross the nodes' network.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct Overlay {
     /// The encapsulation, or none.
@@ -153,6 +154,7 @@ pub struct Overlay {
     /// `Routed`: the prefixes that hold all pods of all nodes, present and future. Packets to them
     /// never leave in clear under Strict, also when a node's object is gone.
     #[serde(rename = "podCIDRs", skip_serializing_if = "Vec::is_empty")]
+    #[schemars(with = "Vec<String>")]
     pub pod_cidrs: Vec<IpNet>,
 }
 
@@ -169,7 +171,7 @@ impl Overlay {
 }
 
 /// The encapsulation of pods' packets.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum OverlayType {
     /// Not found out yet by the agents: with `port` given it is that port, else they say so.
     #[default]
@@ -184,7 +186,7 @@ pub enum OverlayType {
 }
 
 /// Lifetimes of certificates, and the request to renew now.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct Certificates {
     /// The CA's.
@@ -240,7 +242,7 @@ pub fn rotation_of(policy: &EncryptionPolicy, node: &str) -> u64 {
 }
 
 /// IKE SAs.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct IkeSettings {
     /// Ciphers of IKE messages, the preferred first.
@@ -266,7 +268,7 @@ impl Default for IkeSettings {
 
 /// ML-KEM-768 beside the elliptic curve, in the key exchanges of IKE SAs and of their children
 /// (RFC 9370): who records packets today cannot read them with a quantum computer later.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum PostQuantum {
     /// Neither asked for nor taken.
     Disabled,
@@ -278,7 +280,7 @@ pub enum PostQuantum {
 }
 
 /// ESP SAs.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct EspSettings {
     /// Ciphers of packets, the preferred first.
@@ -312,7 +314,7 @@ impl Default for EspSettings {
 }
 
 /// Who carries the packets.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum DatapathChoice {
     /// The kernel's where it can be had, else ours; the node says which and why.
     #[default]
@@ -325,7 +327,7 @@ pub enum DatapathChoice {
 }
 
 /// How far the cluster is; written by the controller.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct EncryptionPolicyStatus {
     /// The phase agents must be in now.

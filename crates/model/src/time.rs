@@ -1,9 +1,11 @@
 //! Points in time as the pure crates see them: handed in, never read from a clock.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::ops::{Add, Sub};
 use std::time::Duration;
 
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
 
 /// Both clocks at one moment. Timers run on `monotonic`, certificates on `wall`.
@@ -93,6 +95,20 @@ impl<'de> Deserialize<'de> for UnixTime {
     fn deserialize<D: serde::Deserializer<'de>>(d: D) -> Result<UnixTime, D::Error> {
         let text = String::deserialize(d)?;
         UnixTime::from_rfc3339(&text).map_err(serde::de::Error::custom)
+    }
+}
+
+impl JsonSchema for UnixTime {
+    fn inline_schema() -> bool {
+        true
+    }
+
+    fn schema_name() -> Cow<'static, str> {
+        "UnixTime".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({ "type": "string", "format": "date-time" })
     }
 }
 

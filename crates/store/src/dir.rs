@@ -12,15 +12,18 @@ use std::time::{Duration, Instant};
 
 use rustix::fs::{FlockOperation, flock};
 use testudo_crypto::{Random, SystemRandom};
-use testudo_model::{API_VERSION, Kind, Object};
+use testudo_model::{CertificateRequest, Kind, Object};
 
-use crate::document::{MAX_BYTES, Source, check_name};
+use crate::check::{check_name, check_object};
+use crate::document::{MAX_BYTES, Source};
 use crate::error::{Problem, StoreError};
 use crate::files;
 use crate::kinds::KindName;
 use crate::location::Location;
+use crate::requester::Requester;
 use crate::scan::{Reader, Seen};
 use crate::store::{Applied, Change, Listing, Store};
+use crate::tokens;
 use crate::watch::Watch;
 
 mod follow;
@@ -103,6 +106,10 @@ impl DirStore {
     pub fn at(location: &Location) -> Result<DirStore, StoreError> {
         match location {
             Location::Directory(root) => DirStore::open(root),
+            Location::Kubernetes(_) => Err(StoreError::Unavailable {
+                what: format!("{location} is no directory"),
+                remedy: "name one with --store dir:PATH".to_owned(),
+            }),
         }
     }
 
@@ -130,7 +137,7 @@ impl DirStore {
     pub fn problems(&self) -> Result<Vec<Problem>, StoreError> {
         let mut problems = Vec::new();
         for kind in KindName::ALL {
-            kind.problems(&self.inner.reader, &mut problems)?;
+            kind.problems_in(&self.inner.reader, &mut problems)?;
         }
         let root = self.root();
         let entries = std::fs::read_dir(root).map_err(|e| StoreError::io("list", root, e))?;
@@ -228,6 +235,12 @@ impl Store for DirStore {
     async fn watch<K: Kind>(&self) -> Result<Watch<K>, StoreError> {
         Ok(follow::start(self.clone()))
     }
+
+    async fn requester(&self, request: &CertificateRequest) -> Result<Requester, StoreError> {
+        let (node, store) = (request.spec.node.clone(), self.clone());
+        self.blocking(move |_| Ok(Requester::HolderOf(tokens::read(&store, &node)?)))
+            .await
+    }
 }
 
 impl Inner {
@@ -292,20 +305,7 @@ impl Inner {
             let file = self.reader.file::<K>(object.name());
             StoreError::Invalid(Problem::of_file(&file, Some(object.name()), reason))
         };
-        if object.api_version != API_VERSION {
-            return Err(invalid(format!(
-                "apiVersion \"{}\" is not {API_VERSION}",
-                object.api_version
-            )));
-        }
-        if object.kind != K::KIND {
-            return Err(invalid(format!(
-                "kind \"{}\" is not {}",
-                object.kind,
-                K::KIND
-            )));
-        }
-        K::validate(object.name(), &object.spec).map_err(invalid)
+        check_object(object).map_err(invalid)
     }
 
     fn apply<K: Kind>(&self, mut object: Object<K>) -> Result<Applied<K>, StoreError> {

@@ -4,8 +4,9 @@ use std::path::Path;
 
 use serde::Deserialize;
 use serde_saphyr::{Location, Spanned};
-use testudo_model::{API_VERSION, Kind, Object, PeerId};
+use testudo_model::{API_VERSION, Kind, Object};
 
+use crate::check::check_name;
 use crate::error::Problem;
 
 /// The largest file that is read, in bytes.
@@ -152,13 +153,6 @@ impl Source<'_> {
         }
         Ok(object)
     }
-}
-
-/// Names are used as names of files: nothing that is not a DNS name goes through.
-pub(crate) fn check_name(name: &str) -> Result<(), String> {
-    PeerId::new(name)
-        .map(|_| ())
-        .map_err(|e| format!("\"{}\": {}", e.text, e.reason))
 }
 
 fn cut(text: &str) -> String {

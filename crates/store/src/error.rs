@@ -76,6 +76,18 @@ pub enum StoreError {
     /// The object, or the file that holds it, breaks the rules.
     #[error("{0}")]
     Invalid(Problem),
+    /// Fields of the object are kept by somebody else: reading it again would not help.
+    #[error("{kind} \"{name}\": {fields} kept by \"{owner}\"; change it there")]
+    Owned {
+        /// The kind.
+        kind: &'static str,
+        /// The name.
+        name: String,
+        /// The fields: `spec.mode is`, `spec.mode, spec.keying are`.
+        fields: String,
+        /// Whose they are: the name of a field manager.
+        owner: String,
+    },
     /// The store, or a part of it, is missing or closed to us.
     #[error("{what}; {remedy}")]
     Unavailable {

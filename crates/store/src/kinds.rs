@@ -77,7 +77,14 @@ macro_rules! kinds {
                 }
             }
 
-            pub(crate) fn problems(
+            /// What of this kind the store cannot read.
+            pub async fn problems<S: Store>(self, store: &S) -> Result<Vec<Problem>, StoreError> {
+                match self {
+                    $(KindName::$variant => Ok(store.list::<$kind>().await?.problems),)+
+                }
+            }
+
+            pub(crate) fn problems_in(
                 self,
                 reader: &Reader,
                 problems: &mut Vec<Problem>,

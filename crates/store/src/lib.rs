@@ -6,6 +6,7 @@
 //! Kubernetes. Secrets never stand in objects; [`files`] and [`tokens`] keep them apart.
 #![forbid(unsafe_code)]
 
+mod check;
 pub mod conformance;
 mod dir;
 mod document;
@@ -14,14 +15,17 @@ pub mod files;
 mod kinds;
 mod location;
 pub mod manifest;
+mod requester;
 mod scan;
 mod store;
 pub mod tokens;
 mod watch;
 
+pub use check::{check_name, check_object};
 pub use dir::{DirOptions, DirStore};
 pub use error::{Problem, StoreError};
 pub use kinds::{AnyObject, KindName};
-pub use location::{Location, parse_location};
+pub use location::{Kubernetes, Location, parse_location};
+pub use requester::{Authenticated, Requester};
 pub use store::{Applied, Change, Listing, Store, change_status};
 pub use watch::{Event, Watch};

@@ -11,7 +11,8 @@ use std::time::{Duration, SystemTime};
 
 use testudo_model::{Kind, Object};
 
-use crate::document::{MAX_BYTES, Source, check_name};
+use crate::check::check_name;
+use crate::document::{MAX_BYTES, Source};
 use crate::error::{Problem, StoreError};
 
 /// How many objects of one kind are read.

@@ -2,9 +2,10 @@
 
 use std::future::Future;
 
-use testudo_model::{Kind, Object};
+use testudo_model::{CertificateRequest, Kind, Object};
 
 use crate::error::{Problem, StoreError};
+use crate::requester::Requester;
 use crate::watch::Watch;
 
 /// Objects by kind and name.
@@ -55,6 +56,12 @@ pub trait Store: Clone + Send + Sync + 'static {
     /// All objects of a kind, then [`crate::Event::Synced`], then every change. Changes that
     /// follow each other quickly may be told as one; the last one is always told.
     fn watch<K: Kind>(&self) -> impl Future<Output = Result<Watch<K>, StoreError>> + Send;
+
+    /// Who stands behind a request that this store holds: what the signer goes by.
+    fn requester(
+        &self,
+        request: &CertificateRequest,
+    ) -> impl Future<Output = Result<Requester, StoreError>> + Send;
 }
 
 /// What [`Store::list`] found.

@@ -45,7 +45,8 @@ pub(crate) struct AgentCommand {
     #[arg(long, value_name = "PATH")]
     socket: Option<PathBuf>,
 
-    /// The join token: proves to the controller that a request is this node's
+    /// The join token: proves to the controller that a request is this node's; not needed with
+    /// Kubernetes, whose API server knows
     #[arg(long, value_name = "FILE")]
     join_token_file: Option<PathBuf>,
 
@@ -112,7 +113,7 @@ fn options(command: AgentCommand, global: &Global) -> anyhow::Result<Options> {
     let state_dir = PathBuf::from("/var/lib/testudo-agent").join(node.as_str());
     let socket = PathBuf::from("/run/testudo").join(format!("{node}.sock"));
     Ok(Options {
-        store: store::resolve(global)?.to_string(),
+        store: store::resolve(global)?,
         state_dir: command.state_dir.unwrap_or(state_dir),
         socket: command.socket.unwrap_or(socket),
         addresses,

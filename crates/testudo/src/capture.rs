@@ -62,7 +62,7 @@ pub(crate) struct CaptureCommand {
 /// Runs the verb.
 pub(crate) fn run(command: &CaptureCommand, global: &Global) -> Outcome {
     let store = store::open_to_read(global)?;
-    let lab = crate::lab::of_store(store.root());
+    let lab = store::lab_of(&store);
     if let Some(lab) = &lab
         && let Some(status) = lab.run_inside()?
     {

@@ -9,7 +9,8 @@ use serde::Serialize;
 use testudo_model::node::NodeEncryptionKind;
 use testudo_model::policy::{CLUSTER, EncryptionPolicyKind, NODE_ROTATION, rotation_of};
 use testudo_model::{EncryptionPolicy, NodeEncryption, NodeName, UnixTime};
-use testudo_store::{DirStore, Event, Store, tokens};
+use testudo_store::{Event, Store, tokens};
+use testudo_store_kube::AnyStore;
 
 use crate::exit::{Outcome, TimedOut};
 use crate::global::Global;
@@ -144,7 +145,10 @@ fn default_policy() -> EncryptionPolicy {
 }
 
 fn token(node: &NodeName, global: &Global) -> Outcome {
-    let store = store::open_to_write(global)?;
+    let store = store::open_dir(
+        global,
+        "with Kubernetes no join token is needed: a pod's service account token says its node",
+    )?;
     tokens::ensure(&store, node)?;
     let path = tokens::path(&store, node);
     if global.format().is_data() {
@@ -158,7 +162,7 @@ fn token(node: &NodeName, global: &Global) -> Outcome {
 /// What is waited for: each node's serial before, and the rotation it has to reach.
 type Pending = BTreeMap<String, (Option<String>, u64)>;
 
-async fn rotate(store: &DirStore, node: Option<&str>, global: &Global) -> Outcome {
+async fn rotate(store: &AnyStore, node: Option<&str>, global: &Global) -> Outcome {
     let began = Instant::now();
     let mut watch = store.watch::<NodeEncryptionKind>().await?;
     let nodes = store.list::<NodeEncryptionKind>().await?.items;
@@ -199,7 +203,7 @@ async fn rotate(store: &DirStore, node: Option<&str>, global: &Global) -> Outcom
 }
 
 /// Asks for the rotation in the policy.
-async fn raise(store: &DirStore, node: Option<&str>) -> anyhow::Result<EncryptionPolicy> {
+async fn raise(store: &AnyStore, node: Option<&str>) -> anyhow::Result<EncryptionPolicy> {
     for _ in 0..8 {
         let Some(mut policy) = store.get::<EncryptionPolicyKind>(CLUSTER).await? else {
             bail!("there is no policy yet: run `testudo init` first");

@@ -1,6 +1,8 @@
 //! `testudo controller`: the daemon that signs and leads.
 
+use anyhow::bail;
 use clap::Args;
+use testudo_store::Location;
 
 use crate::exit::Outcome;
 use crate::global::Global;
@@ -13,8 +15,12 @@ pub(crate) struct ControllerCommand {}
 
 /// Runs the controller until a signal stops it.
 pub(crate) fn run(_command: ControllerCommand, global: &Global) -> Outcome {
+    let location = store::resolve(global)?;
+    if let Location::Kubernetes(_) = location {
+        bail!("this build's controller works on a directory store: name one with --store dir:PATH");
+    }
     let options = testudo_controller::Options {
-        store: store::resolve(global)?.to_string(),
+        store: location.to_string(),
     };
     signals::runtime()?.block_on(testudo_controller::run(options, signals::shutdown()))
 }

@@ -1,5 +1,6 @@
 //! Flags that every verb knows.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
@@ -14,9 +15,23 @@ pub(crate) const DEFAULT_TIMEOUT: Duration = Duration::from_secs(60);
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Everywhere")]
 pub(crate) struct Global {
-    /// The cluster's store [default: the lab that runs, else dir:/var/lib/testudo]
-    #[arg(long, global = true, env = "TESTUDO_STORE", value_name = "dir:PATH")]
+    /// The cluster's store [default: the cluster that this runs in, else the kubeconfig's, else the
+    /// lab that runs, else dir:/var/lib/testudo]
+    #[arg(
+        long,
+        global = true,
+        env = "TESTUDO_STORE",
+        value_name = "dir:PATH|kube"
+    )]
     pub(crate) store: Option<Location>,
+
+    /// A kubeconfig: the store is its API server
+    #[arg(long, global = true, value_name = "FILE")]
+    pub(crate) kubeconfig: Option<PathBuf>,
+
+    /// A context of the kubeconfig
+    #[arg(long, global = true, value_name = "NAME")]
+    pub(crate) context: Option<String>,
 
     /// How results are printed
     #[arg(short, long, global = true, value_enum, value_name = "FORMAT")]

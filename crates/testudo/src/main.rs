@@ -8,6 +8,7 @@ mod ca;
 mod capture;
 mod certs;
 mod controller;
+mod crds;
 mod demo;
 mod doctor;
 mod exit;
@@ -77,6 +78,8 @@ enum Command {
     Capture(capture::CaptureCommand),
     /// Check this host: the kernel's IPsec, its known holes, and who else uses it.
     Doctor(doctor::DoctorCommand),
+    /// Print the CustomResourceDefinitions for a Kubernetes cluster.
+    Crds(crds::CrdsCommand),
     /// Run the agent of one node (a daemon).
     Agent(agent::AgentCommand),
     /// Run the controller: CA, certificates, phases (a daemon).
@@ -101,6 +104,7 @@ fn main() -> std::process::ExitCode {
         Command::Get(command) => objects::get(&command, global),
         Command::Capture(command) => capture::run(&command, global),
         Command::Doctor(command) => doctor::run(&command, global),
+        Command::Crds(command) => crds::run(&command, global),
         Command::Agent(command) => agent::run(command, global),
         Command::Controller(command) => controller::run(command, global),
     };

@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 use anyhow::bail;
 use clap::Args;
 use serde::Serialize;
-use testudo_store::{AnyObject, DirStore, KindName, manifest};
+use testudo_store::{AnyObject, KindName, Problem, manifest};
+use testudo_store_kube::AnyStore;
 
 use crate::exit::{CheckFailed, Outcome};
 use crate::global::Global;
@@ -100,7 +101,10 @@ pub(crate) fn get(command: &GetCommand, global: &Global) -> Outcome {
     if let (Some(name), true) = (name, objects.is_empty()) {
         bail!("{} {name:?} is not there", command.kind.as_str());
     }
-    tell_problems(&store, command.kind);
+    for problem in runtime.block_on(problems(&store, command.kind)) {
+        // No part of the answer, but nobody should miss it.
+        eprintln!("{problem}");
+    }
     match (global.format(), name) {
         (Format::Json | Format::Yaml, Some(_)) => output::data(global.format(), &objects[0]),
         (Format::Json | Format::Yaml, None) => output::data(global.format(), &List::of(objects)),
@@ -165,13 +169,16 @@ fn report(global: &Global, done: &[Done]) -> Outcome {
     Ok(())
 }
 
-/// Files that cannot be read are no part of the answer, but nobody should miss them.
-fn tell_problems(store: &DirStore, kind: KindName) {
-    let folder = store.root().join(kind.plural());
-    for problem in store.problems().unwrap_or_default() {
-        if problem.file.starts_with(&folder) {
-            eprintln!("{problem}");
+/// What of a kind cannot be read.
+async fn problems(store: &AnyStore, kind: KindName) -> Vec<Problem> {
+    match store {
+        AnyStore::Dir(store) => {
+            let folder = store.root().join(kind.plural());
+            let all = store.problems().unwrap_or_default().into_iter();
+            all.filter(|problem| problem.file.starts_with(&folder))
+                .collect()
         }
+        AnyStore::Kube(_) => kind.problems(store).await.unwrap_or_default(),
     }
 }
 

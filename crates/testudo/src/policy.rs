@@ -10,7 +10,8 @@ use testudo_model::policy::{
     CLUSTER, EncryptionPolicyKind, EncryptionPolicySpec, Enforcement, Mode, OverlayType,
 };
 use testudo_model::{ConditionStatus, EncryptionPolicy, Object, Phase};
-use testudo_store::{DirStore, Event, Store, Watch};
+use testudo_store::{Event, Location, Store, Watch};
+use testudo_store_kube::AnyStore;
 
 use crate::exit::{Outcome, TimedOut};
 use crate::global::Global;
@@ -123,7 +124,7 @@ struct Turned {
 }
 
 async fn turn(
-    store: &DirStore,
+    store: &AnyStore,
     global: &Global,
     create: bool,
     change: impl Fn(&mut EncryptionPolicySpec),
@@ -154,7 +155,7 @@ async fn turn(
 
 /// Makes the policy what is wanted; once more if someone else wrote meanwhile.
 async fn write(
-    store: &DirStore,
+    store: &AnyStore,
     create: bool,
     change: impl Fn(&mut EncryptionPolicySpec),
 ) -> anyhow::Result<EncryptionPolicy> {
@@ -176,9 +177,10 @@ async fn write(
 }
 
 /// A first policy: in a lab its overlay is known.
-fn first_spec(store: &DirStore) -> EncryptionPolicySpec {
+fn first_spec(store: &AnyStore) -> EncryptionPolicySpec {
     let mut spec = EncryptionPolicySpec::default();
-    if let Some(overlay) = crate::lab::overlay_of(store.root()) {
+    let root = store.dir().map(|store| store.root());
+    if let Some(overlay) = root.and_then(crate::lab::overlay_of) {
         spec.overlay = overlay;
     }
     spec
@@ -270,14 +272,17 @@ impl Wait {
     }
 
     /// What to say when time is up: where it stands and what to look at.
-    async fn late(&self, timeout: &Duration, store: &DirStore) -> String {
+    async fn late(&self, timeout: &Duration, store: &AnyStore) -> String {
         let status = &self.policy.status;
         let head = format!("not {} after {} s", self.target, timeout.as_secs_f64());
         if status.observed_generation < self.policy.metadata.generation {
-            return format!(
-                "{head}: no controller has taken it up; is `testudo controller --store dir:{}` running?",
-                store.root().display()
-            );
+            let running = match store.location() {
+                Location::Directory(root) => {
+                    format!("`testudo controller --store dir:{}`", root.display())
+                }
+                Location::Kubernetes(_) => "the controller".to_owned(),
+            };
+            return format!("{head}: no controller has taken it up; is {running} running?");
         }
         if status.nodes == 0 {
             return format!("{head}: no node is known; is `testudo agent --node NAME` running?");

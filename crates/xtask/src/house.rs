@@ -13,7 +13,7 @@ const PURE: [&str; 9] = [
 ];
 
 /// Which crates of ours each crate may use. Dependencies point down.
-const TABLE: [(&str, &[&str]); 22] = [
+const TABLE: [(&str, &[&str]); 23] = [
     ("wire", &[]),
     ("crypto", &[]),
     ("model", &["crypto"]),
@@ -30,6 +30,7 @@ const TABLE: [(&str, &[&str]); 22] = [
     ),
     ("datapath-kernel", &["model", "netlink", "datapath"]),
     ("store", &["model", "crypto"]),
+    ("store-kube", &["model", "crypto", "store"]),
     (
         "agent",
         &[
@@ -45,9 +46,13 @@ const TABLE: [(&str, &[&str]); 22] = [
             "datapath-user",
             "netlink",
             "store",
+            "store-kube",
         ],
     ),
-    ("controller", &["model", "crypto", "pki", "plan", "store"]),
+    (
+        "controller",
+        &["model", "crypto", "pki", "plan", "store", "store-kube"],
+    ),
     ("lab", &["model", "netlink", "store"]),
     (
         "interop",
@@ -70,6 +75,7 @@ const TABLE: [(&str, &[&str]); 22] = [
             "crypto",
             "pki",
             "store",
+            "store-kube",
             "agent",
             "controller",
             "lab",

@@ -92,7 +92,7 @@ fn open(dir: &Path) -> Certificates {
         uid,
         boot: BootId::new("b").unwrap(),
     };
-    Certificates::open(dir, identity, Some(dir.join("token")))
+    Certificates::open(dir, identity, Voucher::Token(Some(dir.join("token"))))
 }
 
 #[test]

@@ -18,7 +18,7 @@ fn at(seconds: u64) -> Now {
 fn strict_node(dir: &Path, fake: &Fake) -> Node {
     let options = Options {
         node: name(1),
-        store: format!("dir:{}", dir.display()),
+        store: testudo_store::Location::Directory(dir.to_owned()),
         state_dir: dir.to_owned(),
         socket: dir.join("n1.sock"),
         addresses: vec![Ipv4Addr::LOCALHOST.into()],

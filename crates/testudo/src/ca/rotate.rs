@@ -7,7 +7,8 @@ use serde::Serialize;
 use testudo_model::bundle::TrustBundleKind;
 use testudo_model::policy::{CLUSTER, EncryptionPolicyKind, TAKE_BACK_CA};
 use testudo_model::{CaPhase, CaWaiting, TrustBundleStatus};
-use testudo_store::{DirStore, Event, Store, Watch};
+use testudo_store::{Event, Store, Watch};
+use testudo_store_kube::AnyStore;
 
 use crate::ca::waiting;
 use crate::exit::{CheckFailed, Outcome, TimedOut};
@@ -18,7 +19,7 @@ use crate::output;
 const STUCK: Duration = Duration::from_secs(5);
 
 /// Runs `ca rotate`, with or without `--abort`.
-pub(super) async fn run(store: &DirStore, abort: bool, global: &Global) -> Outcome {
+pub(super) async fn run(store: &AnyStore, abort: bool, global: &Global) -> Outcome {
     let mut watch = store.watch::<TrustBundleKind>().await?;
     let wanted = match abort {
         false => ask(store).await?,
@@ -50,7 +51,7 @@ struct Wanted {
 }
 
 /// Raises the policy's number, unless a rotation goes on.
-async fn ask(store: &DirStore) -> anyhow::Result<Wanted> {
+async fn ask(store: &AnyStore) -> anyhow::Result<Wanted> {
     for _ in 0..8 {
         let status = status(store).await?;
         let Some(mut policy) = store.get::<EncryptionPolicyKind>(CLUSTER).await? else {
@@ -89,7 +90,7 @@ async fn ask(store: &DirStore) -> anyhow::Result<Wanted> {
 }
 
 /// Has the rotation that goes on taken back, if it still can be.
-async fn take_back(store: &DirStore) -> anyhow::Result<Wanted> {
+async fn take_back(store: &AnyStore) -> anyhow::Result<Wanted> {
     for _ in 0..8 {
         let status = status(store).await?;
         let Some(mut policy) = store.get::<EncryptionPolicyKind>(CLUSTER).await? else {
@@ -126,7 +127,7 @@ async fn take_back(store: &DirStore) -> anyhow::Result<Wanted> {
     bail!("the policy is being changed by others all the time: try again")
 }
 
-async fn status(store: &DirStore) -> anyhow::Result<TrustBundleStatus> {
+async fn status(store: &AnyStore) -> anyhow::Result<TrustBundleStatus> {
     let Some(bundle) = store.get::<TrustBundleKind>(CLUSTER).await? else {
         bail!("there is no CA yet; the controller makes it at its first start");
     };

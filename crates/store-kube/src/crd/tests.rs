@@ -1,0 +1,108 @@
+use super::*;
+
+/// Every schema of the tree, with its path.
+fn walk(schema: &Value, path: String, seen: &mut dyn FnMut(&Value, &str)) {
+    seen(schema, &path);
+    for (name, inner) in schema["properties"].as_object().into_iter().flatten() {
+        walk(inner, format!("{path}.{name}"), seen);
+    }
+    if let Some(items) = schema.get("items") {
+        walk(items, format!("{path}[]"), seen);
+    }
+}
+
+fn schema(definition: &Value) -> &Value {
+    &definition["spec"]["versions"][0]["schema"]["openAPIV3Schema"]
+}
+
+/// KEP-1979 and the API reference: what a structural schema may not have.
+#[test]
+fn schemas_are_structural_and_every_field_is_described() {
+    for definition in all() {
+        let kind = definition["spec"]["names"]["kind"].as_str().unwrap();
+        let mut fields = 0;
+        walk(schema(&definition), kind.to_owned(), &mut |schema, path| {
+            fields += 1;
+            assert!(schema["type"].is_string(), "{path}: {schema}");
+            for keyword in [
+                "$ref",
+                "$defs",
+                "oneOf",
+                "anyOf",
+                "allOf",
+                "const",
+                "additionalProperties",
+                "title",
+                "$schema",
+            ] {
+                assert!(schema.get(keyword).is_none(), "{path} has {keyword}");
+            }
+            if schema["type"] == "array" {
+                assert!(schema["items"].is_object(), "{path}");
+            }
+            let text = schema["description"].as_str().unwrap_or_default();
+            assert!(!text.contains("[`"), "{path}: {text}");
+            let own = path.contains(".spec.") || path.contains(".status.");
+            assert!(!own || path.ends_with("[]") || !text.is_empty(), "{path}");
+            if path.contains(".status") {
+                assert!(schema.get("default").is_none(), "{path}");
+            }
+        });
+        assert!(fields > 5, "{kind}");
+    }
+}
+
+#[test]
+fn the_defaults_are_those_of_the_types() {
+    let spec = spec_schema("EncryptionPolicy").unwrap();
+    let filled: serde_json::Map<String, Value> = spec["properties"]
+        .as_object()
+        .unwrap()
+        .iter()
+        .filter_map(|(name, schema)| Some((name.clone(), schema.get("default")?.clone())))
+        .collect();
+    let ours = serde_json::to_value(testudo_model::EncryptionPolicySpec::default()).unwrap();
+    assert_eq!(Value::Object(filled), ours);
+}
+
+#[test]
+fn conditions_are_a_map_by_type() {
+    for definition in all() {
+        let status = &schema(&definition)["properties"]["status"]["properties"];
+        if let Some(conditions) = status.get("conditions") {
+            assert_eq!(conditions["x-kubernetes-list-type"], "map");
+            assert_eq!(conditions["x-kubernetes-list-map-keys"], json!(["type"]));
+            let fields = &conditions["items"]["properties"];
+            assert!(fields.get("observedGeneration").is_some());
+            assert_eq!(fields["lastTransitionTime"]["format"], "date-time");
+        }
+    }
+}
+
+#[test]
+fn names_follow_the_kinds() {
+    let names: Vec<_> = all()
+        .iter()
+        .map(|d| d["metadata"]["name"].as_str().unwrap().to_owned())
+        .collect();
+    assert_eq!(
+        names,
+        [
+            "encryptionpolicies.testudo.dev",
+            "nodeencryptions.testudo.dev",
+            "trustbundles.testudo.dev"
+        ]
+    );
+    assert!(spec_schema("CertificateRequest").is_none());
+}
+
+#[test]
+fn the_manifest_says_what_the_definitions_say() {
+    let text = manifest();
+    let documents: Vec<Value> = text
+        .split("---\n")
+        .map(|document| serde_saphyr::from_str(document).expect(document))
+        .collect();
+    assert_eq!(documents, all());
+    assert!(text.lines().all(|line| line.len() < 1500));
+}

@@ -1,0 +1,430 @@
+//! A watch that does not end: a list, then what changes, then, when the connection or the API server's
+//! memory is lost, the same again, told as the difference to what was told before.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use futures_util::TryStreamExt;
+use kube::api::{WatchEvent, WatchParams};
+use testudo_crypto::{Random, SystemRandom};
+use testudo_model::{Kind, Object};
+use testudo_store::{Event, Problem, Watch};
+use tokio::sync::mpsc;
+
+use crate::convert::Read;
+use crate::store::KubeStore;
+use crate::{link, verdict};
+
+/// After this many seconds the API server ends a watch, and it is begun anew where it stood.
+const WATCH_SECONDS: u32 = 270;
+
+/// Longest silence of a watch. A bookmark comes about once a minute; a connection that is dead and does
+/// not know it says nothing.
+const SILENCE: Duration = Duration::from_secs(150);
+
+/// First and longest pause before the next try.
+const PAUSES: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(20));
+
+/// An API server that is away for less is not spoken of: one that restarts is.
+const UNSPOKEN: Duration = Duration::from_secs(3);
+
+pub(crate) fn start<K: Kind>(store: KubeStore) -> Watch<K> {
+    let (sender, watch) = Watch::channel();
+    let closed = sender.clone();
+    tokio::spawn(async move {
+        tokio::select! {
+            () = follow::<K>(store, sender) => {}
+            () = closed.closed() => {}
+        }
+    });
+    watch
+}
+
+/// Why a watch stopped.
+enum Stop {
+    /// As agreed: it goes on where it stood.
+    Ended,
+    /// The version it stood at is forgotten: a list is needed.
+    TooOld,
+    /// The API server is away or refuses.
+    Failed(kube::Error),
+    /// Nobody listens any more.
+    Deaf,
+}
+
+async fn follow<K: Kind>(store: KubeStore, sender: mpsc::Sender<Event<K>>) {
+    let mut told = Told::<K>::default();
+    let mut trouble = Trouble::default();
+    let mut version: Option<String> = None;
+    loop {
+        let stop = match &mut version {
+            None => match store.raw_list::<K>(store.selection::<K>(None)).await {
+                Ok((raws, listed)) => {
+                    let reads = raws.iter().map(|raw| store.read::<K>(raw));
+                    version = Some(listed);
+                    let mut events = trouble.over();
+                    told.listed(reads, &mut events);
+                    send(&sender, events).await.err().unwrap_or(Stop::Ended)
+                }
+                Err(error) => failed(error),
+            },
+            Some(version) => {
+                let stop = hear(&store, &sender, &mut told, &mut trouble, version).await;
+                stop.err().unwrap_or(Stop::Ended)
+            }
+        };
+        match stop {
+            Stop::Ended => {}
+            Stop::TooOld => version = None,
+            Stop::Deaf => return,
+            Stop::Failed(error) => {
+                if let Some(problem) = trouble.more::<K>(&store, error, told.synced).await
+                    && sender.send(Event::Problem(problem)).await.is_err()
+                {
+                    return;
+                }
+                tokio::time::sleep(trouble.pause()).await;
+            }
+        }
+    }
+}
+
+fn failed(error: kube::Error) -> Stop {
+    match &error {
+        kube::Error::Api(status) if verdict::is_too_old(status) => Stop::TooOld,
+        _ => Stop::Failed(error),
+    }
+}
+
+async fn send<K: Kind>(sender: &mpsc::Sender<Event<K>>, events: Vec<Event<K>>) -> Result<(), Stop> {
+    for event in events {
+        sender.send(event).await.map_err(|_| Stop::Deaf)?;
+    }
+    Ok(())
+}
+
+/// One watch from its beginning to its end. `version` follows what was told.
+async fn hear<K: Kind>(
+    store: &KubeStore,
+    sender: &mpsc::Sender<Event<K>>,
+    told: &mut Told<K>,
+    trouble: &mut Trouble,
+    version: &mut String,
+) -> Result<(), Stop> {
+    let selection = store.selection::<K>(None);
+    let params = WatchParams {
+        label_selector: selection.label_selector,
+        field_selector: selection.field_selector,
+        timeout: Some(WATCH_SECONDS),
+        bookmarks: true,
+        send_initial_events: false,
+    };
+    let link = store.link().await.map_err(|_| Stop::Ended)?;
+    let api = link.api::<K>();
+    let stream = link
+        .call(api.watch(&params, version))
+        .await
+        .map_err(failed)?;
+    let mut stream = std::pin::pin!(stream);
+    send(sender, trouble.over()).await?;
+    loop {
+        let next = match tokio::time::timeout(SILENCE, stream.try_next()).await {
+            Ok(next) => next.map_err(failed)?,
+            Err(_) => return Ok(()),
+        };
+        let mut events = Vec::new();
+        let newer = match next {
+            None => return Ok(()),
+            Some(WatchEvent::Added(raw) | WatchEvent::Modified(raw)) => {
+                told.changed(store.read::<K>(&raw), &mut events);
+                raw.metadata.resource_version
+            }
+            Some(WatchEvent::Deleted(raw)) => {
+                let name = raw.metadata.name.as_deref().unwrap_or_default();
+                told.gone(name, &mut events);
+                raw.metadata.resource_version
+            }
+            Some(WatchEvent::Bookmark(mark)) => Some(mark.metadata.resource_version),
+            Some(WatchEvent::Error(status)) => return Err(failed(kube::Error::Api(status))),
+        };
+        send(sender, events).await?;
+        if let Some(newer) = newer {
+            *version = newer;
+        }
+    }
+}
+
+/// That the API server is away, from the first failure to the next success.
+#[derive(Default)]
+struct Trouble {
+    tries: u32,
+    since: Option<Instant>,
+    told: Option<Problem>,
+}
+
+impl Trouble {
+    /// One more failure; what is to be told of it, if that was not told before.
+    async fn more<K: Kind>(
+        &mut self,
+        store: &KubeStore,
+        error: kube::Error,
+        synced: bool,
+    ) -> Option<Problem> {
+        self.tries = self.tries.saturating_add(1);
+        let since = *self.since.get_or_insert_with(Instant::now);
+        if synced && since.elapsed() < UNSPOKEN {
+            return None;
+        }
+        let server = match store.link().await {
+            Ok(link) => link.server.clone(),
+            Err(_) => String::new(),
+        };
+        let plural = link::resource::<K>().plural;
+        let problem = Problem {
+            file: PathBuf::from(format!("{server}/{plural}")),
+            name: None,
+            line: 0,
+            column: 0,
+            reason: verdict::refused::<K>(&server, "", error).to_string(),
+        };
+        // Said once: that it is away. The words of single failures differ.
+        self.told.is_none().then(|| {
+            self.told = Some(problem.clone());
+            problem
+        })
+    }
+
+    /// It answers again.
+    fn over<K: Kind>(&mut self) -> Vec<Event<K>> {
+        let solved = std::mem::take(self).told.map(Event::Solved);
+        solved.into_iter().collect()
+    }
+
+    /// Longer each time, and never the same for two: a thousand agents lose their watches at once.
+    fn pause(&self) -> Duration {
+        let longest = PAUSES.0 * (1 << self.tries.min(10));
+        let mut random = [0u8; 2];
+        SystemRandom::new().fill(&mut random);
+        let part = f64::from(u16::from_be_bytes(random)) / f64::from(u16::MAX);
+        longest.min(PAUSES.1).mul_f64(0.5 + part / 2.0)
+    }
+}
+
+/// What was told, and what of it stands in the API under which name.
+struct Told<K: Kind> {
+    synced: bool,
+    /// By the name in the API: the name in the store and the order among those that share it.
+    standing: BTreeMap<String, (String, String)>,
+    /// By the name in the store, then by order and name in the API: the last good version of each. The
+    /// last of them is the one that counts.
+    groups: BTreeMap<String, Group<K>>,
+    objects: BTreeMap<String, Arc<Object<K>>>,
+    problems: BTreeMap<PathBuf, Problem>,
+}
+
+/// Objects of one name in the store.
+type Group<K> = BTreeMap<(String, String), Option<Arc<Object<K>>>>;
+
+impl<K: Kind> Default for Told<K> {
+    fn default() -> Told<K> {
+        Told {
+            synced: false,
+            standing: BTreeMap::new(),
+            groups: BTreeMap::new(),
+            objects: BTreeMap::new(),
+            problems: BTreeMap::new(),
+        }
+    }
+}
+
+impl<K: Kind> Told<K> {
+    /// All that stands now.
+    fn listed(&mut self, reads: impl Iterator<Item = Read<K>>, events: &mut Vec<Event<K>>) {
+        let reads: Vec<Read<K>> = reads.collect();
+        let mut gone: BTreeSet<String> = self.standing.keys().cloned().collect();
+        for read in &reads {
+            gone.remove(&read.raw);
+        }
+        for raw in gone {
+            self.gone(&raw, events);
+        }
+        for read in reads {
+            self.changed(read, events);
+        }
+        if !self.synced {
+            self.synced = true;
+            events.push(Event::Synced);
+        }
+    }
+
+    fn changed(&mut self, read: Read<K>, events: &mut Vec<Event<K>>) {
+        let file = verdict::problem::<K>(&read.raw, "").file;
+        let old = self.take(&read.raw);
+        let good = match read.object {
+            Ok(object) => {
+                events.extend(self.problems.remove(&file).map(Event::Solved));
+                Some(Arc::new(object))
+            }
+            Err(problem) => {
+                if self.problems.get(&file) != Some(&problem) {
+                    self.problems.insert(file, problem.clone());
+                    events.push(Event::Problem(problem));
+                }
+                old.as_ref().and_then(|(_, good)| good.clone())
+            }
+        };
+        let key = (read.order.clone(), read.raw.clone());
+        let group = self.groups.entry(read.name.clone()).or_default();
+        group.insert(key, good);
+        self.standing
+            .insert(read.raw, (read.name.clone(), read.order));
+        if let Some((name, _)) = old
+            && name != read.name
+        {
+            self.settle(&name, events);
+        }
+        self.settle(&read.name, events);
+    }
+
+    fn gone(&mut self, raw: &str, events: &mut Vec<Event<K>>) {
+        let file = verdict::problem::<K>(raw, "").file;
+        events.extend(self.problems.remove(&file).map(Event::Solved));
+        if let Some((name, _)) = self.take(raw) {
+            self.settle(&name, events);
+        }
+    }
+
+    /// Forgets what stands under a name in the API; its name in the store and last good version.
+    fn take(&mut self, raw: &str) -> Option<(String, Option<Arc<Object<K>>>)> {
+        let (name, order) = self.standing.remove(raw)?;
+        let group = self.groups.get_mut(&name)?;
+        let good = group.remove(&(order, raw.to_owned()))?;
+        if group.is_empty() {
+            self.groups.remove(&name);
+        }
+        Some((name, good))
+    }
+
+    /// Tells what has become of the object of this name in the store.
+    fn settle(&mut self, name: &str, events: &mut Vec<Event<K>>) {
+        let group = self.groups.get(name).into_iter().flatten();
+        let good = group.filter_map(|(_, good)| good.clone()).next_back();
+        let Some(good) = good else {
+            let old = self.objects.remove(name);
+            events.extend(old.map(|old| Event::Deleted(Arc::unwrap_or_clone(old))));
+            return;
+        };
+        let object = Object::clone(&good);
+        match self.objects.insert(name.to_owned(), good) {
+            Some(old) if *old == object => {}
+            Some(old) if old.metadata.uid != object.metadata.uid => {
+                // Deleted and made again between two looks: another object of the same name.
+                events.push(Event::Deleted(Arc::unwrap_or_clone(old)));
+                events.push(Event::Added(object));
+            }
+            Some(_) => events.push(Event::Modified(object)),
+            None => events.push(Event::Added(object)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use kube::api::DynamicObject;
+    use serde_json::json;
+    use testudo_model::policy::{EncryptionPolicyKind, Mode};
+    use testudo_model::request::CertificateRequestKind;
+
+    fn policy(version: u32, uid: &str, mode: &str) -> Read<EncryptionPolicyKind> {
+        let raw: DynamicObject = serde_json::from_value(json!({
+            "apiVersion": "testudo.dev/v1alpha1",
+            "kind": "EncryptionPolicy",
+            "metadata": { "name": "cluster", "uid": uid, "resourceVersion": version.to_string() },
+            "spec": { "mode": mode },
+        }))
+        .unwrap();
+        crate::convert::read(&raw)
+    }
+
+    fn request(name: &str, minute: u32, node: &str) -> Read<CertificateRequestKind> {
+        let raw: DynamicObject = serde_json::from_value(json!({
+            "apiVersion": "certificates.k8s.io/v1",
+            "kind": "CertificateSigningRequest",
+            "metadata": {
+                "name": name, "uid": name,
+                "creationTimestamp": format!("2026-11-28T12:{minute:02}:00Z"),
+                "annotations": { "testudo.dev/node": "n1", "testudo.dev/proof": name },
+            },
+            "spec": {
+                "request": "UEVN",
+                "extra": { "authentication.kubernetes.io/node-name": [node] },
+            },
+        }))
+        .unwrap();
+        crate::convert::read(&raw)
+    }
+
+    fn told<K: Kind>(told: &mut Told<K>, reads: Vec<Read<K>>) -> Vec<Event<K>> {
+        let mut events = Vec::new();
+        told.listed(reads.into_iter(), &mut events);
+        events
+    }
+
+    #[test]
+    fn after_a_lost_watch_only_the_difference_is_told() {
+        let mut state = Told::default();
+        let first = told(&mut state, vec![policy(1, "a", "Full")]);
+        assert!(matches!(&first[..], [Event::Added(_), Event::Synced]));
+        assert_eq!(told(&mut state, vec![policy(1, "a", "Full")]), []);
+        let changed = told(&mut state, vec![policy(2, "a", "Disabled")]);
+        assert!(matches!(&changed[..], [Event::Modified(o)] if o.spec.mode == Mode::Disabled));
+        // Deleted and made again while nobody listened.
+        let again = told(&mut state, vec![policy(9, "b", "Full")]);
+        assert!(matches!(&again[..], [Event::Deleted(_), Event::Added(_)]));
+        let gone = told(&mut state, vec![]);
+        assert!(matches!(&gone[..], [Event::Deleted(o)] if o.spec.mode == Mode::Full));
+    }
+
+    #[test]
+    fn the_last_good_version_goes_on_until_the_object_is_mended_or_gone() {
+        let mut state = Told::default();
+        told(&mut state, vec![policy(1, "a", "Full")]);
+        let broken = told(&mut state, vec![policy(2, "a", "Half")]);
+        assert!(matches!(&broken[..], [Event::Problem(p)] if p.reason.contains("Half")));
+        assert_eq!(told(&mut state, vec![policy(3, "a", "Half")]), []);
+        let mended = told(&mut state, vec![policy(4, "a", "External")]);
+        assert!(matches!(
+            &mended[..],
+            [Event::Solved(_), Event::Modified(_)]
+        ));
+        told(&mut state, vec![policy(5, "a", "Half")]);
+        let gone = told(&mut state, vec![]);
+        assert!(matches!(&gone[..], [Event::Solved(_), Event::Deleted(_)]));
+    }
+
+    #[test]
+    fn of_a_nodes_requests_the_newest_counts_and_no_strangers() {
+        let mut state = Told::default();
+        let events = told(
+            &mut state,
+            vec![
+                request("z", 1, "n1"),
+                request("a", 2, "n1"),
+                request("s", 3, "n2"),
+            ],
+        );
+        let names: Vec<_> = state.objects.keys().map(String::as_str).collect();
+        assert_eq!(names, ["n1", "stranger.s"]);
+        assert_eq!(state.objects["n1"].spec.proof, "a");
+        assert!(matches!(events.last(), Some(Event::Synced)));
+        // The newest is cleaned away: the one before it is told again.
+        let events = told(
+            &mut state,
+            vec![request("z", 1, "n1"), request("s", 3, "n2")],
+        );
+        assert!(matches!(&events[..], [Event::Deleted(_), Event::Added(o)] if o.spec.proof == "z"));
+    }
+}

@@ -1,0 +1,311 @@
+//! Certificate requests are `CertificateSigningRequest`s of `certificates.k8s.io/v1`, signerName
+//! `testudo.dev/node`: the API server says who wrote one, and keeps it as it was written.
+//!
+//! A request's object has a name of its own, made from node and request, so that nobody can take the
+//! place of one that is still to come. What the store calls `NODE` is the newest of those that were
+//! written with a token bound to that node; one of anybody else has a name that is no node's, and is
+//! there to be denied.
+
+use k8s_openapi::ByteString;
+use kube::core::{ApiResource, DynamicObject};
+use serde_json::{Value, json};
+use testudo_model::request::CertificateRequestKind;
+use testudo_model::{
+    CertificateRequest, CertificateRequestSpec, CertificateRequestStatus, Kind, NodeName, NodeUid,
+    Object,
+};
+use testudo_store::Authenticated;
+
+use crate::convert::{Read, metadata};
+use crate::verdict;
+
+/// The signer of nodes' certificates.
+pub const SIGNER: &str = "testudo.dev/node";
+
+/// The key usages that a node asks for. `ipsecIKE` (RFC 4945 5.1.3.12) has no name in Kubernetes.
+pub const USAGES: [&str; 2] = ["digital signature", "ipsec end system"];
+
+/// Label: the node that a request names, cut where labels are cut.
+const NODE_LABEL: &str = "testudo.dev/node";
+/// Annotations: what the request says of its writer.
+const NODE: &str = "testudo.dev/node";
+const UID: &str = "testudo.dev/uid";
+const PROOF: &str = "testudo.dev/proof";
+/// Annotation of the object in the store: its name in the API. Set when it is read.
+const NAME: &str = "testudo.dev/certificatesigningrequest";
+
+/// Where a bound token's node stands in the extras of the user (KEP-4193).
+const NODE_EXTRA: &str = "authentication.kubernetes.io/node-name";
+
+/// Whether `K` is the kind that becomes a `CertificateSigningRequest`.
+pub(crate) fn is_request<K: Kind>() -> bool {
+    K::KIND == CertificateRequestKind::KIND
+}
+
+pub(crate) fn resource() -> ApiResource {
+    ApiResource {
+        group: "certificates.k8s.io".to_owned(),
+        version: "v1".to_owned(),
+        api_version: "certificates.k8s.io/v1".to_owned(),
+        kind: "CertificateSigningRequest".to_owned(),
+        plural: "certificatesigningrequests".to_owned(),
+    }
+}
+
+/// Which requests are ours, as a selector of fields.
+pub(crate) fn field_selector() -> String {
+    format!("spec.signerName={SIGNER}")
+}
+
+/// The requests that name a node, as a selector of labels.
+pub(crate) fn label_selector(node: &str) -> String {
+    format!("{NODE_LABEL}={}", label(node))
+}
+
+/// A node's name may be longer than a label's value.
+fn label(node: &str) -> String {
+    match node.len() {
+        0..=63 => node.to_owned(),
+        _ => format!("{}-{}", node[..46].trim_end_matches('.'), digest(&[node])),
+    }
+}
+
+fn digest(parts: &[&str]) -> String {
+    let bytes: Vec<&[u8]> = parts.iter().map(|part| part.as_bytes()).collect();
+    let digest = testudo_crypto::sha256(&bytes);
+    digest[..8].iter().map(|b| format!("{b:02x}")).collect()
+}
+
+/// The name in the API of a request to come.
+pub(crate) fn name_for(spec: &CertificateRequestSpec) -> String {
+    let node: String = spec.node.as_str().chars().take(200).collect();
+    let digest = digest(&[&spec.request, "\n", &spec.proof]);
+    format!("testudo.{}.{digest}", node.trim_end_matches(['.', '-']))
+}
+
+/// The name in the API of a request that was read.
+pub(crate) fn name_of(request: &CertificateRequest) -> Option<&str> {
+    request.metadata.annotations.get(NAME).map(String::as_str)
+}
+
+/// The object that asks.
+pub(crate) fn manifest(request: &CertificateRequest) -> Value {
+    let spec = &request.spec;
+    let mut annotations = request.metadata.annotations.clone();
+    annotations.remove(NAME);
+    annotations.insert(NODE.to_owned(), spec.node.to_string());
+    annotations.insert(UID.to_owned(), spec.uid.to_string());
+    annotations.insert(PROOF.to_owned(), spec.proof.clone());
+    let mut labels = request.metadata.labels.clone();
+    labels.insert(NODE_LABEL.to_owned(), label(spec.node.as_str()));
+    json!({
+        "apiVersion": resource().api_version,
+        "kind": resource().kind,
+        "metadata": { "name": name_for(spec), "labels": labels, "annotations": annotations },
+        "spec": {
+            "signerName": SIGNER,
+            "request": ByteString(spec.request.clone().into_bytes()),
+            "usages": USAGES,
+        },
+    })
+}
+
+/// Reads a `CertificateSigningRequest`. One that somebody made by hand is read too, with what is
+/// missing filled in, so that it can be denied.
+pub(crate) fn read(raw: &DynamicObject) -> Read<CertificateRequestKind> {
+    let name = raw.metadata.name.clone().unwrap_or_default();
+    let uid = raw.metadata.uid.clone().unwrap_or_default();
+    let writer = requester(raw);
+    let annotation = |key| raw.metadata.annotations.as_ref()?.get(key).cloned();
+    let bound = match &writer.nodes[..] {
+        [node] => Some(node.clone()),
+        _ => None,
+    };
+    let claimed = annotation(NODE).or_else(|| bound.clone());
+    let object = object(raw, claimed.as_deref(), annotation(UID), annotation(PROOF));
+    let own = bound.filter(|node| claimed.as_ref() == Some(node));
+    let stored = own.unwrap_or_else(|| format!("stranger.{uid}"));
+    let made = raw.metadata.creation_timestamp.as_ref();
+    let made = made.map(|time| json!(time).as_str().unwrap_or_default().to_owned());
+    Read {
+        order: format!("{} {name}", made.unwrap_or_default()),
+        object: match object {
+            Ok(mut object) => {
+                object.metadata.name.clone_from(&stored);
+                let annotations = &mut object.metadata.annotations;
+                annotations.insert(NAME.to_owned(), name.clone());
+                Ok(object)
+            }
+            Err(why) => Err(verdict::problem::<CertificateRequestKind>(&name, why)),
+        },
+        name: stored,
+        raw: name,
+        unknown: Vec::new(),
+    }
+}
+
+fn object(
+    raw: &DynamicObject,
+    node: Option<&str>,
+    uid: Option<String>,
+    proof: Option<String>,
+) -> Result<CertificateRequest, String> {
+    let bytes = |at: &str| -> Result<Option<String>, String> {
+        match raw.data.pointer(at) {
+            None | Some(Value::Null) => Ok(None),
+            Some(value) => {
+                let bytes: ByteString =
+                    serde_json::from_value(value.clone()).map_err(|e| format!("{at}: {e}"))?;
+                let text = String::from_utf8(bytes.0).map_err(|_| format!("{at} is no text"))?;
+                Ok(Some(text))
+            }
+        }
+    };
+    let request = bytes("/spec/request")?.unwrap_or_default();
+    let proof = proof.unwrap_or_else(|| digest(&[&request]));
+    let status = CertificateRequestStatus {
+        certificate: bytes("/status/certificate")?.filter(|pem| !pem.is_empty()),
+        denied: condition(raw, "Denied").or_else(|| condition(raw, "Failed")),
+        answers: None,
+    };
+    let answered = status.certificate.is_some() || status.denied.is_some();
+    let spec = CertificateRequestSpec {
+        node: NodeName::new(node.unwrap_or("nobody")).map_err(|e| e.to_string())?,
+        uid: NodeUid::new(uid.unwrap_or_else(|| "none".to_owned())).map_err(|e| e.to_string())?,
+        request,
+        proof: proof.clone(),
+    };
+    let mut object: CertificateRequest = Object::new("", spec);
+    object.metadata = metadata(raw);
+    object.status = CertificateRequestStatus {
+        answers: answered.then_some(proof),
+        ..status
+    };
+    Ok(object)
+}
+
+/// Whether a condition of this type is true, and its message.
+pub(crate) fn condition(raw: &DynamicObject, kind: &str) -> Option<String> {
+    let conditions = raw.data.pointer("/status/conditions")?.as_array()?;
+    let found = conditions
+        .iter()
+        .find(|c| c["type"] == kind && c["status"] == "True")?;
+    let text = |key: &str| found.get(key).and_then(Value::as_str).unwrap_or_default();
+    Some(match text("message") {
+        "" => text("reason").to_owned(),
+        message => message.to_owned(),
+    })
+}
+
+/// Who wrote it, by the API server's word.
+pub(crate) fn requester(raw: &DynamicObject) -> Authenticated {
+    let texts = |at: &str| -> Vec<String> {
+        let list = raw.data.pointer(at).and_then(Value::as_array);
+        let texts = list.into_iter().flatten().filter_map(Value::as_str);
+        texts.map(str::to_owned).collect()
+    };
+    let username = raw.data.pointer("/spec/username").and_then(Value::as_str);
+    // RFC 6901: a slash in a key is ~1.
+    let node = format!("/spec/extra/{}", NODE_EXTRA.replace('/', "~1"));
+    Authenticated {
+        username: username.unwrap_or_default().to_owned(),
+        groups: texts("/spec/groups"),
+        nodes: texts(&node),
+        usages: texts("/spec/usages"),
+    }
+}
+
+/// The conditions with one more: Approved, Denied or Failed.
+pub(crate) fn with_condition(raw: &DynamicObject, kind: &str, message: &str) -> Value {
+    let old = raw.data.pointer("/status/conditions");
+    let mut conditions = old.and_then(Value::as_array).cloned().unwrap_or_default();
+    conditions.push(json!({
+        "type": kind,
+        "status": "True",
+        "reason": format!("Testudo{kind}"),
+        "message": message,
+    }));
+    Value::Array(conditions)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn raw(extra: Value, annotations: Value, conditions: Value) -> DynamicObject {
+        serde_json::from_value(json!({
+            "apiVersion": "certificates.k8s.io/v1",
+            "kind": "CertificateSigningRequest",
+            "metadata": {
+                "name": "testudo.n1.00", "uid": "u1", "annotations": annotations,
+                "creationTimestamp": "2026-11-28T12:00:00Z",
+            },
+            "spec": {
+                "signerName": SIGNER, "request": "UEVN", "usages": USAGES, "groups": ["g"],
+                "username": "system:serviceaccount:testudo-system:testudo-agent", "extra": extra,
+            },
+            "status": { "conditions": conditions },
+        }))
+        .unwrap()
+    }
+
+    fn bound(node: &str) -> Value {
+        json!({ NODE_EXTRA: [node] })
+    }
+
+    #[test]
+    fn only_a_token_bound_to_the_node_makes_a_request_the_nodes() {
+        let claims = json!({ NODE: "n1", UID: "uid-1", PROOF: "ab" });
+        let own = read(&raw(bound("n1"), claims.clone(), json!([])));
+        assert_eq!(own.name, "n1");
+        let object = own.object.unwrap();
+        assert_eq!((object.name(), object.spec.proof.as_str()), ("n1", "ab"));
+        assert_eq!(object.spec.request, "PEM");
+        assert_eq!(name_of(&object), Some("testudo.n1.00"));
+        let two = json!({ NODE_EXTRA: ["n1", "n2"] });
+        for extra in [bound("n2"), json!({}), two] {
+            let stranger = read(&raw(extra, claims.clone(), json!([])));
+            assert_eq!(stranger.name, "stranger.u1");
+            assert_eq!(stranger.object.unwrap().spec.node.as_str(), "n1");
+        }
+    }
+
+    #[test]
+    fn the_api_servers_word_on_the_writer_is_taken() {
+        let writer = requester(&raw(bound("n1"), json!({}), json!([])));
+        assert_eq!(writer.nodes, ["n1"]);
+        assert_eq!(writer.groups, ["g"]);
+        assert_eq!(writer.usages, USAGES);
+        assert!(writer.username.ends_with(":testudo-agent"));
+    }
+
+    #[test]
+    fn a_denial_is_an_answer_and_an_approval_alone_is_none() {
+        let with = |kind: &str| {
+            let condition = json!([{"type": kind, "status": "True", "message": "why"}]);
+            let read = read(&raw(bound("n1"), json!({ PROOF: "ab" }), condition));
+            read.object.unwrap().status
+        };
+        assert_eq!(with("Approved"), CertificateRequestStatus::default());
+        for kind in ["Denied", "Failed"] {
+            let status = with(kind);
+            assert_eq!(status.denied.as_deref(), Some("why"));
+            assert_eq!(status.answers.as_deref(), Some("ab"));
+        }
+    }
+
+    #[test]
+    fn names_and_labels_of_long_nodes_fit() {
+        let long = format!("{}.{}", "a".repeat(63), "b".repeat(63));
+        let spec = CertificateRequestSpec {
+            node: NodeName::new(format!("{long}.{}", "c".repeat(63))).unwrap(),
+            uid: NodeUid::new("u").unwrap(),
+            request: "r".to_owned(),
+            proof: "p".to_owned(),
+        };
+        assert!(name_for(&spec).len() <= 253);
+        assert!(testudo_store::check_name(&name_for(&spec)).is_ok());
+        assert!(label(&long).len() <= 63);
+        assert_ne!(label(&long), label(&long.replace('b', "c")));
+    }
+}
