@@ -4,6 +4,7 @@ mod deny;
 mod fuzz;
 mod guest;
 mod house;
+mod image;
 mod lessons;
 mod packages;
 mod run;
@@ -42,6 +43,9 @@ cargo xtask COMMAND
         [--shared FOLDER] [--fetch] -- COMMAND ARGS...
                     a command under a real Linux kernel with ESP, on this machine's files
                     (docs/guest.md)
+  image [--output FILE] [--name NAME:TAG]
+                    the container image as a tar file: the program, nft, modprobe and their
+                    libraries; made without a daemon
   packages          say which Debian packages are missing, and install them as root;
                     the daemons of the interop tests are unpacked beside the build
   house             the layout rules alone
@@ -61,6 +65,7 @@ fn main() -> ExitCode {
         ["fuzz", rest @ ..] => fuzz::run(rest),
         ["bench", rest @ ..] => bench(rest),
         ["guest", rest @ ..] => guest::run(rest),
+        ["image", rest @ ..] => image::run(rest),
         ["house"] => house::check().map(|()| 0),
         ["help" | "-h" | "--help"] | [] => {
             print!("{HELP}");
@@ -165,7 +170,7 @@ fn release(program: &str, also: &[&str], arguments: &[&str]) -> anyhow::Result<u
 /// Builds a program in release mode; where it is. Of the whole workspace, so that what it depends on
 /// is the variant that all other builds use: a package alone picks other features, and builds the
 /// cryptographic library once more.
-fn build(program: &str, also: &[&str]) -> anyhow::Result<std::path::PathBuf> {
+pub(crate) fn build(program: &str, also: &[&str]) -> anyhow::Result<std::path::PathBuf> {
     let build = [
         "cargo",
         "build",

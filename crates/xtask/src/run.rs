@@ -55,8 +55,13 @@ pub(crate) fn step(name: &str, command: &[&str]) -> anyhow::Result<()> {
 
 /// Whether a program is to be found on the path or in the places of root's programs.
 pub(crate) fn installed(program: &str) -> bool {
+    find(program).is_some()
+}
+
+/// Where it is.
+pub(crate) fn find(program: &str) -> Option<PathBuf> {
     let path = std::env::var("PATH").unwrap_or_default();
-    path.split(':')
-        .chain(["/usr/sbin", "/sbin"])
-        .any(|folder| PathBuf::from(folder).join(program).is_file())
+    let folders = path.split(':').chain(["/usr/sbin", "/sbin"]);
+    let mut places = folders.map(|folder| PathBuf::from(folder).join(program));
+    places.find(|place| place.is_file())
 }
