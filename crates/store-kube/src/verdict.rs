@@ -66,7 +66,7 @@ pub(crate) fn refused<K: Kind>(server: &str, name: &str, error: kube::Error) -> 
 /// The API server was not heard, or not understood.
 pub(crate) fn away(server: &str, error: &kube::Error) -> StoreError {
     StoreError::Unavailable {
-        what: format!("{server} cannot be reached: {}", chain(error)),
+        what: format!("{server} cannot be reached: {}", cause(error)),
         remedy: "see that it runs and that this host has a way to it".to_owned(),
     }
 }
@@ -98,6 +98,14 @@ fn owner(status: &Status) -> Option<(String, String)> {
     let owner = kept.clone().next()?.message.split('"').nth(1)?.to_owned();
     let verb = if fields.len() == 1 { "is" } else { "are" };
     Some((format!("{} {verb}", fields.join(", ")), owner))
+}
+
+/// What went wrong on the way, without the name that the client gives to it.
+fn cause(error: &kube::Error) -> String {
+    match error {
+        kube::Error::Service(inner) => chain(&**inner),
+        error => chain(error),
+    }
 }
 
 /// An error with all that caused it, each said once.

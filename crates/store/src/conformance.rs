@@ -16,7 +16,7 @@ use crate::store::{Change, Store, change_status};
 use crate::watch::{Event, Watch};
 
 /// How long a change may take to reach a watch.
-const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(20);
 
 macro_rules! check {
     ($holds:expr, $($text:tt)+) => {
@@ -25,6 +25,8 @@ macro_rules! check {
         }
     };
 }
+
+pub mod requests;
 
 /// Puts a store to the test; the error says what it did wrong.
 pub async fn run<S: Store>(store: S) -> Result<(), String> {
@@ -152,6 +154,16 @@ async fn apply_changes_the_spec_alone<S: Store>(store: &S) -> Result<(), String>
     check!(
         object.metadata.resource_version != first.object.metadata.resource_version,
         "resourceVersion stayed"
+    );
+    let without = store.apply(policy(Mode::Full)).await.map_err(said)?;
+    check!(
+        without.change == Change::Configured && without.object.metadata.labels.is_empty(),
+        "a label that was left out stays: {:?}",
+        without.object.metadata.labels
+    );
+    check!(
+        without.object.metadata.generation == 2,
+        "a label raised the generation"
     );
     Ok(())
 }

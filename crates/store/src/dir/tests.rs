@@ -45,6 +45,20 @@ async fn it_conforms() {
 }
 
 #[tokio::test]
+async fn a_node_asks_and_is_answered() {
+    let (_dir, store) = store();
+    crate::tokens::ensure(&store, &testudo_model::NodeName::new("n1").unwrap()).unwrap();
+    let node = DirStore::with_options(store.root(), quick()).unwrap();
+    let case = crate::conformance::requests::Case {
+        node: "n1",
+        requests: ["one", "two"],
+        certificate: "a certificate",
+    };
+    let done = crate::conformance::requests::run(&node, &store, &case).await;
+    assert_eq!(done, Ok(()));
+}
+
+#[tokio::test]
 async fn two_handles_on_one_directory_lose_nothing() {
     let (_dir, one) = store();
     let two = DirStore::with_options(one.root(), quick()).unwrap();
