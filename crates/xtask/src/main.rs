@@ -5,6 +5,7 @@ mod fuzz;
 mod guest;
 mod house;
 mod image;
+mod kube;
 mod lessons;
 mod packages;
 mod run;
@@ -46,6 +47,8 @@ cargo xtask COMMAND
   image [--output FILE] [--name NAME:TAG]
                     the container image as a tar file: the program, nft, modprobe and their
                     libraries; made without a daemon
+  kube up|down|env|status|build [--name NAME]
+                    a real Kubernetes on this machine (docs/kubernetes-lab.md)
   packages          say which Debian packages are missing, and install them as root;
                     the daemons of the interop tests are unpacked beside the build
   house             the layout rules alone
@@ -66,6 +69,7 @@ fn main() -> ExitCode {
         ["bench", rest @ ..] => bench(rest),
         ["guest", rest @ ..] => guest::run(rest),
         ["image", rest @ ..] => image::run(rest),
+        ["kube", rest @ ..] => kube::run(rest),
         ["house"] => house::check().map(|()| 0),
         ["help" | "-h" | "--help"] | [] => {
             print!("{HELP}");

@@ -11,7 +11,7 @@ use std::time::Instant;
 
 use anyhow::{Context, bail};
 
-use crate::{deny, guest, house, packages, run};
+use crate::{deny, guest, house, kube, packages, run};
 
 /// How much to run.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -100,6 +100,8 @@ pub(crate) fn run(scope: Scope<'_>) -> anyhow::Result<u8> {
         "testudo-datapath-user",
         "--exclude",
         "testudo-interop",
+        "--exclude",
+        "testudo-kube-env",
     ];
     tests(&mut tally, "tests", &everything_else, &[])?;
     // What makes namespaces runs one test at a time: two labs on two cores disturb each other.
@@ -107,10 +109,18 @@ pub(crate) fn run(scope: Scope<'_>) -> anyhow::Result<u8> {
     tests(
         &mut tally,
         "command line",
-        &["--package", "testudo", "--bins"],
+        &[
+            "--package",
+            "testudo",
+            "--package",
+            "testudo-kube-env",
+            "--lib",
+            "--bins",
+        ],
         &[],
     )?;
     if scope == Scope::All {
+        kube::ensure()?;
         labs(&mut tally, &alone)?;
         guests::run(&mut tally, None)?;
     }
@@ -148,6 +158,8 @@ fn labs(tally: &mut Tally, arguments: &[&str]) -> anyhow::Result<()> {
     let mut targets: Vec<(String, Vec<String>)> = ["datapath-user", "interop", "lab"]
         .map(|name| (name.to_owned(), package(name)))
         .to_vec();
+    let clusters = ["--package", "testudo-kube-env", "--test", "*"];
+    targets.push(("kube".to_owned(), clusters.map(str::to_owned).to_vec()));
     let folder = run::root().join("crates/testudo/tests");
     let mut names: Vec<String> = std::fs::read_dir(&folder)
         .with_context(|| folder.display().to_string())?

@@ -1,0 +1,234 @@
+//! `testudo-kube`: what `cargo xtask kube` runs.
+
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::ExitCode;
+use std::time::Instant;
+
+use anyhow::{Context, Result, bail};
+use testudo_kube_env::programs::{self, CONTROL_PLANE, HELM_CLIENT, NODES};
+use testudo_kube_env::{Cluster, Options, down, names, sweep};
+
+const HELP: &str = "\
+cargo xtask kube COMMAND [--name NAME]
+
+  up [--nodes N]    a control plane: etcd, API server, controller manager; with nodes a scheduler,
+                    and N kubelets with containerd and pods on a VXLAN overlay. The programs are
+                    built the first time. NAME is `dev` if it is not said
+  exec NODE -- COMMAND ARGS...
+                    a command in a node (1, 2, ...), as root there
+  load ARCHIVE      an image, in the OCI's layout, into every node
+  env               exports for a shell: eval \"$(cargo xtask kube env)\"
+  status            what runs, its memory, where its logs are; without --name of all
+  down [--all | --orphans]
+                    end one, all, or those of tests that were killed
+  build [--all]     build what a control plane needs, or all, and start nothing
+";
+
+/// The name of the cluster that a person gets without a name.
+const DEFAULT: &str = "dev";
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let (command, rest) = match words.split_first() {
+        None | Some((&("help" | "-h" | "--help"), _)) => {
+            print!("{HELP}");
+            return ExitCode::SUCCESS;
+        }
+        Some((command, rest)) => (*command, rest),
+    };
+    let done = match command {
+        "up" => parse(rest, &[]).map(up),
+        "exec" => parse(rest, &[]).map(execute),
+        "load" => parse(rest, &[]).map(load),
+        "env" => parse(rest, &[]).map(environment),
+        "status" => parse(rest, &[]).map(status),
+        "down" => parse(rest, &["--all", "--orphans"]).map(end),
+        "build" => parse(rest, &["--all"]).map(build),
+        other => Err(anyhow::anyhow!("unknown: cargo xtask kube {other}")),
+    };
+    match done {
+        Ok(Ok(())) => ExitCode::SUCCESS,
+        Ok(Err(error)) => {
+            eprintln!("error: {error:#}");
+            ExitCode::from(1)
+        }
+        Err(error) => {
+            eprintln!("error: {error:#}\n\n{HELP}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+/// What stands behind a command.
+struct Arguments<'a> {
+    name: Option<&'a str>,
+    nodes: u8,
+    /// What is no option, and all that stands behind `--`.
+    words: Vec<&'a str>,
+    flags: Vec<&'a str>,
+}
+
+impl<'a> Arguments<'a> {
+    fn name(&self) -> &'a str {
+        self.name.unwrap_or(DEFAULT)
+    }
+
+    fn has(&self, flag: &str) -> bool {
+        self.flags.contains(&flag)
+    }
+}
+
+fn parse<'a>(words: &[&'a str], flags: &[&str]) -> Result<Arguments<'a>> {
+    let mut arguments = Arguments {
+        name: None,
+        nodes: 0,
+        words: Vec::new(),
+        flags: Vec::new(),
+    };
+    let mut words = words.iter();
+    while let Some(word) = words.next() {
+        match *word {
+            "--name" => arguments.name = Some(words.next().context("--name wants a name")?),
+            "--nodes" => {
+                let count = words.next().context("--nodes wants a number")?;
+                arguments.nodes = count.parse().with_context(|| format!("--nodes {count}"))?;
+            }
+            "--" => {
+                arguments.words.extend(words);
+                break;
+            }
+            word if flags.contains(&word) => arguments.flags.push(word),
+            word if word.starts_with('-') => bail!("unknown argument {word}"),
+            word => arguments.words.push(word),
+        }
+    }
+    Ok(arguments)
+}
+
+fn say(line: &str) {
+    eprintln!("==> kube: {line}");
+}
+
+fn up(arguments: Arguments<'_>) -> Result<()> {
+    let start = Instant::now();
+    let mut wanted = CONTROL_PLANE.to_vec();
+    if arguments.nodes > 0 {
+        wanted.extend(NODES);
+    }
+    programs::ensure(&wanted, &say)?;
+    let built = start.elapsed();
+    let name = arguments.name();
+    let cluster = Cluster::up(
+        &Options {
+            name: name.to_owned(),
+            nodes: arguments.nodes,
+            stays: true,
+        },
+        &say,
+    )?;
+    let program = std::env::current_exe().context("the running program's path")?;
+    // Built beside this one.
+    cluster.link_program("kubectl-testudo", &program.with_file_name("testudo"))?;
+    say(&format!(
+        "up in {:.1} s; eval \"$(cargo xtask kube env --name {name})\"",
+        (start.elapsed() - built).as_secs_f32()
+    ));
+    // The cluster does not need it, and is there while it is built.
+    programs::ensure(&[&HELM_CLIENT], &say)
+}
+
+fn execute(arguments: Arguments<'_>) -> Result<()> {
+    let [node, command @ ..] = &arguments.words[..] else {
+        bail!("exec wants a node and a command");
+    };
+    let number = node.parse().with_context(|| format!("node {node}"))?;
+    let cluster = Cluster::open(arguments.name())?;
+    let error = cluster.node_command(number)?.args(command).exec();
+    Err(error).context("nsenter could not be started")
+}
+
+fn load(arguments: Arguments<'_>) -> Result<()> {
+    let [archive] = &arguments.words[..] else {
+        bail!("load wants one archive");
+    };
+    let cluster = Cluster::open(arguments.name())?;
+    for number in 1..=cluster.nodes() {
+        cluster.load_image(number, Path::new(archive))?;
+    }
+    Ok(())
+}
+
+fn environment(arguments: Arguments<'_>) -> Result<()> {
+    let cluster = Cluster::open(arguments.name())?;
+    println!("export KUBECONFIG={}", quoted(&cluster.kubeconfig())?);
+    println!("export PATH={}:\"$PATH\"", quoted(&cluster.programs())?);
+    Ok(())
+}
+
+fn status(arguments: Arguments<'_>) -> Result<()> {
+    let names = arguments
+        .name
+        .map_or_else(names, |name| vec![name.to_owned()]);
+    if names.is_empty() {
+        println!("no cluster; make one with: cargo xtask kube up");
+    }
+    for name in names {
+        let Ok(cluster) = Cluster::open(&name) else {
+            println!(
+                "{name}: not running; cargo xtask kube down --name {name} removes what is left"
+            );
+            continue;
+        };
+        println!(
+            "{name}: {}, in {}",
+            cluster.server(),
+            cluster.directory().display()
+        );
+        for process in cluster.processes() {
+            let memory = process
+                .memory
+                .map_or("ended".to_owned(), |kib| format!("{} MiB", kib / 1024));
+            println!("  {:<24} {:>8}  {memory}", process.name, process.pid);
+        }
+    }
+    Ok(())
+}
+
+fn end(arguments: Arguments<'_>) -> Result<()> {
+    if arguments.has("--orphans") {
+        for name in sweep(&say)? {
+            say(&format!("{name} is down: its owner ran no more"));
+        }
+        return Ok(());
+    }
+    let names = if arguments.has("--all") {
+        names()
+    } else {
+        vec![arguments.name().to_owned()]
+    };
+    for name in names {
+        let was = down(&name, &say)?;
+        say(&format!(
+            "{name} {}",
+            if was { "is down" } else { "was not up" }
+        ));
+    }
+    Ok(())
+}
+
+fn build(arguments: Arguments<'_>) -> Result<()> {
+    let mut wanted = CONTROL_PLANE.to_vec();
+    if arguments.has("--all") {
+        wanted.extend(NODES);
+        wanted.push(&HELM_CLIENT);
+    }
+    programs::ensure(&wanted, &say)
+}
+
+/// A path as a word of a shell.
+fn quoted(path: &Path) -> Result<String> {
+    let text = path.to_str().context("the path is not text")?;
+    Ok(format!("'{}'", text.replace('\'', r"'\''")))
+}

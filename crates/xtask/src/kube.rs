@@ -1,0 +1,43 @@
+//! `cargo xtask kube`: builds the program that keeps clusters and gives it its arguments.
+//!
+//! A program of its own, since it makes certificates: `cargo xtask` is to be built in seconds.
+
+use std::path::PathBuf;
+use std::process::Command;
+
+use crate::{packages, run};
+
+/// Runs it; its exit code.
+pub(crate) fn run(arguments: &[&str]) -> anyhow::Result<u8> {
+    // `env` is for a shell to evaluate, again and again: it builds nothing else.
+    let also: &[&str] = match arguments.first() {
+        Some(&"up") => {
+            packages::ensure()?;
+            &["--bin", "testudo"]
+        }
+        _ => &[],
+    };
+    let status = Command::new(program(also)?).args(arguments).status()?;
+    Ok(u8::try_from(status.code().unwrap_or(1)).unwrap_or(1))
+}
+
+/// Builds what clusters in tests need, where it is not there: minutes, and once.
+pub(crate) fn ensure() -> anyhow::Result<()> {
+    let program = program(&[])?;
+    let program = program.display().to_string();
+    run::step("kube programs", &[&program, "build"])
+}
+
+/// The program, with what else is to stand beside it.
+fn program(also: &[&str]) -> anyhow::Result<PathBuf> {
+    const PROGRAM: &str = "testudo-kube";
+    // Of the whole workspace: a package alone picks other features of what it depends on.
+    let build = ["build", "--quiet", "--workspace", "--bin", PROGRAM];
+    let status = Command::new("cargo")
+        .args(build)
+        .args(also)
+        .current_dir(run::root())
+        .status()?;
+    anyhow::ensure!(status.success(), "{PROGRAM} could not be built");
+    Ok(run::target_directory()?.join("debug").join(PROGRAM))
+}
