@@ -6,6 +6,8 @@
 //! written with a token bound to that node; one of anybody else has a name that is no node's, and is
 //! there to be denied.
 
+use std::time::SystemTime;
+
 use k8s_openapi::ByteString;
 use kube::core::{ApiResource, DynamicObject};
 use serde_json::{Value, json};
@@ -31,6 +33,9 @@ const NODE_LABEL: &str = "testudo.dev/node";
 const NODE: &str = "testudo.dev/node";
 const UID: &str = "testudo.dev/uid";
 const PROOF: &str = "testudo.dev/proof";
+/// Annotation: nanoseconds since 1970 by its writer's clock. The API server's creation time has whole
+/// seconds, and a node that is denied may ask twice in one.
+const MADE: &str = "testudo.dev/made";
 /// Annotation of the object in the store: its name in the API. Set when it is read.
 const NAME: &str = "testudo.dev/certificatesigningrequest";
 
@@ -96,6 +101,9 @@ pub(crate) fn manifest(request: &CertificateRequest) -> Value {
     annotations.insert(NODE.to_owned(), spec.node.to_string());
     annotations.insert(UID.to_owned(), spec.uid.to_string());
     annotations.insert(PROOF.to_owned(), spec.proof.clone());
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+    let nanos = now.unwrap_or_default().as_nanos();
+    annotations.insert(MADE.to_owned(), format!("{nanos:020}"));
     let mut labels = request.metadata.labels.clone();
     labels.insert(NODE_LABEL.to_owned(), label(spec.node.as_str()));
     json!({
@@ -128,7 +136,11 @@ pub(crate) fn read(raw: &DynamicObject) -> Read<CertificateRequestKind> {
     let made = raw.metadata.creation_timestamp.as_ref();
     let made = made.map(|time| json!(time).as_str().unwrap_or_default().to_owned());
     Read {
-        order: format!("{} {name}", made.unwrap_or_default()),
+        order: format!(
+            "{} {} {name}",
+            made.unwrap_or_default(),
+            annotation(MADE).unwrap_or_default()
+        ),
         object: match object {
             Ok(mut object) => {
                 object.metadata.name.clone_from(&stored);

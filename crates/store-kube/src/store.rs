@@ -160,15 +160,36 @@ impl KubeStore {
         params: &PatchParams,
         patch: Patch<Value>,
     ) -> Result<DynamicObject, StoreError> {
+        let done = self.try_patch::<K>(link, name, part, params, patch).await;
+        done.map_err(|error| verdict::refused::<K>(&link.server, name, error))
+    }
+
+    async fn try_patch<K: Kind>(
+        &self,
+        link: &Link,
+        name: &str,
+        part: Option<&'static str>,
+        params: &PatchParams,
+        patch: Patch<Value>,
+    ) -> Result<DynamicObject, kube::Error> {
         let api = link.api::<K>();
-        let done = match part {
+        match part {
             None => link.call(api.patch(name, params, &patch)).await,
             Some(part) => {
                 link.call(api.patch_subresource(part, name, params, &patch))
                     .await
             }
-        };
-        done.map_err(|error| verdict::refused::<K>(&link.server, name, error))
+        }
+    }
+
+    /// Whether an apply failed for a field that the CRDs do not have, and the rest is to be written all
+    /// the same: by a whole object, of which the API server leaves out what it does not know.
+    fn is_ahead(&self, error: &kube::Error) -> bool {
+        let ahead = self.writer().takes() && verdict::is_undeclared(error);
+        if ahead {
+            self.once(format!("the CRDs are older than this build: {error}"));
+        }
+        ahead
     }
 
     /// One try of an apply: a conflict means that somebody else was faster.
@@ -190,8 +211,13 @@ impl KubeStore {
             let mut body = parts(labels, annotations, wanted);
             head::<K>(&mut body, name);
             let params = self.writer().patch(self.writer().takes());
-            let made = self.patch::<K>(link, name, None, &params, Patch::Apply(body));
-            let object = self.with_status(self.good(&made.await?)?, object).await?;
+            let made = self.try_patch::<K>(link, name, None, &params, Patch::Apply(body));
+            let made = match made.await {
+                Ok(made) => self.good(&made)?,
+                Err(error) if self.is_ahead(&error) => self.post(link, object).await?,
+                Err(error) => return Err(verdict::refused::<K>(&link.server, name, error)),
+            };
+            let object = self.with_status(made, object).await?;
             let change = Change::Created;
             return Ok(Applied { object, change });
         };
@@ -225,20 +251,16 @@ impl KubeStore {
                 head::<K>(&mut fields, name);
                 fields["metadata"]["resourceVersion"] = json!(raw.metadata.resource_version);
                 let params = self.writer().patch(force);
-                self.patch::<K>(link, name, None, &params, Patch::Apply(fields))
-                    .await?
+                let patch = Patch::Apply(fields);
+                match self.try_patch::<K>(link, name, None, &params, patch).await {
+                    Ok(written) => written,
+                    Err(error) if self.is_ahead(&error) => {
+                        self.replace(link, &raw, object, &target).await?
+                    }
+                    Err(error) => return Err(verdict::refused::<K>(&link.server, name, error)),
+                }
             }
-            Plan::Replace => {
-                let mut whole = raw.clone();
-                whole.metadata.managed_fields = None;
-                whole.metadata.labels = Some(object.metadata.labels.clone());
-                whole.metadata.annotations = Some(object.metadata.annotations.clone());
-                whole.data["spec"] = target["spec"].clone();
-                let call = link.api::<K>();
-                let params = self.post();
-                let done = link.call(call.replace(name, &params, &whole)).await;
-                done.map_err(|error| verdict::refused::<K>(&link.server, name, error))?
-            }
+            Plan::Replace => self.replace(link, &raw, object, &target).await?,
         };
         let change = match written.metadata.resource_version == raw.metadata.resource_version {
             true => Change::Unchanged,
@@ -246,6 +268,70 @@ impl KubeStore {
         };
         let object = self.good(&written)?;
         Ok(Applied { object, change })
+    }
+
+    /// Puts the whole of an object in the place of `raw`.
+    async fn replace<K: Kind>(
+        &self,
+        link: &Link,
+        raw: &DynamicObject,
+        object: &Object<K>,
+        target: &Value,
+    ) -> Result<DynamicObject, StoreError> {
+        let mut whole = raw.clone();
+        whole.metadata.managed_fields = None;
+        whole.metadata.labels = Some(object.metadata.labels.clone());
+        whole.metadata.annotations = Some(object.metadata.annotations.clone());
+        whole.data["spec"] = target["spec"].clone();
+        let (api, params) = (link.api::<K>(), self.post_params());
+        let done = link.call(api.replace(object.name(), &params, &whole)).await;
+        done.map_err(|error| verdict::refused::<K>(&link.server, object.name(), error))
+    }
+
+    /// Puts the whole of a status in the place of what stands.
+    async fn replace_status<K: Kind>(
+        &self,
+        link: &Link,
+        object: &Object<K>,
+    ) -> Result<DynamicObject, StoreError> {
+        let name = object.name();
+        let raw = self.raw_get::<K>(link, name).await?;
+        let mut whole = raw.ok_or_else(|| StoreError::NotFound {
+            kind: K::KIND,
+            name: name.to_owned(),
+        })?;
+        whole.metadata.managed_fields = None;
+        if let Some(version) = &object.metadata.resource_version {
+            whole.metadata.resource_version = Some(version.clone());
+        }
+        if let Some(uid) = &object.metadata.uid {
+            whole.metadata.uid = Some(uid.clone());
+        }
+        whole.data["status"] = json!(object.status);
+        let (api, params) = (link.api::<K>(), self.post_params());
+        let done = link.call(api.replace_status(name, &params, &whole)).await;
+        done.map_err(|error| verdict::refused::<K>(&link.server, name, error))
+    }
+
+    /// Makes a new object, without its status.
+    async fn post<K: Kind>(
+        &self,
+        link: &Link,
+        object: &Object<K>,
+    ) -> Result<Object<K>, StoreError> {
+        let name = object.name();
+        let mut body = parts(
+            json!(object.metadata.labels),
+            json!(object.metadata.annotations),
+            json!(object.spec),
+        );
+        head::<K>(&mut body, name);
+        let body: DynamicObject = serde_json::from_value(body)
+            .map_err(|e| StoreError::Invalid(verdict::problem::<K>(name, e.to_string())))?;
+        let (api, params) = (link.api::<K>(), self.post_params());
+        let made = link.call(api.create(&params, &body)).await;
+        let made = made.map_err(|e| verdict::refused::<K>(&link.server, name, e))?;
+        self.good(&made)
     }
 
     /// A new object has the status that it was given.
@@ -261,7 +347,7 @@ impl KubeStore {
         self.update_status(&Object { status, ..made }).await
     }
 
-    fn post(&self) -> PostParams {
+    fn post_params(&self) -> PostParams {
         PostParams {
             field_manager: Some(self.writer().manager().to_owned()),
             ..PostParams::default()
@@ -288,7 +374,9 @@ impl KubeStore {
         }
         let body: DynamicObject = serde_json::from_value(request::manifest(request))
             .map_err(|e| StoreError::Invalid(verdict::problem::<K>(&name, e.to_string())))?;
-        let made = link.call(link.api::<K>().create(&self.post(), &body)).await;
+        let made = link
+            .call(link.api::<K>().create(&self.post_params(), &body))
+            .await;
         let made = made.map_err(|error| verdict::refused::<K>(&link.server, &name, error))?;
         let object = self.good(&made)?;
         let change = Change::Created;
@@ -469,19 +557,8 @@ impl Store for KubeStore {
             let applied = self.request_apply(&any::same(object.clone())).await?;
             return Ok(any::same(applied.object));
         }
-        let link = self.link().await?;
-        let mut body = parts(
-            json!(object.metadata.labels),
-            json!(object.metadata.annotations),
-            json!(object.spec),
-        );
-        head::<K>(&mut body, object.name());
-        let body: DynamicObject = serde_json::from_value(body).map_err(|e| {
-            StoreError::Invalid(verdict::problem::<K>(object.name(), e.to_string()))
-        })?;
-        let made = link.call(link.api::<K>().create(&self.post(), &body)).await;
-        let made = made.map_err(|e| verdict::refused::<K>(&link.server, object.name(), e))?;
-        self.with_status(self.good(&made)?, &object).await
+        let made = self.post(self.link().await?, &object).await?;
+        self.with_status(made, &object).await
     }
 
     async fn apply<K: Kind>(&self, object: Object<K>) -> Result<Applied<K>, StoreError> {
@@ -524,10 +601,13 @@ impl Store for KubeStore {
         }
         // What a status says is its writer's alone.
         let params = self.writer().patch(true);
-        let patch = Patch::Apply(body);
-        let written = self
-            .patch::<K>(link, object.name(), Some("status"), &params, patch)
-            .await?;
+        let (name, patch) = (object.name(), Patch::Apply(body));
+        let part = Some("status");
+        let written = match self.try_patch::<K>(link, name, part, &params, patch).await {
+            Ok(written) => written,
+            Err(error) if self.is_ahead(&error) => self.replace_status(link, object).await?,
+            Err(error) => return Err(verdict::refused::<K>(&link.server, name, error)),
+        };
         self.good(&written)
     }
 

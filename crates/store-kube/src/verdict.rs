@@ -21,6 +21,13 @@ pub(crate) fn problem<K: Kind>(name: &str, reason: impl Into<String>) -> Problem
     }
 }
 
+const UNDECLARED: &str = "field not declared in schema";
+
+/// Whether an apply has a field that the API server's schema does not have.
+pub(crate) fn is_undeclared(error: &kube::Error) -> bool {
+    matches!(error, kube::Error::Api(status) if status.message.contains(UNDECLARED))
+}
+
 /// Turns what a call brought home into an error of the store's.
 pub(crate) fn refused<K: Kind>(server: &str, name: &str, error: kube::Error) -> StoreError {
     let kube::Error::Api(status) = error else {
@@ -48,6 +55,10 @@ pub(crate) fn refused<K: Kind>(server: &str, name: &str, error: kube::Error) -> 
             None => StoreError::Conflict { kind, name },
         },
         (400 | 422, _) => StoreError::Invalid(problem::<K>(&name, status.message)),
+        // An apply of a field that the schema does not have fails before it is looked at.
+        (500, _) if status.message.contains(UNDECLARED) => {
+            StoreError::Invalid(problem::<K>(&name, status.message))
+        }
         (401, _) => StoreError::Unavailable {
             what: format!("{server} does not know who we are: {}", status.message),
             remedy: "see to the credentials of the kubeconfig or the service account".to_owned(),
