@@ -102,6 +102,8 @@ pub(crate) fn run(scope: Scope<'_>) -> anyhow::Result<u8> {
         "testudo-interop",
         "--exclude",
         "testudo-kube-env",
+        "--exclude",
+        "testudo-store-kube",
     ];
     tests(&mut tally, "tests", &everything_else, &[])?;
     // What makes namespaces runs one test at a time: two labs on two cores disturb each other.
@@ -114,6 +116,8 @@ pub(crate) fn run(scope: Scope<'_>) -> anyhow::Result<u8> {
             "testudo",
             "--package",
             "testudo-kube-env",
+            "--package",
+            "testudo-store-kube",
             "--lib",
             "--bins",
         ],
@@ -158,8 +162,11 @@ fn labs(tally: &mut Tally, arguments: &[&str]) -> anyhow::Result<()> {
     let mut targets: Vec<(String, Vec<String>)> = ["datapath-user", "interop", "lab"]
         .map(|name| (name.to_owned(), package(name)))
         .to_vec();
-    let clusters = ["--package", "testudo-kube-env", "--test", "*"];
-    targets.push(("kube".to_owned(), clusters.map(str::to_owned).to_vec()));
+    for name in ["kube-env", "store-kube"] {
+        let mut target = package(name);
+        target.extend(["--test", "*"].map(str::to_owned));
+        targets.push((name.to_owned(), target));
+    }
     let folder = run::root().join("crates/testudo/tests");
     let mut names: Vec<String> = std::fs::read_dir(&folder)
         .with_context(|| folder.display().to_string())?
