@@ -47,6 +47,9 @@ pub(crate) trait Side {
 
     /// The same, less what the other side's rules replaced and now use: those stand already.
     fn make_way(&mut self) -> Result<(), DatapathError>;
+
+    /// Sockets that outlive its process are closed: the other side is about to open the same.
+    fn let_go(&mut self) {}
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -218,9 +221,13 @@ impl Host for ChoosingHost {
     fn open(&mut self, wake: Arc<Notify>) -> Result<Box<dyn Datapath>, DatapathError> {
         let chosen = self.chosen;
         let auto = self.asked == Some(DatapathChoice::Auto);
+        if chosen == Which::User {
+            self.kernel.let_go();
+        }
         match self.side(chosen).open(Arc::clone(&wake)) {
             Err(error @ DatapathError::Missing { .. }) if auto && chosen == Which::Kernel => {
                 self.fall_back(&error);
+                self.kernel.let_go();
                 self.user.open(wake)
             }
             opened => opened,
@@ -342,6 +349,9 @@ mod tests {
         fn make_way(&mut self) -> Result<(), DatapathError> {
             self.act("make way", false)
         }
+        fn let_go(&mut self) {
+            let _ = self.act("let go", false);
+        }
     }
 
     impl World {
@@ -403,6 +413,7 @@ mod tests {
             [
                 "kernel close",
                 "user make way",
+                "kernel let go",
                 "user open",
                 "kernel make way"
             ]
@@ -445,7 +456,8 @@ mod tests {
             assert_eq!((host.kind(), host.problem()), ("user", None));
             assert!(host.note().unwrap().contains("kernel: no ESP"));
             let done = world.done();
-            assert!(done.ends_with(&["user open".into(), "kernel make way".into()]));
+            let end = ["kernel let go", "user open", "kernel make way"];
+            assert!(done.ends_with(&end.map(String::from)), "{done:?}");
         }
     }
 

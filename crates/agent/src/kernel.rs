@@ -3,12 +3,15 @@
 use std::sync::Arc;
 
 use testudo_datapath::{Datapath, DatapathError};
-use testudo_datapath_kernel::{self as path, Closing, KernelDatapath, Options as PathOptions};
+use testudo_datapath_kernel::{
+    self as path, Closing, KernelDatapath, Options as PathOptions, UdpKeeper,
+};
 use testudo_model::TrafficPolicy;
 use tokio::sync::Notify;
 
 use crate::Options;
 use crate::choice::Side;
+use crate::keeper::Client;
 
 /// This network namespace, with the kernel's own ESP.
 pub(crate) struct KernelSide {
@@ -19,9 +22,12 @@ pub(crate) struct KernelSide {
 
 impl KernelSide {
     pub(crate) fn new(options: &Options) -> KernelSide {
+        let keeper = options.keeper.clone();
+        let keeper = keeper.map(|keeper| Client::new(keeper, &options.version));
         KernelSide {
             options: PathOptions {
                 udp_port: options.ports.nat,
+                keeper: keeper.map(|keeper| Arc::new(keeper) as Arc<dyn UdpKeeper>),
                 ..PathOptions::default()
             },
             closing: Closing::default(),
@@ -70,11 +76,19 @@ impl Side for KernelSide {
 
     fn clear(&mut self) -> Result<(), DatapathError> {
         drop(std::mem::take(&mut self.closing));
-        path::clear(&self.options)
+        path::clear(&self.options)?;
+        self.let_go();
+        Ok(())
     }
 
     fn make_way(&mut self) -> Result<(), DatapathError> {
         drop(std::mem::take(&mut self.closing));
         path::make_way(&self.options)
+    }
+
+    fn let_go(&mut self) {
+        if let Some(keeper) = &self.options.keeper {
+            keeper.release();
+        }
     }
 }

@@ -17,6 +17,7 @@ mod files;
 mod fixtures;
 mod host;
 mod identity;
+pub mod keeper;
 mod kernel;
 mod keys;
 mod linger;

@@ -8,6 +8,8 @@ use testudo_model::NodeName;
 use testudo_model::policy::DatapathChoice;
 use testudo_store::Location;
 
+use crate::keeper::KeeperOptions;
+
 /// The options of `testudo agent`.
 #[derive(Clone, Debug)]
 pub struct Options {
@@ -38,6 +40,9 @@ pub struct Options {
     pub metrics_by_peer: bool,
     /// IKE's UDP ports.
     pub ports: Ports,
+    /// Who holds the UDP sockets when the agent is gone; `None`: nobody, and what the kernel opens out
+    /// of UDP waits for the next agent.
+    pub keeper: Option<KeeperOptions>,
     /// The build's version, as status shows it.
     pub version: String,
 }

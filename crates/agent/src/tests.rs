@@ -211,6 +211,7 @@ impl Cluster {
             pod_cidrs: Vec::new(),
             join_token_file: Some(tokens::path(&self.store, &name(node))),
             danger_export_keys: None,
+            keeper: None,
             datapath: None,
             // A port of TCP, which IKE's is not.
             metrics: Some((Ipv4Addr::new(127, self.subnet, 0, node), self.ports.ike).into()),

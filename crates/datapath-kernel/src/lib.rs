@@ -19,6 +19,7 @@ mod count;
 pub mod doctor;
 mod event;
 mod firewall;
+mod keeper;
 mod leftover;
 pub mod nft;
 mod pairs;
@@ -41,6 +42,7 @@ use testudo_datapath::{Counters, Datapath, DatapathError, Event, SaCounters, Wak
 use testudo_model::{ChildId, Encapsulation, InboundSaSpec, OutboundSaSpec, TrafficPolicy};
 use testudo_netlink::{Xfrm, XfrmMonitor};
 
+pub use keeper::UdpKeeper;
 pub use probe::Facts;
 pub use tag::{
     PRIORITY_ALLOW, PRIORITY_BLOCK, PRIORITY_PEER, REQID_BASE, REQID_BLOCK, is_our_priority,
@@ -50,6 +52,7 @@ pub use tag::{
 use crate::core::Core;
 use event::Events;
 use firewall::{Firewall, Progress};
+use keeper::Keeping;
 use udp::UdpSockets;
 use worker::{Worker, lock};
 
@@ -70,6 +73,8 @@ pub struct Options {
     pub kept: Option<TrafficPolicy>,
     /// The receive buffer for the kernel's notifications, bytes; `None`: the usual one.
     pub monitor_buffer: Option<usize>,
+    /// Who holds the UDP sockets beside this process, so that ESP inside UDP outlives it.
+    pub keeper: Option<Arc<dyn UdpKeeper>>,
 }
 
 impl Default for Options {
@@ -82,6 +87,7 @@ impl Default for Options {
             nft: "nft".into(),
             kept: None,
             monitor_buffer: None,
+            keeper: None,
         }
     }
 }
@@ -186,6 +192,7 @@ pub struct KernelDatapath {
     events: Arc<Events>,
     udp: Arc<UdpSockets>,
     worker: Worker,
+    keeping: Keeping,
     facts: Facts,
     /// The kernel's counters as they were at the beginning.
     before: BTreeMap<String, u64>,
@@ -209,7 +216,9 @@ impl KernelDatapath {
             None => XfrmMonitor::open(),
         };
         let monitor = monitor.map_err(|e| probe::missing(&e))?;
-        let udp = Arc::new(UdpSockets::open(options.udp_port, facts.ipv6)?);
+        let keeper = options.keeper.clone();
+        let (udp, held) = UdpSockets::open(options.udp_port, facts.ipv6, keeper.as_deref())?;
+        let udp = Arc::new(udp);
         let core = Core::new(xfrm, facts, options)?;
         if core.leftovers.len() > 0 {
             tracing::info!("{} SAs of an earlier run stand", core.leftovers.len());
@@ -224,6 +233,7 @@ impl KernelDatapath {
             monitor,
         )?;
         Ok(Self {
+            keeping: Keeping::new(keeper, Arc::clone(&core), held),
             core,
             events,
             udp,
@@ -306,6 +316,9 @@ impl Datapath for KernelDatapath {
     }
 
     fn install_inbound(&mut self, sa: InboundSaSpec) -> Result<(), DatapathError> {
+        if let Encapsulation::Udp { .. } = sa.encapsulation {
+            self.keeping.hold(&self.udp);
+        }
         self.with(|core| core.install_inbound(&sa))
     }
 
@@ -387,12 +400,15 @@ impl Datapath for KernelDatapath {
     }
 
     fn set_hard_lifetime(&mut self, hard: Duration) {
+        self.keeping.set_patience(hard);
         self.with(|core| core.options.hard_time = Some(hard));
     }
 
     fn clear(&mut self) -> Result<(), DatapathError> {
         let _ = self.firewall.wait();
         self.begun = None;
-        self.with(Core::clear)
+        self.with(Core::clear)?;
+        self.keeping.release();
+        Ok(())
     }
 }

@@ -1,6 +1,8 @@
 //! The UDP socket (port 4500) that makes the kernel open ESP inside UDP (RFC 3948), and that IKE
 //! comes and goes through.
 
+mod adopted;
+
 use std::io;
 use std::mem::MaybeUninit;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -9,6 +11,8 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
 use testudo_datapath::DatapathError;
 use testudo_netlink::{Family, bypass_policies, set_socket_option};
+
+use crate::keeper::UdpKeeper;
 
 const SOL_UDP: i32 = 17;
 const UDP_ENCAP: i32 = 100;
@@ -35,10 +39,34 @@ pub(crate) struct Datagram {
 }
 
 impl UdpSockets {
-    /// Opens them in the network namespace of the calling thread.
-    pub(crate) fn open(port: u16, ipv6: bool) -> Result<Self, DatapathError> {
-        let open = |family| {
-            socket(family, port).map_err(|e| DatapathError::Refused {
+    /// Opens them in the network namespace of the calling thread. Where a keeper holds those of a
+    /// process before this one, they are taken instead, with what has come in meanwhile; what it holds
+    /// that does not fit it lets go. True: it holds them, all.
+    pub(crate) fn open(
+        port: u16,
+        ipv6: bool,
+        keeper: Option<&dyn UdpKeeper>,
+    ) -> Result<(Self, bool), DatapathError> {
+        let taken = keeper.map(UdpKeeper::take).unwrap_or_default();
+        let wanted = |family: &Family| ipv6 || *family == Family::V4;
+        let (fit, others) = adopted::fitting(taken, port);
+        let (mut fit, left): (Vec<_>, Vec<_>) =
+            fit.into_iter().partition(|(family, _)| wanted(family));
+        let misfits = others || !left.is_empty();
+        drop(left);
+        if let Some(keeper) = keeper.filter(|_| misfits) {
+            tracing::info!("the sockets of a process before do not fit and are closed");
+            keeper.release();
+        }
+        let adopting = !fit.is_empty();
+        let mut open = |family: Family| {
+            let adopted = fit.iter().position(|(of, _)| *of == family);
+            let opened = match adopted.map(|at| fit.swap_remove(at).1) {
+                // Another build may have set other options.
+                Some(socket) => set_up(socket.as_fd(), family).map(|()| socket),
+                None => socket(family, port),
+            };
+            opened.map_err(|e| DatapathError::Refused {
                 operation: format!("open UDP port {port}"),
                 reason: match e.raw_os_error() {
                     Some(libc::EADDRINUSE) => {
@@ -50,14 +78,29 @@ impl UdpSockets {
                 },
             })
         };
-        Ok(Self {
+        let sockets = Self {
             v4: open(Family::V4)?,
             v6: match ipv6 {
                 true => Some(open(Family::V6)?),
                 false => None,
             },
             port,
-        })
+        };
+        if let Some(keeper) = keeper.filter(|_| adopting) {
+            tracing::info!("the UDP sockets of the process before this one go on");
+            keeper.hold(sockets.duplicates());
+        }
+        Ok((sockets, adopting))
+    }
+
+    /// Further descriptors of them, for who is to hold them too. One that cannot be had is left out.
+    pub(crate) fn duplicates(&self) -> Vec<OwnedFd> {
+        let all = self.all().map(|(socket, _)| socket.try_clone_to_owned());
+        let had = all.filter_map(|copy| {
+            copy.inspect_err(|error| tracing::warn!("a UDP socket cannot be held: {error}"))
+                .ok()
+        });
+        had.collect()
     }
 
     /// All of them, each with its port.
@@ -116,7 +159,17 @@ fn socket(family: Family, port: u16) -> io::Result<OwnedFd> {
     };
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let socket = rustix::net::socket_with(domain, SocketType::DGRAM, flags, None)?;
-    let fd = socket.as_fd();
+    if family == Family::V6 {
+        rustix::net::sockopt::set_ipv6_v6only(socket.as_fd(), true)?;
+    }
+    set_up(socket.as_fd(), family)?;
+    rustix::net::bind(socket.as_fd(), &address)?;
+    Ok(socket)
+}
+
+/// Sets the options that it may be given at any time.
+fn set_up(fd: BorrowedFd<'_>, family: Family) -> io::Result<()> {
+    rustix::io::ioctl_fionbio(fd, true)?;
     match family {
         Family::V4 => {
             set_socket_option(fd, libc::IPPROTO_IP, libc::IP_PKTINFO, 1)?;
@@ -125,7 +178,6 @@ fn socket(family: Family, port: u16) -> io::Result<OwnedFd> {
             set_socket_option(fd, libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, dont)?;
         }
         Family::V6 => {
-            rustix::net::sockopt::set_ipv6_v6only(fd, true)?;
             set_socket_option(fd, libc::IPPROTO_IPV6, libc::IPV6_RECVPKTINFO, 1)?;
             let dont = libc::IPV6_PMTUDISC_DONT;
             set_socket_option(fd, libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER, dont)?;
@@ -133,9 +185,7 @@ fn socket(family: Family, port: u16) -> io::Result<OwnedFd> {
     }
     let _ = rustix::net::sockopt::set_socket_recv_buffer_size_force(fd, BUFFER);
     bypass_policies(fd, family)?;
-    set_socket_option(fd, SOL_UDP, UDP_ENCAP, UDP_ENCAP_ESPINUDP)?;
-    rustix::net::bind(fd, &address)?;
-    Ok(socket)
+    set_socket_option(fd, SOL_UDP, UDP_ENCAP, UDP_ENCAP_ESPINUDP)
 }
 
 /// Control messages, aligned as their headers want.

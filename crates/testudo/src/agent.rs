@@ -1,11 +1,12 @@
 //! `testudo agent`: the daemon of one node.
 
 use std::net::{IpAddr, SocketAddr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::bail;
-use clap::{Args, ValueEnum};
+use clap::{Args, Subcommand, ValueEnum};
 use ipnet::IpNet;
+use testudo_agent::keeper::{self, KeeperOptions, Manner};
 use testudo_agent::{Options, Ports};
 use testudo_model::NodeName;
 use testudo_model::policy::DatapathChoice;
@@ -21,8 +22,42 @@ Examples:
 
 /// Run the agent of one node.
 #[derive(Args)]
-#[command(after_help = EXAMPLES)]
+#[command(
+    after_help = EXAMPLES,
+    args_conflicts_with_subcommands = true,
+    subcommand_negates_reqs = true
+)]
 pub(crate) struct AgentCommand {
+    #[command(subcommand)]
+    part: Option<Part>,
+
+    #[command(flatten)]
+    daemon: Option<Daemon>,
+}
+
+#[derive(Subcommand)]
+enum Part {
+    /// Hold the agent's UDP sockets, so that ESP inside UDP goes on while the agent is away
+    ///
+    /// The agent starts one by itself where it needs it. Where processes end together with the agent's
+    /// (a container, a systemd unit), run this beside it, as the same user; it takes over from any other
+    /// keeper of that socket, reads no packet, knows no key and needs no capability.
+    Keep(KeepCommand),
+}
+
+#[derive(Args)]
+struct KeepCommand {
+    /// The UNIX socket on which agents find it: the agent's --keeper-socket
+    #[arg(long, value_name = "PATH")]
+    socket: PathBuf,
+
+    /// An agent has started it: it ends when nothing needs it
+    #[arg(long, hide = true)]
+    started: bool,
+}
+
+#[derive(Args)]
+struct Daemon {
     /// The node's name
     #[arg(long, value_name = "NAME")]
     node: NodeName,
@@ -44,6 +79,11 @@ pub(crate) struct AgentCommand {
     /// The UNIX socket on which it answers [default: /run/testudo/NODE.sock]
     #[arg(long, value_name = "PATH")]
     socket: Option<PathBuf>,
+
+    /// The UNIX socket of who holds the UDP sockets when the agent is gone, started by the agent where
+    /// nobody answers there [default: that of --socket, ending in .keeper]
+    #[arg(long, value_name = "PATH")]
+    keeper_socket: Option<PathBuf>,
 
     /// The join token: proves to the controller that a request is this node's; not needed with
     /// Kubernetes, whose API server knows
@@ -96,11 +136,38 @@ impl From<DatapathName> for DatapathChoice {
 
 /// Runs the agent until a signal stops it.
 pub(crate) fn run(command: AgentCommand, global: &Global) -> Outcome {
-    let options = options(command, global)?;
-    signals::runtime()?.block_on(testudo_agent::run(options, signals::shutdown()))
+    match (command.part, command.daemon) {
+        (Some(Part::Keep(command)), _) => keep(&command),
+        (None, Some(daemon)) => {
+            let options = options(daemon, global)?;
+            signals::runtime()?.block_on(testudo_agent::run(options, signals::shutdown()))
+        }
+        // clap asks for --node.
+        (None, None) => bail!("give --node NAME"),
+    }
 }
 
-fn options(command: AgentCommand, global: &Global) -> anyhow::Result<Options> {
+fn keep(command: &KeepCommand) -> Outcome {
+    keeper::confine()?;
+    let manner = match command.started {
+        true => Manner::Started,
+        false => Manner::Standing,
+    };
+    let kept = keeper::keep(&command.socket, manner, crate::VERSION, signals::shutdown());
+    signals::runtime()?.block_on(kept)
+}
+
+/// This very build as a keeper, also where another one has taken the place of its file.
+fn keeper_at(socket: &Path) -> KeeperOptions {
+    let words = ["/proc/self/exe", "agent", "keep", "--started", "--socket"];
+    let program = words.iter().map(Into::into);
+    KeeperOptions {
+        socket: socket.to_owned(),
+        program: program.chain([socket.into()]).collect(),
+    }
+}
+
+fn options(command: Daemon, global: &Global) -> anyhow::Result<Options> {
     let node = command.node;
     let follow_addresses = command.addresses.is_empty();
     let addresses = match follow_addresses {
@@ -112,10 +179,16 @@ fn options(command: AgentCommand, global: &Global) -> anyhow::Result<Options> {
     }
     let state_dir = PathBuf::from("/var/lib/testudo-agent").join(node.as_str());
     let socket = PathBuf::from("/run/testudo").join(format!("{node}.sock"));
+    let socket = command.socket.unwrap_or(socket);
+    let keeper_socket = command.keeper_socket;
+    let keeper_socket = keeper_socket.unwrap_or_else(|| socket.with_extension("keeper"));
+    // It is not started in this folder.
+    let keeper_socket = std::path::absolute(keeper_socket)?;
     Ok(Options {
+        keeper: Some(keeper_at(&keeper_socket)),
         store: store::resolve(global)?,
         state_dir: command.state_dir.unwrap_or(state_dir),
-        socket: command.socket.unwrap_or(socket),
+        socket,
         addresses,
         follow_addresses,
         pod_cidrs: command.pod_cidrs,

@@ -26,6 +26,7 @@ fn strict_node(dir: &Path, fake: &Fake) -> Node {
         pod_cidrs: Vec::new(),
         join_token_file: None,
         danger_export_keys: None,
+        keeper: None,
         datapath: None,
         metrics: None,
         metrics_by_peer: false,

@@ -123,6 +123,36 @@ impl Lab {
         lab
     }
 
+    /// The same with all ESP inside UDP.
+    #[track_caller]
+    pub(crate) fn made_strict_in_udp(self) -> Self {
+        let lab = self;
+        let manifest = format!(
+            "apiVersion: testudo.dev/v1alpha1\n\
+             kind: EncryptionPolicy\n\
+             metadata: {{name: cluster}}\n\
+             spec:\n  mode: Full\n  overlay: {{type: {}}}\n  full: {{encapsulation: Always}}\n",
+            match lab.inner().spec().overlay {
+                testudo_lab::Overlay::Vxlan => "VXLAN",
+                testudo_lab::Overlay::Geneve => "Geneve",
+                other => panic!("no policy for {other}"),
+            }
+        );
+        let folder = tempfile::tempdir().expect("a folder");
+        let file = folder.path().join("policy.yaml");
+        fs::write(&file, manifest).expect("a file");
+        let file = file.to_str().expect("a path of text");
+        lab.testudo(&["apply", "-f", file]).ok();
+        wait_until("Strict", Duration::from_secs(180), || {
+            let phase = lab.phase();
+            (phase == "Strict").then_some(()).ok_or(phase)
+        });
+        for tunnel in lab.tunnels("n1").expect("an answer") {
+            assert_eq!(tunnel.encapsulation.as_deref(), Some("UDP"), "{tunnel:#?}");
+        }
+        lab
+    }
+
     /// ERROR lines in the logs are no failure in this test.
     pub(crate) fn expect_errors(&mut self) {
         self.errors_expected = true;
