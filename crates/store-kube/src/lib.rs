@@ -20,6 +20,6 @@ mod store;
 mod verdict;
 
 pub use any::AnyStore;
-pub use link::{KubeOptions, PATIENCE, Writer};
+pub use link::{KubeOptions, PATIENCE, Writer, in_cluster};
 pub use request::{SIGNER, USAGES};
 pub use store::KubeStore;

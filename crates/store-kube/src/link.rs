@@ -140,7 +140,7 @@ async fn config(at: &Kubernetes) -> Result<Config, StoreError> {
 }
 
 /// Whether this process runs in a pod with a service account.
-pub(crate) fn in_cluster() -> bool {
+pub fn in_cluster() -> bool {
     std::env::var_os("KUBERNETES_SERVICE_HOST").is_some()
         && std::path::Path::new("/var/run/secrets/kubernetes.io/serviceaccount/token").exists()
 }

@@ -23,7 +23,7 @@ struct Surroundings {
 /// this runs in, else the kubeconfig's, else that of the lab that runs, else [`DEFAULT_DIR`].
 pub(crate) fn resolve(global: &Global) -> anyhow::Result<Location> {
     let surroundings = Surroundings {
-        in_cluster: std::env::var_os("KUBERNETES_SERVICE_HOST").is_some(),
+        in_cluster: testudo_store_kube::in_cluster(),
         kubeconfig: has_kubeconfig(),
     };
     if let Some(location) = said(global, &surroundings)? {

@@ -21,7 +21,7 @@ const TWO_NODES: Options = Options {
 
 #[test]
 fn wrong_usage_is_exit_code_2_and_says_what_is_right() {
-    let cases: [(&[&str], &str); 10] = [
+    let cases: [(&[&str], &str); 12] = [
         (&[], "Usage"),
         (&["encrypt"], "encrypt"),
         (&["status", "--no-such-flag"], "--no-such-flag"),
@@ -32,6 +32,8 @@ fn wrong_usage_is_exit_code_2_and_says_what_is_right() {
         (&["lab", "up", "--nodes", "0"], "--nodes 0"),
         (&["lab", "up", "--name", "../x"], "a-z"),
         (&["lab", "up", "--keying", "psk"], "not built yet"),
+        (&["--store", "dir:/x", "--context", "c", "status"], "both"),
+        (&["--store", "kube", "certs", "token", "n1"], "join token"),
     ];
     for (arguments, hint) in cases {
         let answer = testudo(arguments).expect(2);

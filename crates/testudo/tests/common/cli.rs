@@ -85,6 +85,7 @@ pub(crate) fn run(mut command: Command) -> Answer {
     };
     let mut child = command
         .env_remove("TESTUDO_STORE")
+        .env_remove("KUBECONFIG")
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
