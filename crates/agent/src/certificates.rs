@@ -152,6 +152,14 @@ impl Certificates {
         self.is_asking() || self.current.as_ref().is_some_and(of_another)
     }
 
+    /// Whether the one in use was taken back: this node was removed from the cluster.
+    pub(crate) fn is_revoked(&self, bundle: &TrustBundle, now: UnixTime) -> bool {
+        let checked = |current: &Current| self.check(&current.chain, bundle, now);
+        let current = self.current.as_ref().filter(|_| bundle.has_revocations());
+        let result = current.map(checked);
+        matches!(result, Some(Err(error)) if error.check == CertificateCheck::Revoked)
+    }
+
     /// What keeps the node from a good certificate.
     pub(crate) fn problem(&self) -> Option<&str> {
         self.problem.as_deref()
@@ -292,6 +300,9 @@ impl Certificates {
         match self.check(&current.chain, bundle, now) {
             Err(error) if !bundle.is_empty() && lost.contains(&error.check) => {
                 Wanted::Yes("peers no longer trust the CA of the one in use")
+            }
+            Err(error) if error.check == CertificateCheck::Revoked => {
+                Wanted::Yes("the one in use was revoked")
             }
             _ => Wanted::No { again },
         }

@@ -135,6 +135,7 @@ impl Node {
             spec: reconcile::node_spec(&options, &identity, host.kind()),
             status: Default::default(),
             request: None,
+            removed: false,
             again: 0,
         };
         Ok(Node {
@@ -311,6 +312,11 @@ impl Node {
             self.news.again += 1;
         }
         self.seen = (own, request);
+        let removed = self.certificates.is_revoked(&self.trust.bundle, now.wall);
+        if removed && !self.news.removed {
+            tracing::warn!(node = %self.identity.name, "this node was removed from the cluster");
+        }
+        self.news.removed = removed;
         self.news.status = self.status(now);
     }
 

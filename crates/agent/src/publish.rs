@@ -21,6 +21,8 @@ pub(crate) struct News {
     pub(crate) spec: NodeEncryptionSpec,
     pub(crate) status: NodeEncryptionStatus,
     pub(crate) request: Option<CertificateRequestSpec>,
+    /// The node was removed from the cluster: it says no more than that it asks to be let in again.
+    pub(crate) removed: bool,
     /// Raised when what was written is gone from the store.
     pub(crate) again: u64,
 }
@@ -90,7 +92,8 @@ async fn write<S: Store>(
     written: Option<&News>,
 ) -> Result<()> {
     let again = written.is_none_or(|w| w.again != news.again);
-    if again || written.is_none_or(|w| w.spec != news.spec) {
+    let again_all = again || written.is_some_and(|w| w.removed);
+    if !news.removed && (again_all || written.is_none_or(|w| w.spec != news.spec)) {
         let mut object = NodeEncryption::new(node.as_str(), news.spec.clone());
         // Counts only if the object is new: a status is never without its spec.
         object.status = news.status.clone();
@@ -99,7 +102,7 @@ async fn write<S: Store>(
             .await
             .context("writing this node's NodeEncryption")?;
     }
-    if again || written.is_none_or(|w| w.status != news.status) {
+    if !news.removed && (again_all || written.is_none_or(|w| w.status != news.status)) {
         change_status::<_, NodeEncryptionKind>(store, node.as_str(), |_, status| {
             status.clone_from(&news.status);
         })

@@ -5,6 +5,7 @@
 //! the rotation stands ([`state`]), then come certificate and key of the CA that signs, then those of the
 //! other one, then certificates that are trusted and do not sign, and revocation lists.
 
+mod revocation;
 mod state;
 
 use anyhow::{Context, bail, ensure};
@@ -16,7 +17,10 @@ use testudo_pki::{
 use testudo_plan::authority::{Standing, Step};
 use tracing::{info, warn};
 
+use crate::register::Register;
 use crate::safe::{Document, Safe, SafeError, Version};
+
+pub(crate) use revocation::Revocation;
 
 /// Where random numbers come from.
 pub(crate) type Chance = dyn Random + Send;
@@ -176,6 +180,47 @@ impl Authority {
         };
         let text = text(&standing, signer, other, &bundle)?;
         self.put(safe, &text).await
+    }
+
+    /// Has each CA that can sign say what is taken back: by `register`, and by the lists that somebody
+    /// put here by hand. Signs only where that is not what its list says, or the list is due. `sure`: the
+    /// clock is believed. Says how many certificates found no room, and whether all is as it should be:
+    /// `false` if somebody has changed the document meanwhile.
+    pub(crate) async fn revoke<K: Safe>(
+        &mut self,
+        safe: &K,
+        register: &Register,
+        now: u64,
+        sure: bool,
+    ) -> anyhow::Result<Revocation> {
+        let mut outcome = Revocation::default();
+        let due = |ca| revocation::due(ca, &self.bundle, register, now, sure).is_some();
+        if !self.keyed().into_iter().any(due) {
+            let surplus = |ca| revocation::surplus(ca, register);
+            outcome.left_out = self.keyed().into_iter().map(surplus).sum();
+            outcome.done = true;
+            return Ok(outcome);
+        }
+        if !self.take_up(safe).await? {
+            return Ok(outcome);
+        }
+        let mut bundle = self.bundle.clone();
+        for ca in self.keyed() {
+            if let Some(list) = revocation::due(ca, &self.bundle, register, now, sure) {
+                outcome.left_out += list.left_out;
+                let der = ca.revocation_list(&list.revoked, list.number, now, list.next_update)?;
+                bundle.replace_revocation_list(&der)?;
+                outcome.signed += 1;
+            }
+        }
+        let text = text(&self.standing, &self.ca, self.other.as_ref(), &bundle)?;
+        outcome.done = self.put(safe, &text).await?;
+        Ok(outcome)
+    }
+
+    /// The CAs that can sign.
+    pub(crate) fn keyed(&self) -> Vec<&Ca> {
+        std::iter::once(&self.ca).chain(&self.other).collect()
     }
 
     /// Takes up what stands in the safe; whether the rotation stands there where it did.

@@ -7,6 +7,8 @@
 
 mod authority;
 mod leader;
+mod register;
+mod revocation;
 mod rotation;
 mod run;
 mod safe;
@@ -14,9 +16,10 @@ mod signer;
 mod steady;
 mod world;
 
+pub use register::Full;
 pub use run::{Options, lead, run};
 pub use safe::directory::DirSafe;
-pub use safe::{Document, Safe, SafeError, Sealed, Term, Version};
+pub use safe::{Document, Members, Safe, SafeError, Sealed, Term, Version};
 pub use signer::Denial;
 
 #[cfg(test)]

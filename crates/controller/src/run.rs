@@ -17,9 +17,11 @@ use tracing::{debug, error, info, warn};
 
 use crate::authority::Authority;
 use crate::leader;
+use crate::register::{Given, Holder, Kept, Register};
+use crate::revocation::{Absent, changed};
 use crate::safe::directory::DirSafe;
-use crate::safe::{Safe, Term};
-use crate::signer::Signer;
+use crate::safe::{Document, Safe, Term};
+use crate::signer::{Denial, Signer};
 use crate::steady::Steady;
 use crate::world::World;
 
@@ -85,6 +87,10 @@ pub(crate) struct Controller<S, K> {
     pub(crate) rotation_note: String,
     /// Whether the clock is to be believed.
     pub(crate) steady: Steady,
+    /// Who holds certificates.
+    pub(crate) kept: Kept,
+    /// Nodes that are away.
+    pub(crate) absent: Absent,
     /// What was last logged of the end of the CA that signs.
     pub(crate) end_told: Option<String>,
     /// The bundle as we last published it.
@@ -112,6 +118,8 @@ impl<S: Store, K: Safe> Controller<S, K> {
             rotation_note: told.map_or_else(String::new, |b| b.status.message.clone()),
             steady: Steady::new(Instant::now(), seconds()),
             end_told: None,
+            kept: Kept::open(&safe).await?,
+            absent: Absent::default(),
             store,
             safe,
             authority,
@@ -143,15 +151,18 @@ impl<S: Store, K: Safe> Controller<S, K> {
 
     /// How long to wait when nothing is told: until all is looked at again, or the clock is believed.
     fn idle(&mut self) -> Duration {
-        match self.steady.look(Instant::now(), seconds()) {
+        let now = Instant::now();
+        let idle = match self.steady.look(now, seconds()) {
             Duration::ZERO => IDLE,
             left => IDLE.min(left),
-        }
+        };
+        self.absent.pause(now).map_or(idle, |pause| idle.min(pause))
     }
 
     /// Does all that is to be done now.
     async fn reconcile(&mut self) -> Result<(), StoreError> {
         self.publish_bundle().await?;
+        self.keep_out().await?;
         self.answer_requests().await?;
         self.lead().await?;
         self.rotate().await
@@ -189,8 +200,24 @@ impl<S: Store, K: Safe> Controller<S, K> {
             .filter(|r| r.status.answers.as_ref() != Some(&r.spec.proof))
             .cloned()
             .collect();
+        let mut register = self.kept.register.clone();
+        let mut answers = Vec::with_capacity(open.len());
         for mut request in open {
-            request.status = self.decide(&request).await;
+            request.status = self.decide(&request, &mut register).await;
+            answers.push(request);
+        }
+        // What nobody has written down nobody has.
+        match self.kept.put(&self.safe, register).await {
+            Ok(true) => {}
+            Ok(false) => return Err(changed(&self.safe)),
+            Err(error) => {
+                return Err(StoreError::Unavailable {
+                    what: format!("no certificate is given out: {error:#}"),
+                    remedy: format!("see to {}", self.safe.place(Document::Register)),
+                });
+            }
+        }
+        for request in answers {
             let name = request.name().to_owned();
             match self.store.update_status(&request).await {
                 Ok(written) => self.world.requests.put(written),
@@ -206,20 +233,40 @@ impl<S: Store, K: Safe> Controller<S, K> {
         Ok(())
     }
 
-    async fn decide(&mut self, request: &CertificateRequest) -> CertificateRequestStatus {
+    async fn decide(
+        &mut self,
+        request: &CertificateRequest,
+        register: &mut Register,
+    ) -> CertificateRequestStatus {
         let node = request.name().to_owned();
         let mut status = CertificateRequestStatus {
             answers: Some(request.spec.proof.clone()),
             ..CertificateRequestStatus::default()
         };
-        let decided = self.safe.authenticate(request).await.and_then(|()| {
+        let requester = match self.store.requester(request).await {
+            Ok(requester) => requester,
+            Err(e) => {
+                error!(node, "{e}");
+                status.denied = Some(Denial::TokenUnreadable(e.to_string()).to_string());
+                return status;
+            }
+        };
+        let admitted = self.safe.authenticate(request, &requester).await;
+        let decided = admitted.and_then(|()| {
             let signer = Signer {
                 ca: &self.authority.ca,
                 lifetime: settings(&self.world).node_lifetime.0.as_secs(),
                 nodes: &self.world.nodes.objects,
                 now: seconds(),
             };
-            signer.decide(request, &mut SystemRandom::new())
+            let issued = signer.decide(request, &mut SystemRandom::new())?;
+            let holder = Holder {
+                name: request.spec.node.to_string(),
+                uid: request.spec.uid.to_string(),
+            };
+            let given = Given::new(self.authority.ca.facts(), &issued.facts);
+            register.give(holder, given)?;
+            Ok(issued)
         });
         match decided {
             Ok(issued) => {

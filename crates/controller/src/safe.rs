@@ -3,10 +3,12 @@
 
 pub(crate) mod directory;
 
+use std::collections::BTreeMap;
 use std::future::Future;
 
 use testudo_crypto::SecretBytes;
-use testudo_model::CertificateRequest;
+use testudo_model::{CertificateRequest, NodeName};
+use testudo_store::Requester;
 
 use crate::signer::Denial;
 
@@ -39,10 +41,20 @@ pub trait Safe: Send + Sync + 'static {
     /// Where a document stands, for people.
     fn place(&self, document: Document) -> String;
 
-    /// Whether it is the node named in the request that asks.
+    /// Who is in the cluster, where something else than the nodes' own objects says so.
+    fn members(&self) -> impl Future<Output = anyhow::Result<Members>> + Send;
+
+    /// Nodes that were removed on purpose and are to lose their certificates now.
+    fn removed(&self) -> impl Future<Output = anyhow::Result<Vec<NodeName>>> + Send;
+
+    /// A node has lost its certificates, and is to get no other before it is let in again.
+    fn expelled(&self, node: &str) -> impl Future<Output = anyhow::Result<()>> + Send;
+
+    /// Whether it is the node named in the request that asks, by what the store knows of the requester.
     fn authenticate(
         &self,
         request: &CertificateRequest,
+        requester: &Requester,
     ) -> impl Future<Output = Result<(), Denial>> + Send;
 }
 
@@ -63,6 +75,18 @@ pub trait Term: Send + 'static {
 pub enum Document {
     /// The CAs with their keys, and where a rotation stands.
     Authority,
+    /// The certificates that were given out.
+    Register,
+}
+
+/// Who is in the cluster.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Members {
+    /// Those whose NodeEncryption is there. Agents write that themselves, and again when it is gone: it
+    /// must stay away for a while before that means anything.
+    ThosePublished,
+    /// These, UIDs by name: a node that is not among them is gone.
+    These(BTreeMap<String, String>),
 }
 
 /// Tells one text of a document from the next; only the safe that gave it knows how.

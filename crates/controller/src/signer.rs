@@ -31,6 +31,9 @@ pub enum Denial {
     /// The node's token cannot be read.
     #[error("the node's join token cannot be read: {0}")]
     TokenUnreadable(String),
+    /// It is not the node that asks.
+    #[error("{0}")]
+    Stranger(String),
     /// The UID is another node's.
     #[error("UID {uid} belongs to node {owner}")]
     ForeignUid {
@@ -42,6 +45,9 @@ pub enum Denial {
     /// The proof cannot be read.
     #[error("the proof is no hex")]
     ProofFormat,
+    /// Nobody could take it back.
+    #[error(transparent)]
+    Full(#[from] crate::register::Full),
     /// The request itself is bad.
     #[error(transparent)]
     Request(#[from] RequestError),

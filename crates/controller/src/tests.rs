@@ -334,4 +334,5 @@ async fn until_published(store: &DirStore) {
     while !matches!(watch.next().await, Some(Event::Added(_))) {}
 }
 
+mod removal;
 mod rotation;

@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 
 use rustls_pki_types::{CertificateDer, Der, TrustAnchor};
 
-use crate::revocation::{MAX_REVOCATION_LIST, MAX_REVOCATION_LISTS, RevocationList};
+use crate::revocation::{
+    MAX_REVOCATION_LIST, MAX_REVOCATION_LISTS, RevocationFacts, RevocationList,
+};
 use crate::{CertificateFacts, MAX_ANCHORS, MAX_CERTIFICATE, PkiError, RevocationError};
 
 /// CA certificates, in DER, in the order in which they were added, and what those CAs have
@@ -166,6 +168,30 @@ impl TrustBundle {
             .filter_map(|block| self.add_revocation_list(block.contents()).err())
             .chain(broken)
             .collect()
+    }
+
+    /// The same in place of all lists of its CA that are there.
+    pub fn replace_revocation_list(&mut self, der: &[u8]) -> Result<(), RevocationError> {
+        let list = RevocationList::read(der, self.anchors())?;
+        self.revoked.retain(|old| !old.is_of_the_same(&list));
+        if self.revoked.len() == MAX_REVOCATION_LISTS {
+            return Err(RevocationError::TooMany);
+        }
+        self.revoked.push(list);
+        Ok(())
+    }
+
+    /// Whether any of its CAs has a list.
+    pub fn has_revocations(&self) -> bool {
+        !self.revoked.is_empty()
+    }
+
+    /// What the CA with this public key (SubjectPublicKeyInfo, DER) has taken back by the newest of its
+    /// lists, and how many lists of it there are; `None` without any.
+    pub fn revocations_of(&self, spki: &[u8]) -> Option<(RevocationFacts, usize)> {
+        let of_it = || self.revoked.iter().filter(|list| list.is_of(spki));
+        let newest = of_it().max_by_key(|list| list.this_update())?;
+        Some((newest.facts(), of_it().count()))
     }
 
     /// Takes over the revocation lists of `earlier` that CAs of this bundle signed: where some of

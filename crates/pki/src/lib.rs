@@ -31,7 +31,9 @@ pub use identity::{NODE_DNS_SUFFIX, NODE_URI_PREFIX, NodeIdentity};
 pub use key::{key_from_pem, key_to_pem, keys_from_pem};
 pub use renewal::{Renewal, RenewalPolicy, renewal};
 pub use request::{certificate_request, request_from_pem, request_to_pem};
-pub use revocation::{MAX_REVOCATION_LIST, MAX_REVOCATION_LISTS, RevocationError, Revoked};
+pub use revocation::{
+    MAX_REVOCATION_LIST, MAX_REVOCATION_LISTS, RevocationError, RevocationFacts, Revoked,
+};
 pub use token::{TOKEN_LEN, check_join_proof, join_proof, new_token, token_from_hex, token_to_hex};
 pub use verify::{ExpectedPeer, PeerCertificate, verify_chain};
 

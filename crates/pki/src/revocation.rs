@@ -78,6 +78,19 @@ impl Revoked {
     }
 }
 
+/// What a CA has taken back, by the newest of its lists.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct RevocationFacts {
+    /// The list's number (RFC 5280 section 5.2.3); 0 where it has none that fits.
+    pub number: u64,
+    /// Since when it is in force, in seconds since 1970.
+    pub this_update: u64,
+    /// When the next one is to be there; `None` where it does not say.
+    pub next_update: Option<u64>,
+    /// The certificates.
+    pub revoked: Vec<Revoked>,
+}
+
 /// A list that a CA of the bundle has signed.
 #[derive(Clone, Debug)]
 pub(crate) struct RevocationList {
@@ -135,6 +148,44 @@ impl RevocationList {
 
     pub(crate) fn der(&self) -> &[u8] {
         &self.der
+    }
+
+    /// Whether the CA with this SubjectPublicKeyInfo has signed it.
+    pub(crate) fn is_of(&self, spki: &[u8]) -> bool {
+        self.issuer_key == content(spki)
+    }
+
+    /// Whether both are of one CA.
+    pub(crate) fn is_of_the_same(&self, other: &Self) -> bool {
+        self.issuer_key == other.issuer_key
+    }
+
+    pub(crate) fn this_update(&self) -> u64 {
+        self.this_update
+    }
+
+    /// What it says. It was read before, when it was added.
+    pub(crate) fn facts(&self) -> RevocationFacts {
+        let Ok((_, list)) = CertificateRevocationList::from_der(&self.der) else {
+            return RevocationFacts::default();
+        };
+        let seconds = |time: i64| u64::try_from(time).unwrap_or(0);
+        let number = list.crl_number().map(|number| number.to_u64_digits());
+        RevocationFacts {
+            number: match number.as_deref() {
+                Some([number]) => *number,
+                _ => 0,
+            },
+            this_update: self.this_update,
+            next_update: list.next_update().map(|time| seconds(time.timestamp())),
+            revoked: list
+                .iter_revoked_certificates()
+                .map(|revoked| Revoked {
+                    serial: revoked.raw_serial().to_vec(),
+                    at: seconds(revoked.revocation_date.timestamp()),
+                })
+                .collect(),
+        }
     }
 }
 

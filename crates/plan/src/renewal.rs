@@ -2,9 +2,11 @@
 //!
 //! By age every node renews on its own, spread by its UID so that a cluster made in one minute
 //! does not renew in one minute. On request (`certificates.rotation` raised), and when another CA
-//! signs than the one of its certificate, the nodes go one after the other in the order of their UIDs,
-//! so that the two ends of a tunnel do not reauthenticate at once; a node that is dead holds up the
-//! others for a slot and no longer.
+//! signs than the one of its certificate, the nodes go in the order of their UIDs, a wave of a twentieth
+//! of them at a time, so that the two ends of a tunnel seldom reauthenticate at once and the controller
+//! is not asked by all in one second: up to twenty nodes go one after the other. A wave is no row that waits
+//! for its last: whoever is done makes room for the next. A node that is dead holds up the others for a
+//! slot and no longer.
 
 use std::time::Duration;
 
@@ -13,6 +15,9 @@ use testudo_model::{CertificateFacts, NodeEncryption, UnixTime};
 
 /// How long a node waits for each one before it in a rotation.
 pub const SLOT: Duration = Duration::from_secs(15);
+
+/// A wave is so many nodes' part of them all.
+const WAVES: usize = 20;
 
 /// The part of a certificate's age by which renewals are spread, in percent.
 const SPREAD_PERCENT: u64 = 10;
@@ -24,8 +29,8 @@ pub enum Turn {
     Later(UnixTime),
     /// Now, for this reason.
     Now(Reason),
-    /// A rotation is wanted, but these nodes go first; look again when one of them has changed,
-    /// or after this time.
+    /// A rotation is wanted, but these nodes go first, or the node's own second has not come; look again
+    /// when one of them has changed, or after this time.
     After {
         /// The nodes before this one that have not finished.
         nodes: Vec<String>,
@@ -84,23 +89,45 @@ pub fn turn(known: &Known<'_>, now: UnixTime) -> Turn {
         _ if behind => Reason::Rotation(wanted),
         _ => return Turn::Later(due),
     };
-    let key = |node: &NodeEncryption| (node.spec.uid.clone(), node.name().to_owned());
+    let others = known.nodes.iter();
+    let others: Vec<_> = others.filter(|n| n.name() != known.own.name()).collect();
+    let wave = (others.len() + 1).div_ceil(WAVES);
     let mine = key(known.own);
-    let mut before: Vec<&NodeEncryption> = known
-        .nodes
-        .iter()
-        .filter(|node| key(node) < mine && node.name() != known.own.name())
-        .collect();
-    before.sort_by_key(|node| key(node));
-    let place = u32::try_from(before.len()).unwrap_or(u32::MAX);
-    let until = known.rotation_seen + SLOT.saturating_mul(place);
+    let mut before: Vec<&NodeEncryption> = others;
+    before.retain(|node| key(node) < mine);
+    let place = u32::try_from(before.len() / wave).unwrap_or(u32::MAX);
+    // Those of one wave do not begin in one second.
+    let begin = known.rotation_seen + jitter(known.own, wave);
+    let until = begin + SLOT.saturating_mul(place);
     before.retain(|node| is_behind(known, node));
-    if before.is_empty() || now >= until {
+    if (before.len() < wave && now >= begin) || now >= until {
         return Turn::Now(reason);
     }
+    before.sort_by_key(|node| key(node));
+    let until = match before.len() < wave {
+        true => begin,
+        false => until,
+    };
     Turn::After {
         nodes: before.iter().map(|node| node.name().to_owned()).collect(),
         until,
+    }
+}
+
+/// What decides the order.
+fn key(node: &NodeEncryption) -> (&str, &str) {
+    (node.spec.uid.as_str(), node.name())
+}
+
+/// How long a node of a wave waits from the beginning on: up to a slot, and not at all where it is alone.
+fn jitter(node: &NodeEncryption, wave: usize) -> Duration {
+    match wave {
+        1 => Duration::ZERO,
+        _ => {
+            // By the second: so are the times.
+            let part = fraction(node.spec.uid.as_str()) % SLOT.as_secs();
+            Duration::from_secs(part)
+        }
     }
 }
 

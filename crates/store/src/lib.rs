@@ -15,6 +15,7 @@ pub mod files;
 mod kinds;
 mod location;
 pub mod manifest;
+pub mod removed;
 mod requester;
 mod scan;
 mod store;

@@ -6,7 +6,9 @@ use std::path::{Path, PathBuf};
 use anyhow::bail;
 use clap::Args;
 use serde::Serialize;
-use testudo_store::{AnyObject, KindName, Problem, manifest};
+use testudo_model::NodeName;
+use testudo_model::node::NodeEncryptionKind;
+use testudo_store::{AnyObject, DirStore, KindName, Problem, Store, manifest, removed, tokens};
 use testudo_store_kube::AnyStore;
 
 use crate::exit::{CheckFailed, Outcome};
@@ -28,13 +30,31 @@ pub(crate) struct ApplyCommand {
     file: PathBuf,
 }
 
-/// Remove the objects of a file from the store.
+/// Remove an object, or those of a file, from the store.
+///
+/// A node that is removed loses its certificates and its join token: its peers drop it, and it comes
+/// back only with a new token (`testudo certs token NODE`).
 #[derive(Args)]
-#[command(after_help = "Example:\n  testudo delete -f node-n4.yaml")]
+#[command(
+    after_help = "Examples:\n  testudo delete node n4          it is thrown out of the cluster\n  testudo delete -f node-n4.yaml"
+)]
 pub(crate) struct DeleteCommand {
+    /// EncryptionPolicy, NodeEncryption, CertificateRequest or TrustBundle; short names work
+    #[arg(
+        value_name = "KIND",
+        requires = "name",
+        required_unless_present = "file",
+        conflicts_with = "file"
+    )]
+    kind: Option<KindName>,
+
+    /// Its name
+    #[arg(value_name = "NAME")]
+    name: Option<String>,
+
     /// The manifest, or - for standard input
     #[arg(short = 'f', long = "file", value_name = "FILE")]
-    file: PathBuf,
+    file: Option<PathBuf>,
 }
 
 /// Print objects of the store.
@@ -74,22 +94,43 @@ pub(crate) fn apply(command: &ApplyCommand, global: &Global) -> Outcome {
     report(global, &done)
 }
 
-/// `testudo delete -f`.
+/// `testudo delete`.
 pub(crate) fn delete(command: &DeleteCommand, global: &Global) -> Outcome {
-    let objects = load(&command.file)?;
+    let objects = match (&command.file, command.kind, &command.name) {
+        (None, Some(kind), Some(name)) => vec![(kind, name.clone())],
+        (Some(file), _, _) => {
+            let objects = load(file)?.into_iter();
+            let named = objects.map(|object| (object.kind(), object.name().to_owned()));
+            named.collect()
+        }
+        _ => bail!("neither an object nor a file is named"),
+    };
     let store = store::open_to_write(global)?;
     let done = signals::runtime()?.block_on(async {
         let mut done = Vec::new();
-        for object in objects {
-            let result = match object.kind().delete(&store, object.name()).await? {
+        for (kind, name) in objects {
+            if let (KindName::Node, AnyStore::Dir(directory)) = (kind, &store) {
+                mark_removed(directory, &name).await?;
+            }
+            let result = match kind.delete(&store, &name).await? {
                 true => "deleted",
                 false => "not there",
             };
-            done.push(said(object.kind(), object.name().to_owned(), result));
+            done.push(said(kind, name, result));
         }
         anyhow::Ok(done)
     })?;
     report(global, &done)
+}
+
+/// Leaves the trace that stays: an agent that runs writes its object again.
+async fn mark_removed(store: &DirStore, name: &str) -> anyhow::Result<()> {
+    let node = NodeName::new(name)?;
+    let known = store.get::<NodeEncryptionKind>(name).await;
+    if !matches!(known, Ok(None)) || tokens::read(store, &node)?.is_some() {
+        removed::mark(store, &node)?;
+    }
+    Ok(())
 }
 
 /// `testudo get`.

@@ -8,12 +8,12 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use testudo_crypto::{SecretBytes, sha256};
-use testudo_model::CertificateRequest;
+use testudo_model::{CertificateRequest, NodeName};
 use testudo_pki::hex;
-use testudo_store::{DirStore, files, tokens};
-use tracing::{error, warn};
+use testudo_store::{DirStore, Requester, files, removed, tokens};
+use tracing::warn;
 
-use super::{Document, Safe, SafeError, Sealed, Term, Version};
+use super::{Document, Members, Safe, SafeError, Sealed, Term, Version};
 use crate::signer::{Denial, check_proof};
 
 /// `secrets/` of a directory store.
@@ -100,21 +100,44 @@ impl Safe for DirSafe {
         self.path(document).display().to_string()
     }
 
+    fn members(&self) -> impl Future<Output = anyhow::Result<Members>> + Send {
+        ready(Ok(Members::ThosePublished))
+    }
+
+    fn removed(&self) -> impl Future<Output = anyhow::Result<Vec<NodeName>>> + Send {
+        ready(removed::list(&self.store).map_err(Into::into))
+    }
+
+    fn expelled(&self, node: &str) -> impl Future<Output = anyhow::Result<()>> + Send {
+        let expel = || -> anyhow::Result<()> {
+            let node = NodeName::new(node)?;
+            // Whoever removed it took its token then, and may have let it in again since.
+            match removed::list(&self.store)?.contains(&node) {
+                true => removed::done(&self.store, &node)?,
+                false => {
+                    tokens::revoke(&self.store, &node)?;
+                }
+            }
+            Ok(())
+        };
+        ready(expel())
+    }
+
     /// By a proof made with the node's join token.
     fn authenticate(
         &self,
         request: &CertificateRequest,
+        requester: &Requester,
     ) -> impl Future<Output = Result<(), Denial>> + Send {
-        let node = &request.spec.node;
-        ready(match tokens::read(&self.store, node) {
-            Ok(token) => {
+        ready(match requester {
+            Requester::HolderOf(token) => {
+                let token = token.as_ref();
                 let token = token.map(|t| SecretBytes::new(t.as_bytes().to_vec()));
                 check_proof(request, token.as_ref())
             }
-            Err(e) => {
-                error!(node = %node, "{e}");
-                Err(Denial::TokenUnreadable(e.to_string()))
-            }
+            Requester::Authenticated(_) => Err(Denial::Stranger(
+                "a directory knows nodes by their join tokens".to_owned(),
+            )),
         })
     }
 }
@@ -141,6 +164,7 @@ impl Term for Lock {
 fn name(document: Document) -> &'static str {
     match document {
         Document::Authority => "ca.pem",
+        Document::Register => "certificates",
     }
 }
 
@@ -207,7 +231,8 @@ fn remove_leftovers(secrets: &Path) -> anyhow::Result<()> {
         let entry = entry?;
         let name = entry.file_name();
         let name = name.to_string_lossy();
-        if name.starts_with(".ca.pem.") && name.ends_with(files::TEMPORARY) {
+        let ours = [".ca.pem.", ".certificates."];
+        if ours.iter().any(|ours| name.starts_with(ours)) && name.ends_with(files::TEMPORARY) {
             let path = entry.path();
             if let Ok(mut file) = File::options().write(true).open(&path) {
                 std::fs::remove_file(&path)?;

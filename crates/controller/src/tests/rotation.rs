@@ -8,7 +8,7 @@ use testudo_pki::{Ca, CaOptions};
 use super::*;
 
 /// Names of the CAs in the bundle, the one that signs first.
-fn names(bundle: &testudo_model::TrustBundle) -> Vec<String> {
+pub(super) fn names(bundle: &testudo_model::TrustBundle) -> Vec<String> {
     let trusted = TrustBundle::from_pem(&bundle.spec.certificates).unwrap();
     trusted.facts().map(|ca| ca.subject).collect()
 }
@@ -43,7 +43,7 @@ async fn follow(store: DirStore, name: &str) {
     }
 }
 
-async fn says(store: &DirStore, name: &str, authorities: Authorities) {
+pub(super) async fn says(store: &DirStore, name: &str, authorities: Authorities) {
     change_status::<_, NodeEncryptionKind>(store, name, |_, status| {
         status.authorities.clone_from(&authorities);
     })
@@ -51,7 +51,7 @@ async fn says(store: &DirStore, name: &str, authorities: Authorities) {
     .unwrap();
 }
 
-async fn bundle(store: &DirStore) -> testudo_model::TrustBundle {
+pub(super) async fn bundle(store: &DirStore) -> testudo_model::TrustBundle {
     store
         .get::<TrustBundleKind>(CLUSTER)
         .await
@@ -60,7 +60,7 @@ async fn bundle(store: &DirStore) -> testudo_model::TrustBundle {
 }
 
 /// Waits until the rotation stands as wanted.
-async fn until_status(store: &DirStore, wanted: impl Fn(&TrustBundleStatus) -> bool) {
+pub(super) async fn until_status(store: &DirStore, wanted: impl Fn(&TrustBundleStatus) -> bool) {
     let wait = async {
         let mut watch = store.watch::<TrustBundleKind>().await.unwrap();
         while let Some(event) = watch.next().await {
@@ -76,7 +76,7 @@ async fn until_status(store: &DirStore, wanted: impl Fn(&TrustBundleStatus) -> b
 }
 
 /// Changes the policy: what is asked for, and what is to be taken back.
-async fn policy(store: &DirStore, asked: u64, take_back: Option<u64>) {
+pub(super) async fn policy(store: &DirStore, asked: u64, take_back: Option<u64>) {
     let mut policy = EncryptionPolicy::new(CLUSTER, EncryptionPolicySpec::default());
     policy.spec.mode = Mode::Full;
     policy.spec.overlay.kind = OverlayType::Vxlan;
@@ -88,7 +88,7 @@ async fn policy(store: &DirStore, asked: u64, take_back: Option<u64>) {
     store.apply(policy).await.unwrap();
 }
 
-fn stands(phase: CaPhase, rotation: u64) -> impl Fn(&TrustBundleStatus) -> bool {
+pub(super) fn stands(phase: CaPhase, rotation: u64) -> impl Fn(&TrustBundleStatus) -> bool {
     move |s| s.phase == phase && s.rotation == rotation
 }
 

@@ -239,3 +239,32 @@ fn a_revoked_intermediate_takes_its_leaves_with_it() {
     trusted.add_revocation_list(list.der()).unwrap();
     assert_eq!(judge(&trusted), Err(CertificateCheck::Revoked));
 }
+
+/// One list a CA, made from the one before: what it says is read back, and the other CA's stays.
+#[test]
+fn a_list_takes_the_place_of_those_of_its_ca() {
+    let (ours, other) = (ca(), ca());
+    let n1 = issue_at(&ours, &node("n1"), NOW);
+    let mut trusted = bundle(&[&ours, &other]);
+    let spki = ours.facts().spki.clone();
+    assert_eq!(trusted.revocations_of(&spki), None);
+    for (ca, number) in [(&other, 1), (&ours, 1), (&ours, 2)] {
+        let list = list_at(ca, &[&n1], number, NOW + number);
+        trusted.add_revocation_list(&list).unwrap();
+    }
+    let (facts, lists) = trusted.revocations_of(&spki).unwrap();
+    assert_eq!((facts.number, lists), (2, 2));
+    assert_eq!(facts.this_update, NOW + 2);
+    assert_eq!(facts.next_update, Some(NOW + 2 + WEEK));
+    assert_eq!(facts.revoked, [Revoked::certificate(&n1, NOW + 2).unwrap()]);
+
+    // Also one that is older by the clock: whoever made the others had a wrong one.
+    trusted
+        .replace_revocation_list(&list_at(&ours, &[], 3, NOW))
+        .unwrap();
+    let (facts, lists) = trusted.revocations_of(&spki).unwrap();
+    assert_eq!((facts.number, lists, facts.revoked.len()), (3, 1, 0));
+    assert_eq!(verdict(&n1, &trusted, NOW), Ok(()));
+    let (kept, _) = trusted.revocations_of(&other.facts().spki).unwrap();
+    assert_eq!(kept.revoked.len(), 1);
+}

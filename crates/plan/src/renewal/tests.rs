@@ -232,3 +232,74 @@ fn when_another_ca_signs_nodes_go_round_one_by_one() {
         }
     }
 }
+
+/// A thousand nodes of which some are dead and some slow: all are renewed, a twentieth at a time, and
+/// nobody is asked by all at once.
+#[test]
+fn a_thousand_nodes_go_in_waves() {
+    const NODES: usize = 1000;
+    const DEAD: usize = 7;
+    let certificates = Certificates {
+        rotation: 1,
+        ..Certificates::default()
+    };
+    let mut chance = crate::chance::Chance(7);
+    let certificate = certificate(5 * YEAR);
+    let named = (0..NODES).map(|i| {
+        let uid = format!("{:016x}", chance.next());
+        node(&format!("n{i}"), &uid, 0)
+    });
+    let mut nodes: Vec<NodeEncryption> = named.collect();
+    let dead: Vec<bool> = (0..NODES).map(|i| i % (NODES / DEAD) == 3).collect();
+    // When each has begun, and when it is done.
+    let mut begun: Vec<Option<(u64, u64)>> = vec![None; NODES];
+    let (mut most_at_once, mut most_a_second, mut second) = (0, 0, 0);
+    while begun
+        .iter()
+        .zip(&dead)
+        .any(|(begun, dead)| begun.is_none() && !dead)
+    {
+        let now = BEGIN + Duration::from_secs(second);
+        let mut began = Vec::new();
+        for (i, own) in nodes.iter().enumerate() {
+            if dead[i] || begun[i].is_some() {
+                continue;
+            }
+            let known = Known {
+                certificates: &certificates,
+                own,
+                nodes: &nodes,
+                rotation_of: &|_| 1,
+                certificate: Some(&certificate),
+                certificate_rotation: 0,
+                signer: None,
+                rotation_seen: BEGIN,
+            };
+            if turn(&known, now) == Turn::Now(Reason::Rotation(1)) {
+                began.push(i);
+            }
+        }
+        for i in &began {
+            // Most take some seconds; one in fifty takes a minute.
+            let takes = match chance.one_in(50) {
+                true => 60,
+                false => 2 + chance.below(8) as u64,
+            };
+            begun[*i] = Some((second, second + takes));
+        }
+        most_a_second = most_a_second.max(began.len());
+        let under_way = begun.iter().flatten().filter(|(_, end)| *end > second);
+        most_at_once = most_at_once.max(under_way.count());
+        second += 1;
+        for (i, begun) in begun.iter().enumerate() {
+            if begun.is_some_and(|(_, end)| end <= second) {
+                nodes[i].status.rotation = 1;
+            }
+        }
+        assert!(second < 400, "it takes too long");
+    }
+    println!("{second} s, at most {most_at_once} at once and {most_a_second} begun in a second");
+    assert!(most_at_once <= 2 * NODES / WAVES, "{most_at_once}");
+    assert!(most_a_second <= NODES / WAVES, "{most_a_second}");
+    assert!(second > 60, "all at once");
+}

@@ -1,0 +1,303 @@
+//! Takes back the certificates of nodes that are gone.
+//!
+//! A node is gone when somebody has removed it, when whoever knows the cluster's nodes knows it no more,
+//! or, where nobody does, when its object has stayed away for a while: an agent that runs writes it again
+//! at once. What happens then happens in this order, so that a controller that is killed in between goes
+//! on where it was: the register says that its certificates are taken back, the CAs' lists say so, the
+//! bundle is published with them, the node's object goes.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use testudo_model::node::NodeEncryptionKind;
+use testudo_model::request::CertificateRequestKind;
+use testudo_pki::hex;
+use testudo_store::{Store, StoreError};
+use tracing::{error, info, warn};
+
+use crate::register::{Given, Holder, Register, ca_of};
+use crate::run::{Controller, seconds};
+use crate::safe::{Document, Members, Safe};
+
+/// For so long a node's object has to be away before the node is gone.
+const AWAY: Duration = match cfg!(test) {
+    true => Duration::from_millis(400),
+    false => Duration::from_secs(60),
+};
+/// For so long one may hold a certificate without having been among the nodes.
+const UNSEEN: Duration = Duration::from_secs(3600);
+/// How often an object that somebody writes again and again is removed.
+const SWEEP: Duration = Duration::from_secs(5);
+
+/// What this run knows of nodes that are away.
+#[derive(Debug, Default)]
+pub(crate) struct Absent {
+    /// Since when.
+    since: BTreeMap<Holder, Instant>,
+    /// When an object was last removed.
+    swept: BTreeMap<String, Instant>,
+    /// What was last complained of.
+    told: Option<String>,
+    /// When to look again.
+    again: Option<Instant>,
+}
+
+impl Absent {
+    /// How long until it is to be looked at again, if at all.
+    pub(crate) fn pause(&self, now: Instant) -> Option<Duration> {
+        Some(self.again?.saturating_duration_since(now))
+    }
+
+    fn look_at(&mut self, then: Instant) {
+        self.again = Some(self.again.map_or(then, |again| again.min(then)));
+    }
+
+    /// Those of `missing` that have been so for long enough.
+    fn gone(&mut self, missing: Vec<(Holder, bool)>, now: Instant) -> Vec<Holder> {
+        let is_missing: BTreeSet<&Holder> = missing.iter().map(|(holder, _)| holder).collect();
+        self.since.retain(|holder, _| is_missing.contains(holder));
+        let mut gone = Vec::new();
+        for (holder, seen) in missing {
+            let since = *self.since.entry(holder.clone()).or_insert(now);
+            let until = since + if seen { AWAY } else { UNSEEN };
+            match until <= now {
+                true => gone.push(holder),
+                false => self.look_at(until),
+            }
+        }
+        gone
+    }
+}
+
+impl<S: Store, K: Safe> Controller<S, K> {
+    /// Finds nodes that are gone and takes their certificates back. Trouble with it is told, and keeps
+    /// the controller from nothing else.
+    pub(crate) async fn keep_out(&mut self) -> Result<(), StoreError> {
+        self.absent.again = None;
+        let told = match self.try_to_keep_out().await {
+            Ok(()) => None,
+            Err(trouble) => match trouble.downcast::<StoreError>() {
+                Ok(error) => return Err(error),
+                Err(trouble) => Some(format!("{trouble:#}")),
+            },
+        };
+        if let Some(text) = told.as_ref().filter(|_| told != self.absent.told) {
+            error!("certificates of nodes that are gone: {text}");
+        }
+        if told.is_some() {
+            self.absent.look_at(Instant::now() + SWEEP);
+        }
+        self.absent.told = told;
+        Ok(())
+    }
+
+    async fn try_to_keep_out(&mut self) -> anyhow::Result<()> {
+        let removed = self.safe.removed().await?;
+        let members = self.safe.members().await?;
+        let mut next = self.kept.register.clone();
+        self.adopt(&mut next);
+        let mut gone = self.find_gone(&mut next, &members);
+        if !gone.is_empty() {
+            // The watches may be behind: one that is back must not be thrown out.
+            self.world.nodes.read_again(&self.store).await?;
+            gone = self.find_gone(&mut next, &members);
+        }
+        let named = removed.iter().flat_map(|node| next.of_name(node.as_str()));
+        let mut out: BTreeSet<Holder> = named.collect();
+        out.extend(gone.iter().cloned());
+        let mut taken = Vec::new();
+        for holder in &out {
+            let count = next.revoke(holder, seconds());
+            if count > 0 {
+                taken.push((holder, count));
+            }
+        }
+        let (now, sure) = (seconds(), self.steady.is_sure(Instant::now()));
+        next.forget(sure.then_some(now), &self.lists());
+        if !self.kept.put(&self.safe, next).await? {
+            return Err(changed(&self.safe).into());
+        }
+        for (holder, count) in taken {
+            info!(
+                node = holder.name,
+                uid = holder.uid,
+                count,
+                "the node is gone: revoked"
+            );
+        }
+        let register = &self.kept.register;
+        let done = self.authority.revoke(&self.safe, register, now, sure).await;
+        let done = done.context("no revocation list is signed")?;
+        if !done.done {
+            return Err(changed(&self.safe).into());
+        }
+        if done.signed > 0 {
+            info!(lists = done.signed, "revocation lists signed");
+            self.publish_bundle().await?;
+        }
+        self.sweep(&members).await?;
+        let mut names: BTreeSet<String> = removed.iter().map(ToString::to_string).collect();
+        let gone = gone.into_iter().map(|holder| holder.name);
+        names.extend(gone.filter(|name| {
+            let lives = self.kept.register.of_name(name);
+            lives.iter().all(|holder| self.kept.register.is_out(holder))
+        }));
+        for name in names {
+            self.safe.expelled(&name).await?;
+            info!(node = name, "the node is removed");
+        }
+        anyhow::ensure!(
+            done.left_out == 0,
+            "{} certificates do not fit into the revocation lists: rotate the CA (`testudo ca rotate`), \
+             which makes all of them worthless",
+            done.left_out
+        );
+        Ok(())
+    }
+
+    /// Holders that are gone, by what is known of the nodes now.
+    fn find_gone(&mut self, register: &mut Register, members: &Members) -> Vec<Holder> {
+        let present = self.present(register, members);
+        register.see(&present);
+        let missing = register.missing(&present);
+        match members {
+            Members::These(_) => missing.into_iter().map(|(holder, _)| holder).collect(),
+            // All at once: the directory is not there, rather than the nodes.
+            Members::ThosePublished if present.is_empty() => Vec::new(),
+            Members::ThosePublished => self.absent.gone(missing, Instant::now()),
+        }
+    }
+
+    fn present(&self, register: &Register, members: &Members) -> BTreeSet<Holder> {
+        let holder = |name: &str, uid: &str| Holder {
+            name: name.to_owned(),
+            uid: uid.to_owned(),
+        };
+        match members {
+            Members::These(nodes) => nodes.iter().map(|(name, uid)| holder(name, uid)).collect(),
+            Members::ThosePublished => {
+                let nodes = self.world.nodes.objects.values();
+                let readable = nodes.map(|node| holder(node.name(), node.spec.uid.as_str()));
+                // Nobody knows who that is: anybody who ever had the name.
+                let broken = self.world.nodes.broken();
+                let broken = broken.iter().flat_map(|name| register.of_name(name));
+                readable.chain(broken).collect()
+            }
+        }
+    }
+
+    /// Takes certificates into the register that were given out by an earlier build: those that nodes
+    /// show, each by one node, and of CAs that can take them back.
+    fn adopt(&self, register: &mut Register) {
+        let mut shown: BTreeMap<(String, String), Vec<(Holder, u64)>> = BTreeMap::new();
+        for node in self.world.nodes.objects.values() {
+            let Some(certificate) = &node.status.certificate else {
+                continue;
+            };
+            let keyed = self.authority.keyed().into_iter();
+            let mut of_it = keyed.filter(|ca| ca.facts().subject == certificate.issuer);
+            let Some(ca) = of_it.next().map(|ca| ca.facts()) else {
+                continue;
+            };
+            let serial = certificate.serial.to_ascii_lowercase();
+            let well_formed = crate::register::unhex(&serial).is_some();
+            if !well_formed || register.knows(ca_of(ca), &serial) {
+                continue;
+            }
+            let holder = Holder {
+                name: node.name().to_owned(),
+                uid: node.spec.uid.to_string(),
+            };
+            let end = u64::try_from(certificate.not_after.0).unwrap_or(0);
+            let end = end.min(ca.times.not_after);
+            let key = (ca_of(ca).to_owned(), serial);
+            shown.entry(key).or_default().push((holder, end));
+        }
+        for ((ca, serial), mut holders) in shown {
+            // What two nodes claim may be either's.
+            let (Some((holder, not_after)), true) = (holders.pop(), holders.is_empty()) else {
+                continue;
+            };
+            let given = Given {
+                ca,
+                serial,
+                not_after,
+                revoked: None,
+            };
+            if let Err(full) = register.give(holder, given) {
+                warn!("a certificate of before is not written down: {full}");
+            }
+        }
+    }
+
+    /// The CAs that are trusted, each with the serial numbers that its list names.
+    fn lists(&self) -> BTreeMap<String, BTreeSet<String>> {
+        let bundle = &self.authority.bundle;
+        let named = |spki: &[u8]| -> BTreeSet<String> {
+            let (list, _) = bundle.revocations_of(spki).unwrap_or_default();
+            let serials = list.revoked.iter().map(|revoked| {
+                let text = hex(&revoked.serial);
+                let zeros = text.len() - text.trim_start_matches("00").len();
+                text[zeros..].to_owned()
+            });
+            serials.collect()
+        };
+        bundle
+            .facts()
+            .map(|ca| (ca_of(&ca).to_owned(), named(&ca.spki)))
+            .collect()
+    }
+
+    /// Removes what nodes that are out have in the store. An agent that does not know yet that it is out
+    /// may write it again.
+    async fn sweep(&mut self, members: &Members) -> Result<(), StoreError> {
+        let register = &self.kept.register;
+        let is_out = |name: &str, uid: &str| {
+            let gone = match members {
+                Members::These(nodes) => nodes.get(name).is_none_or(|there| there != uid),
+                Members::ThosePublished => false,
+            };
+            gone || register.is_out(&Holder {
+                name: name.to_owned(),
+                uid: uid.to_owned(),
+            })
+        };
+        let nodes = self.world.nodes.objects.values();
+        let out = nodes.filter(|node| is_out(node.name(), node.spec.uid.as_str()));
+        let nodes: Vec<String> = out.map(|node| node.name().to_owned()).collect();
+        let requests = self.world.requests.objects.values();
+        // What was asked for and not answered yet is answered first.
+        let out = requests.filter(|request| {
+            let answered = request.status.certificate.is_some();
+            answered && is_out(request.spec.node.as_str(), request.spec.uid.as_str())
+        });
+        let requests: Vec<String> = out.map(|request| request.name().to_owned()).collect();
+        let now = Instant::now();
+        self.absent.swept.retain(|_, at| now < *at + SWEEP);
+        for name in nodes {
+            if let Some(at) = self.absent.swept.get(&name) {
+                let then = *at + SWEEP;
+                self.absent.look_at(then);
+                continue;
+            }
+            self.store.delete::<NodeEncryptionKind>(&name).await?;
+            self.world.nodes.objects.remove(&name);
+            info!(node = name, "the object of a node that is gone is removed");
+            self.absent.swept.insert(name, now);
+        }
+        for name in requests {
+            self.store.delete::<CertificateRequestKind>(&name).await?;
+            self.world.requests.objects.remove(&name);
+        }
+        Ok(())
+    }
+}
+
+/// Somebody else has changed what the safe holds: all is looked at again.
+pub(crate) fn changed<K: Safe>(safe: &K) -> StoreError {
+    StoreError::Conflict {
+        kind: "document",
+        name: safe.place(Document::Register),
+    }
+}
