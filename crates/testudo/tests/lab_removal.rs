@@ -66,9 +66,10 @@ fn a_node_that_is_removed_is_dropped_by_its_peers_and_by_nobody_else() {
     wait_until("a revocation list", seconds(30), || {
         (lists(&lab) == 1).then_some(()).ok_or("none".to_owned())
     });
+    // What n3 itself believes does not matter: one that answers last may take an SA for up that its peer
+    // has refused.
     for peer in ["n1", "n2"] {
         wait_cut(&lab, peer, "n3");
-        wait_cut(&lab, "n3", peer);
     }
     let cut = load.now();
     load.run_for(seconds(3));
