@@ -11,7 +11,7 @@ use crate::certificates::{private_file, private_folder};
 use crate::control_plane::{self, Component};
 use crate::network::{self, Network};
 use crate::nodes;
-use crate::place::{self, LOGS, OWNER, RECORD};
+use crate::place::{self, LOGS, OWNER, RECORD, SLOT};
 use crate::process::{self, Process};
 use crate::programs::{self, CONTROL_PLANE, KUBECTL};
 use crate::wait;
@@ -101,7 +101,7 @@ impl Cluster {
     /// A cluster that runs and that another process made. It goes on when this is dropped.
     pub fn open(name: &str) -> Result<Self> {
         place::check_name(name)?;
-        let slot = place::directory(name).join("slot");
+        let slot = place::directory(name).join(SLOT);
         let text = fs::read_to_string(&slot)
             .with_context(|| format!("no cluster {name}: cargo xtask kube up --name {name}"))?;
         Ok(Self {
@@ -120,7 +120,7 @@ impl Cluster {
             private_file(&directory.join(OWNER), owner.line().as_bytes())?;
         }
         let network = Network::create(&place::namespace(name))?;
-        private_file(&directory.join("slot"), network.to_string().as_bytes())?;
+        private_file(&directory.join(SLOT), network.to_string().as_bytes())?;
         control_plane::prepare(&directory, network)?;
         let mut cluster = Self {
             name: name.clone(),

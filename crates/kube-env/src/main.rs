@@ -22,7 +22,7 @@ cargo xtask kube COMMAND [--name NAME]
   status            what runs, its memory, where its logs are; without --name of all
   down [--all | --orphans]
                     end one, all, or those of tests that were killed
-  build [--all]     build what a control plane needs, or all, and start nothing
+  build [--all]     build what clusters need, with --all helm too, and start nothing
 ";
 
 /// The name of the cluster that a person gets without a name.
@@ -220,8 +220,8 @@ fn end(arguments: Arguments<'_>) -> Result<()> {
 
 fn build(arguments: Arguments<'_>) -> Result<()> {
     let mut wanted = CONTROL_PLANE.to_vec();
+    wanted.extend(NODES);
     if arguments.has("--all") {
-        wanted.extend(NODES);
         wanted.push(&HELM_CLIENT);
     }
     programs::ensure(&wanted, &say)

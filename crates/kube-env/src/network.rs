@@ -165,6 +165,15 @@ impl Network {
         bail!("there are 256 clusters: end some (cargo xtask kube status)")
     }
 
+    /// Removes the link between the machine and the control plane; one that is not there is no error.
+    pub(crate) fn remove_link(self) -> Result<()> {
+        let mut outer = Netlink::open()?;
+        if let Some(link) = outer.link(&self.link())? {
+            outer.delete_link(link.index)?;
+        }
+        Ok(())
+    }
+
     /// Reads what [`Display`](std::fmt::Display) wrote.
     pub(crate) fn parse(text: &str) -> Result<Self> {
         let slot = text.trim().parse().context("a cluster's slot")?;

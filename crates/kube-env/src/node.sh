@@ -15,7 +15,7 @@ mount --bind "$2" /run/programs
 mount --bind "$7" /run/logs
 mount --bind /run/node/lib /var/lib
 mount --bind /run/node/log /var/log
-export PATH="/run/programs/$3:/run/programs/$4:/usr/sbin:/usr/bin:/sbin:/bin"
+export PATH="/run/programs/$3:/run/programs/$4:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 unset KUBECONFIG
 
 # The kubelet sets these to what it wants, and the machine keeps its own: it is shown that they are

@@ -8,7 +8,7 @@ use anyhow::{Context, Result, bail, ensure};
 
 use crate::certificates::private_folder;
 use crate::lock::Lock;
-use crate::network;
+use crate::network::{self, Network};
 use crate::nodes;
 use crate::process::{self, Process};
 
@@ -20,6 +20,8 @@ const PREFIX: &str = "testudo-kube-";
 pub(crate) const RECORD: &str = "processes";
 /// The process with which a cluster ends, if there is one.
 pub(crate) const OWNER: &str = "owner";
+/// The number of its addresses, in a cluster's directory.
+pub(crate) const SLOT: &str = "slot";
 /// A directory of logs, in a cluster's directory.
 pub(crate) const LOGS: &str = "logs";
 
@@ -116,11 +118,18 @@ fn is_orphan(name: &str) -> bool {
 pub(crate) fn remove(name: &str) -> Result<bool> {
     let directory = directory(name);
     let mut was = directory.exists();
-    let left = process::end(&Process::recorded(&directory.join(RECORD)));
+    let left = process::kill(&Process::recorded(&directory.join(RECORD)));
     if let Some(process) = left.first() {
         bail!("{} (PID {}) does not end", process.name, process.pid());
     }
     let own = namespace(name);
+    // The kernel would remove it with the namespace, at a time of its own. Without the namespace the
+    // slot may long be another cluster's.
+    if network::path(&own).exists()
+        && let Ok(slot) = fs::read_to_string(directory.join(SLOT))
+    {
+        Network::parse(&slot)?.remove_link()?;
+    }
     for namespace in network::namespaces(&own) {
         let rest = namespace.strip_prefix(&own);
         // `test` is not to take `test-two` with it.

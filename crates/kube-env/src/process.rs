@@ -17,7 +17,7 @@ use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 /// The shell's text before it becomes the program: after the line the input is empty.
 const GATE: &str = r#"read -r _ && exec "$@" </dev/null"#;
 
-/// How long a process has to end by itself before it is killed.
+/// How long a process has to end by itself before it is killed, and then to be gone.
 const GRACE: Duration = Duration::from_secs(10);
 
 /// A process of ours, as a line of the record has it.
@@ -138,11 +138,20 @@ impl Process {
 
 /// Ends processes: asks, waits, kills, waits. Those that are still there afterwards.
 pub(crate) fn end(processes: &[Process]) -> Vec<Process> {
-    for (signal, patience) in [(Signal::TERM, GRACE), (Signal::KILL, GRACE)] {
+    signal_and_wait(processes, &[Signal::TERM, Signal::KILL])
+}
+
+/// Ends processes that have nothing to bring to an end first. Those that are still there afterwards.
+pub(crate) fn kill(processes: &[Process]) -> Vec<Process> {
+    signal_and_wait(processes, &[Signal::KILL])
+}
+
+fn signal_and_wait(processes: &[Process], signals: &[Signal]) -> Vec<Process> {
+    for signal in signals {
         for process in processes {
-            process.signal(signal);
+            process.signal(*signal);
         }
-        let deadline = Instant::now() + patience;
+        let deadline = Instant::now() + GRACE;
         while processes.iter().any(Process::is_alive) && Instant::now() < deadline {
             std::thread::sleep(Duration::from_millis(20));
         }

@@ -7,12 +7,16 @@ use std::process::Command;
 
 use crate::{packages, run};
 
+/// What nodes take from Debian: the program that starts containers, and what is in the first image.
+const FOR_NODES: [(&str, &str); 2] = [("runc", "runc"), ("busybox", "busybox-static")];
+
 /// Runs it; its exit code.
 pub(crate) fn run(arguments: &[&str]) -> anyhow::Result<u8> {
     // `env` is for a shell to evaluate, again and again: it builds nothing else.
     let also: &[&str] = match arguments.first() {
         Some(&"up") => {
             packages::ensure()?;
+            packages::ensure_these(&FOR_NODES)?;
             &["--bin", "testudo"]
         }
         _ => &[],
@@ -23,6 +27,7 @@ pub(crate) fn run(arguments: &[&str]) -> anyhow::Result<u8> {
 
 /// Builds what clusters in tests need, where it is not there: minutes, and once.
 pub(crate) fn ensure() -> anyhow::Result<()> {
+    packages::ensure_these(&FOR_NODES)?;
     let program = program(&[])?;
     let program = program.display().to_string();
     run::step("kube programs", &[&program, "build"])

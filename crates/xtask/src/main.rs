@@ -47,7 +47,7 @@ cargo xtask COMMAND
   image [--output FILE] [--name NAME:TAG]
                     the container image as a tar file: the program, nft, modprobe and their
                     libraries; made without a daemon
-  kube up|down|env|status|build [--name NAME]
+  kube up [--nodes N] | env | status | exec | load | down | build [--name NAME]
                     a real Kubernetes on this machine (docs/kubernetes-lab.md)
   packages          say which Debian packages are missing, and install them as root;
                     the daemons of the interop tests are unpacked beside the build
