@@ -20,7 +20,7 @@ testudo-bench ike [-o json] [--rounds N] [--without-baseline]
 testudo-bench kernel [-o json] [--rounds N] [--peers N]
     SAs and policies of many peers in this machine's kernel, `ip -batch` beside them
 testudo-bench ovn --testudo FILE --ovs FOLDER --ipsec FOLDER [-o json] [--rounds N]
-              [--only testudo|ovn]
+              [--only testudo|ovn] [--events rebooted,third,...]
     what pods' traffic over real OVN suffers from changes of IPsec, OVN's own beside ours
 ";
 

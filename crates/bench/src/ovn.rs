@@ -26,6 +26,8 @@ pub(crate) struct Options {
     json: bool,
     rounds: usize,
     only: Option<Which>,
+    /// What is done once; all of it without this.
+    events: Option<Vec<Event>>,
     testudo: PathBuf,
     /// Where Open vSwitch and OVN are unpacked.
     ovs: PathBuf,
@@ -41,12 +43,14 @@ enum Which {
 }
 
 impl Options {
-    /// `--testudo FILE --ovs FOLDER --ipsec FOLDER [-o json|table] [--rounds N] [--only testudo|ovn]`
+    /// `--testudo FILE --ovs FOLDER --ipsec FOLDER [-o json|table] [--rounds N] [--only testudo|ovn]
+    /// [--events rebooted,third]`
     pub(crate) fn read(mut words: &[&str]) -> Option<Self> {
         let mut out = Self {
             json: false,
             rounds: 5,
             only: None,
+            events: None,
             testudo: PathBuf::new(),
             ovs: PathBuf::new(),
             ipsec: PathBuf::new(),
@@ -59,6 +63,10 @@ impl Options {
                 ("--rounds", n) => out.rounds = n.parse().ok().filter(|n| *n > 0)?,
                 ("--only", "testudo") => out.only = Some(Which::Ours),
                 ("--only", "ovn") => out.only = Some(Which::Theirs),
+                ("--events", list) => {
+                    let all: Option<Vec<Event>> = list.split(',').map(Event::of_word).collect();
+                    out.events = Some(all?);
+                }
                 ("--testudo", path) => out.testudo = path.into(),
                 ("--ovs", path) => out.ovs = path.into(),
                 ("--ipsec", path) => out.ipsec = path.into(),
@@ -147,7 +155,6 @@ fn events(
     costs: &mut Costs,
 ) -> anyhow::Result<()> {
     let once = [
-        Event::On,
         Event::Certificate,
         Event::IkeKilled,
         Event::Restarted,
@@ -157,11 +164,16 @@ fn events(
         Event::Encapsulated,
         Event::Off,
     ];
+    let wanted = |event: &Event| match &options.events {
+        Some(events) => events.contains(event),
+        None => true,
+    };
+    let first = std::iter::once(Event::On).chain(once.into_iter().filter(wanted));
     let again = [Event::On, Event::Off].repeat(options.rounds - 1);
-    for event in once.into_iter().chain(again) {
+    for event in first.chain(again) {
         let cost = stage.measure(side, event);
         eprintln!("{which:?}: {}: {cost:?}", event.text());
-        let dead = !matches!(cost, Ok(cost) if cost.seconds.is_some());
+        let dead = !matches!(&cost, Ok(cost) if cost.seconds.is_some());
         costs.push((event, cost.map_err(|error| format!("{error:#}"))));
         // What is dead after it was switched off is healed by the next switch, or not.
         if dead && event != Event::Off {
@@ -245,11 +257,7 @@ fn report(options: &Options, ours: &Costs, theirs: &Costs) -> Report {
             });
         }
     }
-    Report {
-        bench: "ovn",
-        machine: usage::machine(),
-        rows,
-        notes: vec![
+    let mut notes = vec![
             format!(
                 "{} datagrams a second each way between two pods; switched on and off {} times",
                 traffic::RATE,
@@ -261,7 +269,26 @@ fn report(options: &Options, ours: &Costs, theirs: &Costs) -> Report {
             "seconds: until the command has returned and the last datagram was lost or seen in clear; \
              never: not in 200 s"
                 .into(),
-        ],
+            "of a reboot: lost is counted from the link's coming up, when the daemons' start has returned; \
+             clear from before the link went down"
+                .into(),
+        ];
+    for (who, costs) in [("Testudo", ours), ("OVN's IPsec", theirs)] {
+        for (event, cost) in costs {
+            if let Ok(Cost {
+                detail: Some(detail),
+                ..
+            }) = cost
+            {
+                notes.push(format!("{who}, {}: {detail}", event.text()));
+            }
+        }
+    }
+    Report {
+        bench: "ovn",
+        machine: usage::machine(),
+        rows,
+        notes,
     }
 }
 
@@ -318,6 +345,7 @@ mod tests {
             lost,
             clear,
             seconds,
+            detail: None,
         })
     }
 
@@ -348,5 +376,9 @@ mod tests {
             "{missing}"
         );
         assert!(Options::read(&words[..4]).is_none());
+        let with = |list| Options::read(&[&words[..], &["--events", list]].concat());
+        let some = with("rebooted,ike_killed").unwrap().events;
+        assert_eq!(some, Some(vec![Event::Rebooted, Event::IkeKilled]));
+        assert!(with("rebooted,nothing").is_none());
     }
 }

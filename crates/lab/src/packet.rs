@@ -17,8 +17,10 @@ const EXTENSIONS: usize = 8;
 /// What a frame carries.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Carries {
-    /// ESP, alone or in UDP 4500.
+    /// ESP alone: IP protocol 50.
     Esp,
+    /// ESP in UDP 4500.
+    EspInUdp,
     /// IKE on port 500 or 4500, and NAT keepalives.
     Ike,
     /// A packet of a protected flow, readable by everyone.
@@ -98,7 +100,7 @@ impl Classifier {
                 // begins with an SPI.
                 return match payload {
                     [0, 0, 0, 0, ..] => Carries::Ike,
-                    [_, _, _, _, ..] => Carries::Esp,
+                    [_, _, _, _, ..] => Carries::EspInUdp,
                     _ => Carries::Ike,
                 };
             }

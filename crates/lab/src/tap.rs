@@ -45,6 +45,8 @@ pub struct Seen {
     pub frames: u64,
     /// ESP, alone or in UDP.
     pub esp_packets: u64,
+    /// Those of them that were in UDP.
+    pub esp_in_udp_packets: u64,
     /// IKE messages and keepalives.
     pub ike_packets: u64,
     /// Packets of protected flows in clear.
@@ -206,8 +208,9 @@ impl Inner {
         let seen = &mut self.seen;
         seen.frames += 1;
         match what.carries {
-            Carries::Esp => {
+            Carries::Esp | Carries::EspInUdp => {
                 seen.esp_packets += 1;
+                seen.esp_in_udp_packets += u64::from(what.carries == Carries::EspInUdp);
                 if let (Some(source), Some(destination)) = (what.source, what.destination) {
                     *seen.esp_between.entry((source, destination)).or_default() += 1;
                 }

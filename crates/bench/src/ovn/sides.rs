@@ -44,7 +44,7 @@ pub(super) trait Side {
 }
 
 /// What an event did.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, PartialEq)]
 pub(super) struct Cost {
     /// Datagrams that never arrived, of both directions.
     pub(super) lost: u64,
@@ -53,6 +53,18 @@ pub(super) struct Cost {
     /// Until the command had returned, and the last datagram was lost, or seen in clear; none: it
     /// went on for [`LIMIT`].
     pub(super) seconds: Option<f64>,
+    /// What else was seen of it: the steps of a reboot, how ESP travels.
+    pub(super) detail: Option<String>,
+}
+
+/// The steps of a reboot.
+struct Boot {
+    /// The daemons are started.
+    start: Instant,
+    /// Their start has returned.
+    started: Instant,
+    /// The link comes up after it.
+    up: Instant,
 }
 
 /// The events, in the order in which they are measured.
@@ -83,6 +95,22 @@ impl Event {
             Self::Third => "a third node joins",
             Self::Encapsulated => "ESP goes into UDP",
         }
+    }
+
+    /// The event of a word of `--events`: what its names for programs begin with.
+    pub(super) fn of_word(word: &str) -> Option<Self> {
+        let once = [
+            Self::Certificate,
+            Self::IkeKilled,
+            Self::Restarted,
+            Self::Stopped,
+            Self::Rebooted,
+            Self::Third,
+            Self::Encapsulated,
+            Self::Off,
+        ];
+        let is = |event: &Self| event.names()[0].strip_suffix("_lost") == Some(word);
+        once.into_iter().find(is)
     }
 
     /// For programs: lost, clear, seconds.
@@ -119,7 +147,8 @@ pub(super) struct Stage<'a> {
 impl Stage<'_> {
     /// Does it, waits until traffic is as it should be, and says what it cost.
     pub(super) fn measure(&self, side: &mut dyn Side, event: Event) -> anyhow::Result<Cost> {
-        let mut begin = Instant::now();
+        let asked = Instant::now();
+        let (mut begin, mut boot) = (asked, None);
         match event {
             Event::On => side.switch(true)?,
             Event::Off => side.switch(false)?,
@@ -127,7 +156,11 @@ impl Stage<'_> {
             Event::IkeKilled => side.kill_ike()?,
             Event::Restarted => side.restart()?,
             Event::Stopped => side.stop_and_start()?,
-            Event::Rebooted => begin = self.reboot(side)?,
+            Event::Rebooted => {
+                let steps = self.reboot(side)?;
+                begin = steps.up;
+                boot = Some(steps);
+            }
             Event::Third => {
                 self.third(true)?;
                 side.add_third()?;
@@ -138,11 +171,17 @@ impl Stage<'_> {
         let back = self.settle(event, returned)?;
         let end = Instant::now() - GRACE;
         let lost = self.traffic.lost(begin, end);
+        let detail = match (event, boot) {
+            (_, Some(boot)) => Some(self.boot_text(&boot, end)),
+            (Event::Encapsulated, _) => Some(self.udp_text(end)),
+            _ => None,
+        };
         let seen = match event {
             // Before it is said to be on, clear is what was asked for.
             Event::On => self.wire.between(returned, end),
             Event::Off => Default::default(),
-            _ => self.wire.between(begin, end),
+            // Of a reboot too from the first: others could send in clear to the node that is gone.
+            _ => self.wire.between(asked, end),
         };
         let last = [Some(returned), lost.last, seen.last_clear];
         let last = last.into_iter().flatten().max().unwrap_or(returned);
@@ -150,7 +189,39 @@ impl Stage<'_> {
             lost: lost.packets,
             clear: seen.clear,
             seconds: back.then(|| last.saturating_duration_since(begin).as_secs_f64()),
+            detail,
         })
+    }
+
+    /// Where the time of a reboot went.
+    fn boot_text(&self, boot: &Boot, end: Instant) -> String {
+        let since = |from: Instant, at: Option<Instant>| match at {
+            Some(at) => format!("{:.2} s", at.saturating_duration_since(from).as_secs_f64()),
+            None => "never".into(),
+        };
+        let mut text = format!(
+            "the start returned after {}, and the link came up; from then the first ESP packet after {}",
+            since(boot.start, Some(boot.started)),
+            since(boot.up, self.wire.between(boot.up, end).first_esp),
+        );
+        let whose = ["what the node sends", "what it is sent"];
+        for (whose, way) in whose.iter().zip(self.traffic.ways(boot.up, end)) {
+            let first = since(boot.up, way.first);
+            text += &format!(
+                "; {whose}: {} lost, the first arrived after {first}",
+                way.lost
+            );
+        }
+        text
+    }
+
+    /// How ESP has travelled of late.
+    fn udp_text(&self, end: Instant) -> String {
+        let seen = self.wire.between(end - QUIET, end + GRACE);
+        format!(
+            "of the last {} ESP packets {} were in UDP",
+            seen.esp, seen.in_udp
+        )
     }
 
     /// Waits until traffic flows as it should. False: it did not in [`LIMIT`].
@@ -164,6 +235,9 @@ impl Stage<'_> {
                 let seen = self.wire.between(from, now);
                 let as_wanted = match event {
                     Event::Off => seen.esp == 0 && seen.clear > 0,
+                    Event::Encapsulated => {
+                        seen.esp > 0 && seen.in_udp == seen.esp && seen.clear == 0
+                    }
                     _ => seen.esp > 0 && seen.clear == 0,
                 };
                 if as_wanted && self.traffic.lost(from, to).packets == 0 {
@@ -176,9 +250,8 @@ impl Stage<'_> {
         }
     }
 
-    /// As a node's boot: its link is down until the side says that it has started. The moment when
-    /// the link is up again.
-    fn reboot(&self, side: &mut dyn Side) -> anyhow::Result<Instant> {
+    /// As a node's boot: its link is down until the side says that it has started.
+    fn reboot(&self, side: &mut dyn Side) -> anyhow::Result<Boot> {
         let ip = |words: &str| -> anyhow::Result<()> {
             let mut command = self.lab.command("n1", "ip")?;
             run(command.args(words.split_ascii_whitespace()))
@@ -189,10 +262,13 @@ impl Stage<'_> {
         ip("xfrm policy flush")?;
         let mut nft = self.lab.command("n1", "nft")?;
         run(nft.args(["flush", "ruleset"]))?;
+        let start = Instant::now();
         side.start_after_crash()?;
+        let started = Instant::now();
+        // Before the order: the link is up before the program that gives it has ended.
         let up = Instant::now();
         ip("link set eth0 up")?;
-        Ok(up)
+        Ok(Boot { start, started, up })
     }
 
     /// Whether `n3` is a chassis of OVN.

@@ -34,7 +34,7 @@ struct Flow {
 #[derive(Clone, Copy)]
 struct Datagram {
     sent: Instant,
-    arrived: bool,
+    arrived: Option<Instant>,
 }
 
 /// What was sent in a span of time and never arrived.
@@ -44,6 +44,15 @@ pub(super) struct Lost {
     pub(super) packets: u64,
     /// When the last of them was sent.
     pub(super) last: Option<Instant>,
+}
+
+/// One direction in a span of time.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct OneWay {
+    /// What was sent in it and never arrived.
+    pub(super) lost: u64,
+    /// When the first arrived of what was sent in it.
+    pub(super) first: Option<Instant>,
 }
 
 impl Traffic {
@@ -81,15 +90,37 @@ impl Traffic {
         let mut lost = Lost::default();
         for flow in &self.flows {
             let datagrams = flow.datagrams();
-            let first = datagrams.partition_point(|datagram| datagram.sent < from);
-            let of_span = datagrams[first..].iter().take_while(|d| d.sent <= to);
-            for datagram in of_span.filter(|datagram| !datagram.arrived) {
+            let missing = within(&datagrams, from, to).filter(|d| d.arrived.is_none());
+            for datagram in missing {
                 lost.packets += 1;
                 lost.last = lost.last.max(Some(datagram.sent));
             }
         }
         lost
     }
+
+    /// The same of each direction: what `n1` sends, then what it is sent.
+    pub(super) fn ways(&self, from: Instant, to: Instant) -> Vec<OneWay> {
+        let flows = self.flows.iter().map(|flow| {
+            let datagrams = flow.datagrams();
+            let sent = || within(&datagrams, from, to);
+            OneWay {
+                lost: sent().filter(|d| d.arrived.is_none()).count() as u64,
+                first: sent().filter_map(|d| d.arrived).min(),
+            }
+        });
+        flows.collect()
+    }
+}
+
+/// Those sent between two moments.
+fn within(
+    datagrams: &[Datagram],
+    from: Instant,
+    to: Instant,
+) -> impl Iterator<Item = &Datagram> + use<'_> {
+    let first = datagrams.partition_point(|datagram| datagram.sent < from);
+    datagrams[first..].iter().take_while(move |d| d.sent <= to)
 }
 
 impl Drop for Traffic {
@@ -131,7 +162,7 @@ fn send(flow: &Flow, socket: &UdpSocket, stop: &AtomicBool) {
             let mut datagrams = flow.datagrams();
             datagrams.push(Datagram {
                 sent: Instant::now(),
-                arrived: false,
+                arrived: None,
             });
             (datagrams.len() - 1) as u64
         };
@@ -157,7 +188,7 @@ fn receive(flow: &Flow, socket: &UdpSocket, stop: &AtomicBool) {
         };
         let number = usize::try_from(u64::from_be_bytes(*number)).unwrap_or(usize::MAX);
         if let Some(datagram) = flow.datagrams().get_mut(number) {
-            datagram.arrived = true;
+            datagram.arrived = Some(Instant::now());
         }
     }
 }
@@ -173,7 +204,7 @@ mod tests {
         let flow = Flow::default();
         flow.datagrams().extend((0..10).map(|n| Datagram {
             sent: at(n * 10),
-            arrived: n % 3 != 0,
+            arrived: (n % 3 != 0).then(|| at(n * 10 + 4)),
         }));
         let traffic = Traffic {
             flows: vec![Arc::new(flow)],
@@ -184,5 +215,10 @@ mod tests {
         let lost = traffic.lost(at(5), at(65));
         assert_eq!((lost.packets, lost.last), (2, Some(at(60))));
         assert_eq!(traffic.lost(at(61), at(89)), Lost::default());
+        let way = OneWay {
+            lost: 2,
+            first: Some(at(14)),
+        };
+        assert_eq!(traffic.ways(at(5), at(65)), [way]);
     }
 }

@@ -23,6 +23,7 @@ pub(super) struct Wire {
 struct Look {
     at: Instant,
     esp: u64,
+    in_udp: u64,
     clear: u64,
 }
 
@@ -31,6 +32,10 @@ struct Look {
 pub(super) struct Span {
     /// ESP packets.
     pub(super) esp: u64,
+    /// Those of them in UDP.
+    pub(super) in_udp: u64,
+    /// When the first of them was seen.
+    pub(super) first_esp: Option<Instant>,
     /// The overlay's packets in clear.
     pub(super) clear: u64,
     /// When the last of these was seen.
@@ -51,6 +56,7 @@ impl Wire {
                     .push(Look {
                         at,
                         esp: seen.esp_packets,
+                        in_udp: seen.esp_in_udp_packets,
                         clear: seen.clear_protected_packets,
                     });
                 std::thread::sleep(LOOK);
@@ -103,15 +109,24 @@ fn between(looks: &[Look], from: Instant, to: Instant) -> Span {
     let end = looks.partition_point(|look| look.at <= to);
     // What was seen up to the span, so that a packet between two looks counts for the later.
     let before = first.checked_sub(1).map(|at| looks[at]);
-    let (mut esp, mut clear) = before.map_or((0, 0), |look| (look.esp, look.clear));
+    let mut last = before.unwrap_or(Look {
+        at: from,
+        esp: 0,
+        in_udp: 0,
+        clear: 0,
+    });
     let mut span = Span::default();
     for look in looks.get(first..end).unwrap_or_default() {
-        span.esp += look.esp - esp;
-        span.clear += look.clear - clear;
-        if look.clear > clear {
+        span.esp += look.esp - last.esp;
+        span.in_udp += look.in_udp - last.in_udp;
+        span.clear += look.clear - last.clear;
+        if look.esp > last.esp {
+            span.first_esp.get_or_insert(look.at);
+        }
+        if look.clear > last.clear {
             span.last_clear = Some(look.at);
         }
-        (esp, clear) = (look.esp, look.clear);
+        last = *look;
     }
     span
 }
@@ -124,22 +139,27 @@ mod tests {
     fn a_span_has_what_came_in_it() {
         let begin = Instant::now();
         let at = |ms| begin + Duration::from_millis(ms);
-        let look = |ms, esp, clear| Look {
+        let look = |ms, esp, in_udp, clear| Look {
             at: at(ms),
             esp,
+            in_udp,
             clear,
         };
         let looks = [
-            look(0, 0, 5),
-            look(20, 0, 9),
-            look(40, 3, 9),
-            look(60, 8, 9),
+            look(0, 0, 0, 5),
+            look(20, 0, 0, 9),
+            look(40, 3, 0, 9),
+            look(60, 8, 4, 9),
         ];
         let span = between(&looks, at(10), at(50));
-        assert_eq!((span.esp, span.clear), (3, 4));
-        assert_eq!(span.last_clear, Some(at(20)));
+        assert_eq!((span.esp, span.in_udp, span.clear), (3, 0, 4));
+        assert_eq!(
+            (span.first_esp, span.last_clear),
+            (Some(at(40)), Some(at(20)))
+        );
         let span = between(&looks, at(30), at(90));
-        assert_eq!((span.esp, span.clear, span.last_clear), (8, 0, None));
+        assert_eq!((span.esp, span.in_udp), (8, 4));
+        assert_eq!((span.clear, span.last_clear), (0, None));
         assert_eq!(between(&looks, at(70), at(90)), Span::default());
     }
 }
