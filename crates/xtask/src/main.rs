@@ -37,7 +37,7 @@ cargo xtask COMMAND
   bench kernel [-o json] [--peers N]
                     what SAs and policies of 1,000 peers cost in a guest's kernel, with
                     ip -batch beside it
-  bench ovn [-o json] [--rounds N] [--only testudo|ovn]
+  bench ovn [-o json] [--rounds N] [--only testudo|ovn] [--events rebooted,third,...]
                     packets lost and in clear while IPsec of pods on real OVN is switched,
                     renewed, killed and restarted, OVN's own IPsec beside ours; in a guest
   guest [--kernel uml|6.1|newest] [--cpus N] [--memory MIB] [--timeout SECONDS]
