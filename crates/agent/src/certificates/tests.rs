@@ -84,6 +84,10 @@ fn new_ca() -> Ca {
 }
 
 fn open(dir: &Path) -> Certificates {
+    open_with(dir, Voucher::Token(Some(dir.join("token"))))
+}
+
+fn open_with(dir: &Path, voucher: Voucher) -> Certificates {
     let uid = NodeUid::new("11111111-2222-4333-8444-555555555555").unwrap();
     let name = NodeName::new("n1").unwrap();
     let identity = Identity {
@@ -92,7 +96,7 @@ fn open(dir: &Path) -> Certificates {
         uid,
         boot: BootId::new("b").unwrap(),
     };
-    Certificates::open(dir, identity, Voucher::Token(Some(dir.join("token"))))
+    Certificates::open(dir, identity, voucher)
 }
 
 #[test]
@@ -282,6 +286,24 @@ fn a_missing_token_is_named() {
     assert_eq!(outcome.ask, None);
     assert!(outcome.again.is_some());
     assert!(node.problem().unwrap().contains("join token"));
+}
+
+#[test]
+fn where_an_api_server_knows_who_asks_no_token_is_needed() {
+    let world = World::new();
+    std::fs::remove_file(node_path(&world, "token")).unwrap();
+    let mut node = open_with(world.dir.path(), Voucher::Store);
+    let ask = world.consider(&mut node, None, NOW).ask.unwrap();
+    // A restart goes on with the same request, known by the same word.
+    let mut node = open_with(world.dir.path(), Voucher::Store);
+    let again = world.consider(&mut node, None, NOW).ask;
+    assert_eq!(again.as_ref(), Some(&ask));
+    let status = world.answer(&ask, NOW);
+    assert!(
+        world
+            .consider(&mut node, Some((&ask, &status)), NOW)
+            .renewed
+    );
 }
 
 /// istio#32176 (L113): dating back must not age a certificate.
