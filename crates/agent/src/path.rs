@@ -23,7 +23,7 @@ pub(crate) use doubt::{Told, Way};
 
 /// Between two looks at the counters.
 const LOOK: Duration = Duration::from_secs(1);
-/// The same while ESP is tried that was filtered before.
+/// The same of peers to which ESP is tried that was filtered before.
 const EAGER_LOOK: Duration = Duration::from_millis(200);
 /// How long such a try is looked at so closely, first and again from the first packet on.
 const EAGER: Duration = Duration::from_secs(20);
@@ -45,6 +45,15 @@ pub(crate) struct Seen {
     pub(crate) counters: Option<(SaCounters, SaCounters)>,
 }
 
+/// Whom a look at the counters takes in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Whom {
+    /// All peers.
+    All,
+    /// Those to which ESP is tried that was filtered before.
+    Tried,
+}
+
 /// All paths to peers.
 #[derive(Default)]
 pub(crate) struct Paths {
@@ -54,7 +63,10 @@ pub(crate) struct Paths {
     tries: BTreeMap<PeerId, Try>,
     /// Peers that have told us a verdict of theirs.
     told: BTreeSet<PeerId>,
+    /// The next look at all.
     look: Option<Monotonic>,
+    /// The next at peers to which ESP is tried, if it comes before.
+    eager_look: Option<Monotonic>,
 }
 
 #[derive(Default)]
@@ -100,20 +112,43 @@ impl Paths {
             self.told.remove(peer);
         }
         if plain || self.is_to_prove(peer, now) {
-            let at = now + self.interval(now);
-            self.look = Some(self.look.map_or(at, |look| look.min(at)));
+            let sooner = |look: &mut Option<Monotonic>, at: Monotonic| {
+                *look = Some(look.map_or(at, |look| look.min(at)));
+            };
+            sooner(&mut self.look, now + LOOK);
+            if self.is_eager(peer, now) {
+                sooner(&mut self.eager_look, now + EAGER_LOOK);
+            }
         }
     }
 
-    /// Whether the counters are to be looked at.
-    pub(crate) fn is_look_due(&self, now: Monotonic) -> bool {
-        self.look.is_some_and(|at| at <= now)
+    /// Whether counters are to be looked at, and whose.
+    pub(crate) fn look_due(&self, now: Monotonic) -> Option<Whom> {
+        let is_due = |look: Option<Monotonic>| look.is_some_and(|at| at <= now);
+        if is_due(self.look) {
+            return Some(Whom::All);
+        }
+        is_due(self.eager_look).then_some(Whom::Tried)
     }
 
-    /// Looks at all children that send plain ESP, or did until a moment ago, and at those in UDP that
-    /// are to prove a verdict. Says about which of them the peer is to be asked, with the question's
-    /// number.
-    pub(crate) fn look(&mut self, seen: &[Seen], now: Monotonic) -> Vec<(ChildId, u32)> {
+    /// Whether a look takes this peer in.
+    pub(crate) fn takes_in(&self, whom: Whom, peer: &PeerId, now: Monotonic) -> bool {
+        whom == Whom::All || self.is_eager(peer, now)
+    }
+
+    fn is_eager(&self, peer: &PeerId, now: Monotonic) -> bool {
+        self.tries.get(peer).is_some_and(|t| t.is_eager(now))
+    }
+
+    /// Looks at all children, of the peers that the look takes in, that send plain ESP, or did until a
+    /// moment ago, and at those in UDP that are to prove a verdict. Says about which of them the peer is
+    /// to be asked, with the question's number.
+    pub(crate) fn look(
+        &mut self,
+        whom: Whom,
+        seen: &[Seen],
+        now: Monotonic,
+    ) -> Vec<(ChildId, u32)> {
         let mut heard = BTreeSet::new();
         for child in seen {
             let Some((inbound, _)) = child.counters else {
@@ -152,16 +187,16 @@ impl Paths {
             known.sent = outbound.sequence;
             watched.insert(child.child, known);
         }
-        self.watched = watched;
-        self.look = (!seen.is_empty()).then(|| now + self.interval(now));
-        ask
-    }
-
-    fn interval(&self, now: Monotonic) -> Duration {
-        match self.tries.values().any(|t| t.is_eager(now)) {
-            true => EAGER_LOOK,
-            false => LOOK,
+        let eager = seen.iter().any(|child| self.is_eager(&child.peer, now));
+        self.eager_look = eager.then(|| now + EAGER_LOOK);
+        match whom {
+            Whom::All => {
+                self.watched = watched;
+                self.look = (!seen.is_empty()).then(|| now + LOOK);
+            }
+            Whom::Tried => self.watched.append(&mut watched),
         }
+        ask
     }
 
     /// Children about which the peer is to be asked once more.
@@ -200,7 +235,7 @@ impl Paths {
         told: Told,
         now: Monotonic,
     ) -> Option<Way> {
-        let step = match self.tries.get(peer).is_some_and(|t| t.is_eager(now)) {
+        let step = match self.is_eager(peer, now) {
             true => doubt::EAGER_STEP,
             false => doubt::STEP,
         };
@@ -296,7 +331,8 @@ impl Paths {
     pub(crate) fn deadline(&self) -> Option<Monotonic> {
         let doubts = self.watched.values().filter_map(|w| w.doubt.deadline());
         let verdicts = self.verdicts.values().map(|v| v.until);
-        doubts.chain(verdicts).chain(self.look).min()
+        let looks = self.look.into_iter().chain(self.eager_look);
+        doubts.chain(verdicts).chain(looks).min()
     }
 }
 

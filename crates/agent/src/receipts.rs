@@ -5,7 +5,7 @@ use testudo_ike::{EspCounts, IkeUp, Receipt};
 use testudo_model::{ChildId, Encapsulation, Now, PeerId, SaDirection, SaId};
 
 use crate::core::Core;
-use crate::path::{Seen, Told, Way};
+use crate::path::{Seen, Told, Way, Whom};
 use crate::tunnels::Child;
 
 /// Children whose counters are asked for one by one.
@@ -19,9 +19,9 @@ impl Core {
             self.changed = true;
         }
         let mut ask = self.paths.due(now.monotonic);
-        if self.paths.is_look_due(now.monotonic) {
-            let seen = self.watched_counters(now);
-            ask.extend(self.paths.look(&seen, now.monotonic));
+        if let Some(whom) = self.paths.look_due(now.monotonic) {
+            let seen = self.watched_counters(whom, now);
+            ask.extend(self.paths.look(whom, &seen, now.monotonic));
         }
         for (child, number) in ask {
             if let Err(error) = self.engine.ask_esp(child, number, now) {
@@ -31,13 +31,16 @@ impl Core {
         }
     }
 
-    fn watched_counters(&self, now: Now) -> Vec<Seen> {
+    fn watched_counters(&self, whom: Whom, now: Now) -> Vec<Seen> {
         let Some(datapath) = &self.datapath else {
             return Vec::new();
         };
         let children = self.tunnels.children_on_ike_paths();
         let proves = |child: &Child| self.paths.is_to_prove(&child.peer, now.monotonic);
-        let watched = children.filter(|(_, child)| child.is_plain() || proves(child));
+        let taken_in = |child: &Child| self.paths.takes_in(whom, &child.peer, now.monotonic);
+        let watched = children
+            .filter(|(_, child)| taken_in(child))
+            .filter(|(_, child)| child.is_plain() || proves(child));
         let watched: Vec<_> = watched.collect();
         // Of many, one listing costs less than two questions for each.
         let all = (watched.len() > FEW).then(|| datapath.sa_counters());

@@ -82,7 +82,7 @@ impl End {
     /// Looks and asks as the node does.
     fn turn(&mut self, now: Monotonic) -> Option<u32> {
         let mut ask = self.paths.due(now);
-        if self.paths.is_look_due(now) {
+        if let Some(whom) = self.paths.look_due(now) {
             let seen = Seen {
                 child: ChildId(1),
                 peer: peer(),
@@ -91,7 +91,7 @@ impl End {
                 sending: true,
                 counters: self.is_readable.then_some((self.inbound, self.outbound)),
             };
-            ask.extend(self.paths.look(&[seen], now));
+            ask.extend(self.paths.look(whom, &[seen], now));
         }
         self.asks += u32::try_from(ask.len()).unwrap();
         ask.first().map(|(_, number)| *number)
@@ -304,23 +304,29 @@ fn a_verdict_is_of_one_path_and_ends() {
         bytes: 100,
         sequence: 1,
     };
-    assert_eq!(paths.look(&[seen(packets)], at(now + 500)), []);
+    assert_eq!(paths.look(Whom::All, &[seen(packets)], at(now + 500)), []);
     let later = at(now + 600);
     assert_eq!(paths.filtered(&peer(), ends(), Way::Out, later), Some(hour));
     paths.forget(&peer());
     assert!(!forces(&paths));
-    assert_eq!(paths.look(&[], later), []);
+    assert_eq!(paths.look(Whom::All, &[], later), []);
     assert_eq!(paths.deadline(), None);
+}
+
+impl Paths {
+    /// A verdict about the peer is over at this moment.
+    pub(crate) fn try_now(&mut self, peer: &PeerId, now: Monotonic) {
+        self.filtered(peer, ends(), Way::Out, now);
+        self.verdicts.get_mut(peer).unwrap().until = now;
+        assert_eq!(self.over(now), std::slice::from_ref(peer));
+    }
 }
 
 /// One end whose verdict is just over.
 fn tried() -> End {
     let mut one = end();
     let start = Monotonic::default();
-    one.paths.filtered(&peer(), ends(), Way::Out, start);
-    let verdict = one.paths.verdicts.get_mut(&peer()).unwrap();
-    verdict.until = start;
-    assert_eq!(one.paths.over(start), [peer()]);
+    one.paths.try_now(&peer(), start);
     one.paths.look = None;
     one.paths.came_up(&peer(), &plain(), start);
     one
