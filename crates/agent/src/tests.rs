@@ -1,6 +1,7 @@
 //! A controller and agents in one process: real store, real IKE over the loopback, datapaths in
 //! memory.
 
+mod authorities;
 mod changes;
 mod metrics;
 mod mishaps;

@@ -8,14 +8,14 @@ use crate::enforcement::{Enforcement, PolicyFile};
 use crate::node::Node;
 use crate::objects::Told;
 
-fn at(seconds: u64) -> Now {
+pub(super) fn at(seconds: u64) -> Now {
     Now {
         monotonic: Monotonic(Duration::from_secs(seconds)),
         wall: UnixTime(1_800_000_000),
     }
 }
 
-fn strict_node(dir: &Path, fake: &Fake) -> Node {
+pub(super) fn strict_node(dir: &Path, fake: &Fake) -> Node {
     let options = Options {
         node: name(1),
         store: testudo_store::Location::Directory(dir.to_owned()),
