@@ -1,5 +1,6 @@
 //! `testudo ca rotate`: asks for a rotation of the CA and follows it, or takes it back.
 
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use anyhow::bail;
@@ -155,6 +156,9 @@ struct Follow {
     began: Instant,
     last: Option<TrustBundleStatus>,
     named: Vec<CaWaiting>,
+    /// Nodes that have been waited for in this step and of which nobody has heard since that they have
+    /// done their part.
+    open: BTreeSet<String>,
 }
 
 #[derive(Serialize)]
@@ -176,6 +180,7 @@ impl Follow {
             began: Instant::now(),
             last: None,
             named: Vec::new(),
+            open: BTreeSet::new(),
         }
     }
 
@@ -216,8 +221,13 @@ impl Follow {
             return;
         }
         let before = before.filter(|b| b.rotation == status.rotation);
-        if let Some(before) = &before {
-            self.finished(before, &status);
+        match &before {
+            Some(before) => {
+                for line in self.finished(before, &status) {
+                    self.say(&line);
+                }
+            }
+            None => self.open.clear(),
         }
         if before.as_ref().map(|b| b.phase) != Some(status.phase) {
             let other = status.other.as_deref().unwrap_or_default();
@@ -234,27 +244,34 @@ impl Follow {
         }
     }
 
-    /// The nodes that have done their part of a step since `before`: who was waited for and is not any
-    /// more, or the step was left, which takes all of them.
-    fn finished(&self, before: &TrustBundleStatus, status: &TrustBundleStatus) {
+    /// The nodes that have done their part of a step since `before`, a line each: who was waited for and
+    /// is not any more, or the step was left, which takes all of them. A list that names some of those
+    /// that are waited for says nothing of the others.
+    fn finished(&mut self, before: &TrustBundleStatus, status: &TrustBundleStatus) -> Vec<String> {
+        let waited = before.waiting_on.iter().map(|was| was.node.clone());
+        self.open.extend(waited);
+        let left = before.phase != status.phase;
+        let named: BTreeSet<&str> = status.waiting_on.iter().map(|w| w.node.as_str()).collect();
+        let is_cut = usize::try_from(status.waiting).is_ok_and(|all| all > named.len());
+        if is_cut && !left {
+            return Vec::new();
+        }
+        let gone = |node: &String| left || !named.contains(node.as_str());
+        let nodes: Vec<String> = self.open.extract_if(.., gone).collect();
         // Taken back, it was left without them.
         if before.taken_back != status.taken_back {
-            return;
+            return Vec::new();
         }
         let other = before.other.as_deref().unwrap_or_default();
         let signer = &before.signer;
         let done = match before.phase {
-            CaPhase::Settled => return,
+            CaPhase::Settled => return Vec::new(),
             CaPhase::Trusting => format!("trusts {other}"),
             CaPhase::Issuing => format!("shows a certificate of {signer}, and so do its peers"),
             CaPhase::Retiring => format!("has ceased to trust {other}"),
         };
-        let left = before.phase != status.phase;
-        for was in &before.waiting_on {
-            if left || !status.waiting_on.iter().any(|now| now.node == was.node) {
-                self.say(&format!("{}: {done}", was.node));
-            }
-        }
+        let lines = nodes.iter().map(|node| format!("{node}: {done}"));
+        lines.collect()
     }
 
     /// Nothing has happened for a while: who holds it, once.
@@ -365,6 +382,41 @@ mod tests {
             follow.see(status);
             assert_eq!(follow.is_done(), done);
         }
+    }
+
+    /// The controller names the first of many: who is not named may be waited for all the same.
+    #[test]
+    fn a_node_is_done_only_when_the_list_is_whole() {
+        let mut follow = Follow::new(Wanted {
+            after: 0,
+            answers: 1,
+            back: false,
+        });
+        let waits = |named: &[&str], all: u64| {
+            let waiting = named.iter().map(|node| CaWaiting {
+                node: (*node).to_owned(),
+                reason: String::new(),
+            });
+            TrustBundleStatus {
+                waiting: all,
+                waiting_on: waiting.collect(),
+                other: Some("B".to_owned()),
+                ..status(CaPhase::Trusting, 1, 1)
+            }
+        };
+        let cut = [waits(&["n1", "n2"], 5), waits(&["n2", "n3"], 4)];
+        assert_eq!(follow.finished(&cut[0], &cut[1]), [""; 0]);
+        let whole = waits(&["n3", "n4"], 2);
+        let done = follow.finished(&cut[1], &whole);
+        assert_eq!(done, ["n1: trusts B", "n2: trusts B"]);
+        let issuing = status(CaPhase::Issuing, 1, 1);
+        let done = follow.finished(&whole, &issuing);
+        assert_eq!(done, ["n3: trusts B", "n4: trusts B"]);
+        // Who was named once and was not again had to do it before the step was left.
+        let begun = waits(&["n1"], 3);
+        follow.finished(&begun, &waits(&["n2"], 3));
+        let done = follow.finished(&waits(&["n2"], 3), &issuing);
+        assert_eq!(done, ["n1: trusts B", "n2: trusts B"]);
     }
 
     #[test]
