@@ -4,8 +4,7 @@ use std::future::{Future, pending};
 use std::pin::pin;
 
 use anyhow::{Context, Result, bail};
-use rustix::process::{Resource, Rlimit, setrlimit};
-use testudo_store::Store;
+use testudo_store::{Store, no_core_dumps};
 use testudo_store_kube::{AnyStore, Writer};
 
 use crate::Options;
@@ -26,7 +25,7 @@ use crate::user::UserSide;
 /// Runs the agent until `shutdown` is ready. An error means that the node stays closed and that
 /// the agent is to be started again.
 pub async fn run(options: Options, shutdown: impl Future<Output = ()>) -> Result<()> {
-    no_core_dumps()?;
+    no_core_dumps().context("turning core dumps off")?;
     let host = Box::new(ChoosingHost::new(
         Box::new(UserSide::new(&options)),
         Box::new(KernelSide::new(&options)),
@@ -50,16 +49,6 @@ fn prepare(options: &Options) {
     if let Err(error) = UserSide::new(options).prepare() {
         tracing::warn!("to switch encryption on may cost a packet: {error}");
     }
-}
-
-/// An agent that crashes must not write its keys to a disk. A limit of 0 bytes holds for files alone;
-/// with 1, too little for any file, Linux pipes none to a program either.
-fn no_core_dumps() -> Result<()> {
-    let none = Rlimit {
-        current: Some(1),
-        maximum: Some(1),
-    };
-    setrlimit(Resource::Core, none).context("turning core dumps off")
 }
 
 /// Before anything else: what was dropped when the agent last ran is dropped again. The host may

@@ -12,7 +12,7 @@ use testudo_model::{
 };
 use testudo_pki::{CaOptions, chain_to_pem, utc};
 use testudo_plan::rollout;
-use testudo_store::{DirStore, Store, StoreError, parse_location};
+use testudo_store::{DirStore, Store, StoreError, no_core_dumps, parse_location};
 use tracing::{debug, error, info, warn};
 
 use crate::authority::Authority;
@@ -55,6 +55,7 @@ pub async fn lead<S: Store, K: Safe>(
     name: &str,
     shutdown: impl Future<Output = ()>,
 ) -> anyhow::Result<()> {
+    no_core_dumps().context("turning core dumps off")?;
     tokio::pin!(shutdown);
     let mut term = tokio::select! {
         () = &mut shutdown => return Ok(()),

@@ -158,7 +158,11 @@ pub(crate) fn write_atomic(path: &Path, bytes: &[u8]) -> Result<()> {
         file.write_all(bytes)?;
         fs::rename(&temporary, path)
     };
-    write().with_context(|| format!("write {}", path.display()))
+    write().with_context(|| {
+        // Best effort; what is written holds a join token or so.
+        let _ = fs::remove_file(&temporary);
+        format!("write {}", path.display())
+    })
 }
 
 /// Writes a value as JSON in one step.
@@ -194,6 +198,17 @@ fn own_directory(path: &Path, uid: u32) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_file_that_could_not_be_written_leaves_nothing() {
+        let top = std::env::temp_dir().join(format!("testudo-whole-{}", std::process::id()));
+        let taken = top.join("taken");
+        fs::create_dir_all(&taken).unwrap();
+        write_atomic(&taken, b"a token").unwrap_err();
+        let left = fs::read_dir(&top).unwrap().count();
+        fs::remove_dir_all(&top).unwrap();
+        assert_eq!(left, 1);
+    }
 
     #[test]
     fn a_lock_makes_its_directory_and_empty_ones_go_away() {

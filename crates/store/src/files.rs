@@ -89,14 +89,40 @@ pub fn write_atomic(path: &Path, bytes: &[u8], mode: u32, sync: bool) -> Result<
             std::fs::rename(&temporary, path).map_err(|e| StoreError::io("replace", path, e))
         });
     if let Err(error) = written {
-        // Best effort: the name begins with a dot, so that a leftover is ignored.
-        let _ = std::fs::remove_file(&temporary);
+        discard(&temporary);
         return Err(error);
     }
     if sync {
         sync_parent(path)?;
     }
     Ok(())
+}
+
+/// Removes what was written of a file, and overwrites it, as it may hold a part of a key. Best effort:
+/// the name begins with a dot, so that a leftover is ignored.
+fn discard(temporary: &Path) {
+    let opened = OpenOptions::new().write(true).open(temporary);
+    let _ = std::fs::remove_file(temporary);
+    if let Ok(mut file) = opened {
+        let _ = wipe(&mut file);
+    }
+}
+
+/// Overwrites a file that has no name any more, from its beginning, as far as the file system writes in
+/// place. One that somebody else has a link to is left alone.
+pub fn wipe(file: &mut File) -> std::io::Result<()> {
+    let metadata = file.metadata()?;
+    if metadata.nlink() > 0 {
+        return Ok(());
+    }
+    let mut left = metadata.len();
+    let zeros = [0; 4096];
+    while left > 0 {
+        let some = usize::try_from(left.min(4096)).unwrap_or(4096);
+        file.write_all(&zeros[..some])?;
+        left -= some as u64;
+    }
+    file.sync_all()
 }
 
 /// Puts the change of a name (a rename, a removal) on the disk.
@@ -155,6 +181,23 @@ mod tests {
         assert_eq!(read_private(&path).unwrap().unwrap().as_bytes(), b"two");
         assert_eq!(std::fs::metadata(&path).unwrap().mode() & 0o777, 0o600);
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_file_that_could_not_be_written_leaves_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("taken");
+        std::fs::create_dir(&path).unwrap();
+        write_private(&path, b"a key").unwrap_err();
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
+        let part = dir.path().join(".part");
+        std::fs::write(&part, b"a key").unwrap();
+        let mut open = File::open(&part).unwrap();
+        discard(&part);
+        assert!(!part.exists());
+        let mut left = Vec::new();
+        open.read_to_end(&mut left).unwrap();
+        assert_eq!(left, [0; 5]);
     }
 
     #[test]

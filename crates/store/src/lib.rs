@@ -10,6 +10,7 @@ mod check;
 pub mod conformance;
 mod dir;
 mod document;
+mod dumps;
 mod error;
 pub mod files;
 mod kinds;
@@ -24,6 +25,7 @@ mod watch;
 
 pub use check::{check_name, check_object};
 pub use dir::{DirOptions, DirStore};
+pub use dumps::no_core_dumps;
 pub use error::{Problem, StoreError};
 pub use kinds::{AnyObject, KindName};
 pub use location::{Kubernetes, Location, parse_location};

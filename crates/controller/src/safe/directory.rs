@@ -2,8 +2,7 @@
 
 use std::fs::{File, TryLockError};
 use std::future::{Future, pending, ready};
-use std::io::Write;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
@@ -199,28 +198,13 @@ fn replace(path: &Path, text: &SecretBytes) -> anyhow::Result<()> {
     let old = File::options().write(true).open(path);
     let mut old = old.with_context(|| format!("{} cannot be written", path.display()))?;
     files::write_private(path, text.as_bytes())?;
-    if let Err(error) = wipe(&mut old) {
+    if let Err(error) = files::wipe(&mut old) {
         warn!(
             "the earlier {} could not be overwritten: {error}",
             path.display()
         );
     }
     Ok(())
-}
-
-fn wipe(file: &mut File) -> std::io::Result<()> {
-    let metadata = file.metadata()?;
-    if metadata.nlink() > 0 {
-        return Ok(());
-    }
-    let mut left = metadata.len();
-    let zeros = [0; 4096];
-    while left > 0 {
-        let some = usize::try_from(left.min(4096)).unwrap_or(4096);
-        file.write_all(&zeros[..some])?;
-        left -= some as u64;
-    }
-    file.sync_all()
 }
 
 /// A controller that was killed while it wrote may have left a part of the file beside it, with a key.
@@ -236,7 +220,7 @@ fn remove_leftovers(secrets: &Path) -> anyhow::Result<()> {
             let path = entry.path();
             if let Ok(mut file) = File::options().write(true).open(&path) {
                 std::fs::remove_file(&path)?;
-                wipe(&mut file)?;
+                files::wipe(&mut file)?;
             }
         }
     }
