@@ -392,7 +392,12 @@ impl Engine {
 
     /// The next event.
     pub fn poll_event(&mut self) -> Option<Event> {
-        self.events.pop_front()
+        loop {
+            let event = self.events.pop_front()?;
+            if !self.is_past(&event) {
+                return Some(event);
+            }
+        }
     }
 
     /// The next datagram to send.

@@ -13,9 +13,9 @@ use crate::engine::Engine;
 use crate::error::Misuse;
 use crate::event::{EspCounts, Event, IkeId, Receipt};
 use crate::message::Payloads;
-use crate::sa::{IkeSa, Pending, Phase, Task};
+use crate::sa::{Child, IkeSa, Pending, Phase, Task};
 
-/// Words that are read of one message. We send one.
+/// Words that are sent in one message, and read of one.
 const MOST: usize = 16;
 
 /// A word that waits for the message window.
@@ -71,7 +71,33 @@ impl Engine {
         self.command(ike, &peer, Task::Say(word), now)
     }
 
+    /// Says it, with all that waits to be said as well: a peer with a child for each CPU is asked about
+    /// them in few exchanges, and not in one each.
     pub(crate) fn start_say(&mut self, id: IkeId, word: Word, now: Now) {
+        let mut words = vec![word];
+        if let Some(est) = self.sas.get_mut(&id).and_then(IkeSa::established_mut) {
+            est.tasks.retain(|task| match task {
+                Task::Say(other) if words.len() < MOST => {
+                    words.push(*other);
+                    false
+                }
+                _ => true,
+            });
+        }
+        let notifies = words
+            .into_iter()
+            .filter_map(|word| self.notify_of(id, word));
+        let payloads: Vec<Payload> = notifies.map(Payload::Notify).collect();
+        if payloads.is_empty() {
+            return;
+        }
+        let exchange = ExchangeType::INFORMATIONAL;
+        // The answer is a sign of life, and no more.
+        self.send_request(now, id, exchange, &payloads, Pending::Probe);
+    }
+
+    /// `None`: it is about a child that has gone, or hangs on another IKE SA.
+    fn notify_of(&self, id: IkeId, word: Word) -> Option<Notify> {
         let (kind, child, data) = match word {
             Word::Ask(child, number) => {
                 let data = number.to_be_bytes().to_vec();
@@ -85,28 +111,15 @@ impl Engine {
             }
             Word::Filtered => (NotifyType::TESTUDO_ESP_FILTERED, None, Vec::new()),
         };
-        let notify = match child {
-            None => Notify::new(kind, data),
-            Some(child) => {
-                let known = self.children.get(&child);
-                let Some(known) = known.filter(|c| c.is_up() && c.ike == id) else {
-                    return;
-                };
-                Notify {
-                    data,
-                    ..Notify::about_esp(kind, known.spi_in)
-                }
-            }
+        let Some(child) = child else {
+            return Some(Notify::new(kind, data));
         };
-        let exchange = ExchangeType::INFORMATIONAL;
-        // The answer is a sign of life, and no more.
-        self.send_request(
-            now,
-            id,
-            exchange,
-            &[Payload::Notify(notify)],
-            Pending::Probe,
-        );
+        let known = self.children.get(&child);
+        let known = known.filter(|c| c.is_up() && c.ike == id)?;
+        Some(Notify {
+            data,
+            ..Notify::about_esp(kind, known.spi_in)
+        })
     }
 
     /// What the peer says of ESP in an authentic request.
@@ -128,6 +141,16 @@ impl Engine {
             sa.nat.forced |= sa.nat.remote;
         }
         self.events.extend(heard.into_iter().map(Event::Receipt));
+    }
+
+    /// Whether it speaks of a child that has gone since the peer spoke: by the rest of the same message,
+    /// or because that message showed that another child stands at its end. There is nothing to answer.
+    pub(crate) fn is_past(&self, event: &Event) -> bool {
+        let Event::Receipt(Receipt::Asked { child, .. } | Receipt::Counts { child, .. }) = event
+        else {
+            return false;
+        };
+        !self.children.get(child).is_some_and(Child::is_up)
     }
 
     fn heard_word(&self, id: IkeId, notify: &Notify) -> Option<Receipt> {

@@ -2,7 +2,7 @@
 
 use testudo_model::policy::EncapsulationMode;
 use testudo_model::{ChildId, Encapsulation};
-use testudo_wire::ike::{ExchangeType, Notify, NotifyType, Payload};
+use testudo_wire::ike::{Delete, ExchangeType, Notify, NotifyType, Payload, ProtocolId};
 
 use super::net::*;
 use crate::sa::Pending;
@@ -94,6 +94,86 @@ fn a_child_that_is_gone_is_not_asked_about() {
     let ike = IkeId(u64::MAX);
     let gone = net.act(1, |e, now| e.tell_filtered(ike, now));
     assert_eq!(gone, Err(Misuse::UnknownIke(ike)));
+}
+
+/// With children for CPUs all are asked about at once, and so they are answered for.
+#[test]
+fn what_waits_to_be_said_goes_with_one_message() {
+    let mut net = Net::new(8, 2);
+    for n in [1, 0] {
+        let mut config = peer_config(n, 1 - n, n == 0);
+        config.children[0].resources = 20;
+        net.act(n, |e, now| {
+            e.set_peer(config, now).unwrap();
+            e.handle_timeout(now);
+        });
+    }
+    net.run_ms(5_000);
+    net.assert_connected(0, 1, 21);
+    let sent = std::rc::Rc::new(std::cell::RefCell::new([0, 0]));
+    let count = std::rc::Rc::clone(&sent);
+    net.filter = Some(Box::new(move |from, _, _| {
+        let from = usize::from(from.ip() == address(1));
+        count.borrow_mut()[from] += 1;
+        Fate::Pass
+    }));
+    let children: Vec<ChildId> = net.ikes(0, 1)[0].children.iter().map(|c| c.child).collect();
+    for child in &children {
+        net.act(0, |e, now| e.ask_esp(*child, 1, now)).unwrap();
+    }
+    net.run_ms(500);
+    // The first alone, for the window was free; sixteen; four.
+    assert_eq!(*sent.borrow(), [3, 3]);
+    let asked: Vec<ChildId> = net.nodes[1]
+        .receipts
+        .iter()
+        .map(|r| match r {
+            Receipt::Asked { child, .. } => *child,
+            other => panic!("{other:?}"),
+        })
+        .collect();
+    assert_eq!(asked.len(), children.len());
+    for child in asked {
+        let counts = EspCounts::default();
+        net.act(1, |e, now| e.tell_esp(child, 1, counts, now))
+            .unwrap();
+    }
+    net.run_ms(500);
+    assert_eq!(net.nodes[0].receipts.len(), children.len());
+    assert_eq!(*sent.borrow(), [6, 6]);
+}
+
+/// A message that asks about a child and deletes it, or shows that another stands in its place: nobody
+/// is told of a question that cannot be answered any more.
+#[test]
+fn a_question_about_a_child_that_goes_with_the_same_message_is_not_told() {
+    let mut net = pair(7);
+    let theirs = child_of(&net, 1);
+    let ike = net.ikes(0, 1)[0].ike;
+    let spi = net.ikes(0, 1)[0].children[0].spi_in.0;
+    let asked = Notify {
+        data: vec![0; 4],
+        ..Notify::about_esp(NotifyType::TESTUDO_ESP_ASKED, spi)
+    };
+    let delete = Delete::Child {
+        protocol: ProtocolId::ESP,
+        spis: vec![spi],
+    };
+    let words = [Payload::Notify(asked), Payload::Delete(delete)];
+    net.act(0, |e, now| {
+        e.send_request(
+            now,
+            ike,
+            ExchangeType::INFORMATIONAL,
+            &words,
+            Pending::Probe,
+        );
+    });
+    net.run_ms(100);
+    assert_eq!(net.nodes[1].receipts, []);
+    let counts = EspCounts::default();
+    let gone = net.act(1, |e, now| e.tell_esp(theirs, 0, counts, now));
+    assert_eq!(gone, Err(Misuse::UnknownChild(theirs)));
 }
 
 /// None of it breaks anything, and of very many words few are heard.
