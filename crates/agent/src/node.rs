@@ -320,14 +320,6 @@ impl Node {
         self.news.status = self.status(now);
     }
 
-    /// The policy that the host was told last.
-    pub(crate) fn traffic_in_force(&self) -> Option<&TrafficPolicy> {
-        match self.in_force.as_ref()? {
-            InForce::Nothing => None,
-            InForce::Closed(traffic) | InForce::Full(traffic) => Some(traffic),
-        }
-    }
-
     pub(crate) fn knows(&self, peer: &PeerId) -> bool {
         self.peers.contains_key(peer)
     }

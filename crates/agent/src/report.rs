@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use testudo_datapath::Counters;
 use testudo_model::condition::{self, Condition, ConditionStatus};
 use testudo_model::policy::OverlayType;
-use testudo_model::{NodeEncryptionStatus, Now, Outbound, PeerId, Phase, ProtectedFlows};
+use testudo_model::{NodeEncryptionStatus, Now, PeerId, Phase};
 
 use crate::api::{
     ActionResult, Actions, Drops, Gettable, Request, Response, StatusView, TunnelView,
@@ -176,22 +176,15 @@ impl Node {
         self.core.tunnels.views(&common, &counters, mtu, now)
     }
 
-    /// The host's policies for each peer: one for packets that leave, one for those that come in.
-    fn policies(&self) -> BTreeMap<PeerId, u32> {
-        let Some(traffic) = self.traffic_in_force() else {
-            return BTreeMap::new();
+    /// The host's policies for each peer, as it says itself; `None`: it does not say.
+    fn policies(&self) -> Option<BTreeMap<PeerId, u32>> {
+        let Some(datapath) = &self.core.datapath else {
+            return Some(BTreeMap::new());
         };
-        let inbound = traffic.clear_inbound == testudo_model::ClearTraffic::Drop;
-        let routed = matches!(traffic.flows, ProtectedFlows::Routed { .. });
-        let peers = traffic.peers.iter().map(|peer| {
-            let prefixes = if routed { peer.pod_cidrs.len() } else { 1 };
-            let out = match peer.outbound {
-                Outbound::Encrypt => u32::try_from(prefixes).unwrap_or(u32::MAX),
-                Outbound::Clear => 0,
-            };
-            (peer.peer.clone(), out + u32::from(inbound))
-        });
-        peers.collect()
+        let listed = datapath.policies();
+        listed
+            .inspect_err(|error| tracing::warn!("policies are not counted: {error}"))
+            .ok()
     }
 
     pub(crate) fn status_view(&self, now: Now) -> StatusView {

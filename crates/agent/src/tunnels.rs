@@ -79,7 +79,8 @@ pub(crate) struct Common<'a> {
     pub(crate) interface: &'a str,
     pub(crate) tunnel_type: &'a str,
     pub(crate) certificate: Option<(String, String)>,
-    pub(crate) policies: BTreeMap<PeerId, u32>,
+    /// Of the host's policies, how many are for each peer; `None`: the host did not say.
+    pub(crate) policies: Option<BTreeMap<PeerId, u32>>,
     /// Peers with which ESP is known to be filtered on the path.
     pub(crate) filtered: BTreeSet<PeerId>,
 }
@@ -399,10 +400,13 @@ impl Tunnels {
             remote_certificate_not_after: proven.map(|c| c.not_after),
             psk: false,
             mtu: first.and_then(mtu),
-            kernel_policies_installed: common.policies.get(peer).copied().unwrap_or(0),
+            kernel_policies_installed: common
+                .policies
+                .as_ref()
+                .map(|all| all.get(peer).copied().unwrap_or(0)),
             security_associations_installed: own
                 .iter()
-                .map(|(_, child)| if child.opens_only { 1 } else { 2 })
+                .map(|(id, _)| standing(**id, counters))
                 .sum(),
             connections_active: self.ikes.values().map(|i| u32::from(i.peer == *peer)).sum(),
             up: self.sends(peer, name),
@@ -484,6 +488,12 @@ impl Ike {
             age: now.monotonic.since(self.since).as_secs(),
         }
     }
+}
+
+/// How many halves of a pair the datapath counts packets of.
+fn standing(child: ChildId, counters: &Counters) -> u32 {
+    let stands = |direction| counters.sas.contains_key(&SaId { child, direction });
+    u32::from(stands(SaDirection::Inbound)) + u32::from(stands(SaDirection::Outbound))
 }
 
 fn counters_of(child: ChildId, counters: &Counters) -> (SaCounters, SaCounters) {

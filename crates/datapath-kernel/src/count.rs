@@ -2,12 +2,13 @@
 
 use std::collections::BTreeMap;
 
-use testudo_datapath::Counters;
-use testudo_model::{ClearTraffic, SaId};
-use testudo_netlink::Nft;
+use testudo_datapath::{Counters, DatapathError, Whose};
+use testudo_model::{ClearTraffic, PeerId, SaId};
+use testudo_netlink::{Nft, XfrmDirection};
 
-use crate::core::Core;
+use crate::core::{Core, refused};
 use crate::pairs::{counters, drops};
+use crate::plan::is_ours;
 
 /// The kernel's counters of XFRM in this namespace, by their names here. Empty where the kernel
 /// keeps none (CONFIG_XFRM_STATISTICS).
@@ -78,6 +79,30 @@ impl Core {
         }
         add(&mut all.drops, "event_lost", self.events.lost());
         all
+    }
+
+    /// Policies of ours that the kernel has for each peer, from one listing.
+    pub(crate) fn policies_of_peers(&mut self) -> Result<BTreeMap<PeerId, u32>, DatapathError> {
+        let Some(policy) = &self.policy else {
+            return Ok(BTreeMap::new());
+        };
+        let listed = self.xfrm.policies();
+        let listed = listed.map_err(|e| refused("list policies", &e))?;
+        let bound = self.bound.iter();
+        let by_reqid: BTreeMap<u32, &PeerId> = bound
+            .filter_map(|peer| Some((self.bindings.reqid(peer)?, peer)))
+            .collect();
+        let whose = Whose::new(policy);
+        let peers = listed.iter().filter(|p| is_ours(p)).filter_map(|listed| {
+            let by_reqid = by_reqid.get(&listed.templates.first()?.reqid);
+            // One that blocks has no peer's request ID.
+            let there = match listed.direction {
+                XfrmDirection::Out => &listed.selector.destination,
+                XfrmDirection::In | XfrmDirection::Forward => &listed.selector.source,
+            };
+            by_reqid.copied().or_else(|| whose.peer(there))
+        });
+        Ok(Whose::count(peers))
     }
 
     /// The firewall whose counters count, if there is one. To ask it starts a program: not under

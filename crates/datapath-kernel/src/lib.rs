@@ -39,7 +39,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use testudo_datapath::{Counters, Datapath, DatapathError, Event, SaCounters, Waker};
-use testudo_model::{ChildId, Encapsulation, InboundSaSpec, OutboundSaSpec, TrafficPolicy};
+use testudo_model::{ChildId, Encapsulation, InboundSaSpec, OutboundSaSpec, PeerId, TrafficPolicy};
 use testudo_netlink::{Xfrm, XfrmMonitor};
 
 pub use keeper::UdpKeeper;
@@ -397,6 +397,10 @@ impl Datapath for KernelDatapath {
 
     fn pair_halves(&self, child: ChildId) -> (Option<SaCounters>, Option<SaCounters>) {
         lock(&self.core).pair_halves(child)
+    }
+
+    fn policies(&self) -> Result<BTreeMap<PeerId, u32>, DatapathError> {
+        lock(&self.core).policies_of_peers()
     }
 
     fn set_hard_lifetime(&mut self, hard: Duration) {

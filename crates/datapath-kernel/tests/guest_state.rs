@@ -487,6 +487,14 @@ fn a_thousand_peers_cost_a_thousand_times_one() {
     assert!(policies <= u64::from(2 * PEERS + 20), "{policies}");
     world.a.dp(|dp| dp.set_traffic(&policy)).unwrap();
     assert_eq!(cost(&mut world.a), 1, "the same wish again is one look");
+    let two_for_each = |node: &mut Node| {
+        let counted = node.dp(|dp| dp.policies()).unwrap();
+        assert_eq!(counted.len(), PEERS as usize);
+        assert!(counted.values().all(|number| *number == 2), "{counted:?}");
+    };
+    // They block as yet.
+    two_for_each(&mut world.a);
+    assert_eq!(cost(&mut world.a), 1, "one listing for all peers");
     let netns = &world.a;
     let specs: Vec<_> = (0..PEERS)
         .map(|i| {
@@ -523,6 +531,7 @@ fn a_thousand_peers_cost_a_thousand_times_one() {
     assert_eq!(least(&costs[900..]), Some(4));
     let stand = world.a.xfrm().sas(|l| Some(l.sa.id)).unwrap();
     assert_eq!(stand.len(), 2 * PEERS as usize);
+    two_for_each(&mut world.a);
     for i in 1..=u64::from(PEERS) {
         world
             .a

@@ -423,6 +423,13 @@ impl Datapath for UserDatapath {
         (shown(inbound), shown(outbound))
     }
 
+    fn policies(&self) -> Result<BTreeMap<PeerId, u32>, DatapathError> {
+        match &self.policy {
+            Some(policy) => self.host.rules_of_peers(policy),
+            None => Ok(BTreeMap::new()),
+        }
+    }
+
     fn clear(&mut self) -> Result<(), DatapathError> {
         // Rules first: without them nothing depends on the device.
         self.host.clear()?;

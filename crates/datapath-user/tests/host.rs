@@ -97,6 +97,36 @@ fn what_others_made_stays_and_what_is_ours_goes() {
     assert!(node.command("ip link show testudo0").0);
 }
 
+/// What is counted for a peer is what the kernel has, and another program's rule is nobody's.
+#[test]
+fn rules_are_counted_by_peer_as_the_kernel_has_them() {
+    if !can_run("rules_are_counted_by_peer_as_the_kernel_has_them") {
+        return;
+    }
+    let world = World::new(3);
+    let node = &world.nodes[0];
+    foreign(node);
+    let wanted = policy(0, &[1, 2], overlay_flows(), Step::Strict);
+    let count = || {
+        let (options, policy) = (rules(node), wanted.clone());
+        let counted = node.run(move |_| HostRules::new(options).rules_of_peers(&policy).unwrap());
+        counted.into_values().collect::<Vec<u32>>()
+    };
+    assert_eq!(count(), [0; 0]);
+    apply(node, &wanted);
+    // One for each address.
+    let addresses = wanted.peers.iter().map(|p| p.addresses.len() as u32);
+    assert_eq!(count(), addresses.collect::<Vec<_>>());
+    let first = wanted.peers[0].addresses[0];
+    let (ok, text) = node.command(&format!("ip rule del priority 3900 to {first}"));
+    assert!(ok, "{text}");
+    let addresses = wanted.peers.iter().map(|p| p.addresses.len() as u32);
+    let mut left: Vec<u32> = addresses.collect();
+    left[0] -= 1;
+    left.retain(|number| *number > 0);
+    assert_eq!(count(), left);
+}
+
 #[test]
 fn a_node_is_closed_at_boot_without_device_and_sockets() {
     if !can_run("a_node_is_closed_at_boot_without_device_and_sockets") {

@@ -9,6 +9,7 @@
 mod firewall;
 mod mtu;
 mod twin;
+mod whose;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -24,6 +25,7 @@ use thiserror::Error;
 pub use firewall::{ClearMatch, FIREWALL_COUNTERS, FIREWALL_TABLE, firewall};
 pub use mtu::{inner_mtu, outer_len};
 pub use twin::{Call, Operation, Twin, Verdict};
+pub use whose::Whose;
 
 /// Called whenever an event waits, from any thread; it must be quick and must not block.
 pub type Waker = Arc<dyn Fn() + Send + Sync>;
@@ -127,6 +129,10 @@ pub trait Datapath: Send {
         let of = |direction| counters.sas.get(&SaId { child, direction }).copied();
         (of(SaDirection::Inbound), of(SaDirection::Outbound))
     }
+
+    /// How many policies (routing rules, where these steer) stand in the host for each peer, as the
+    /// host itself says: one listing for all. Those that are for no peer in particular are not in it.
+    fn policies(&self) -> Result<BTreeMap<PeerId, u32>, DatapathError>;
 
     /// The largest inner packet, IP header included, that a pair carries without fragments over
     /// a path of `path_mtu`, bytes.

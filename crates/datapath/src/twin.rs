@@ -31,6 +31,8 @@ pub enum Operation {
     SendIke,
     /// [`Datapath::send_keepalive`].
     SendKeepalive,
+    /// [`Datapath::policies`].
+    Policies,
     /// [`Datapath::clear`].
     Clear,
 }
@@ -476,6 +478,14 @@ impl Datapath for Twin {
             drops: state.drops.clone(),
             notices: BTreeMap::new(),
         }
+    }
+
+    /// One for packets to each peer that is not sent to in clear.
+    fn policies(&self) -> Result<BTreeMap<PeerId, u32>, DatapathError> {
+        let state = self.enter(Operation::Policies, "list policies")?;
+        let peers = state.policy.iter().flat_map(|policy| &policy.peers);
+        let sealed = peers.filter(|peer| peer.outbound == Outbound::Encrypt);
+        Ok(sealed.map(|peer| (peer.peer.clone(), 1)).collect())
     }
 
     fn clear(&mut self) -> Result<(), DatapathError> {

@@ -138,7 +138,10 @@ fn text(tunnel: &TunnelView) -> String {
     block.field("Encapsulation", encapsulation);
     block.field(
         "Kernel policies installed",
-        Some(tunnel.kernel_policies_installed),
+        Some(match tunnel.kernel_policies_installed {
+            Some(number) => number.to_string(),
+            None => "the kernel could not be asked".to_owned(),
+        }),
     );
     block.field(
         "Security associations installed",
@@ -243,7 +246,7 @@ mod tests {
             remote_certificate_not_after: None,
             psk: false,
             mtu: Some(1454),
-            kernel_policies_installed: 3,
+            kernel_policies_installed: Some(3),
             security_associations_installed: 2,
             connections_active: 1,
             up: true,

@@ -131,10 +131,11 @@ pub struct TunnelView {
     /// The largest inner packet without fragments, bytes.
     #[serde(rename = "MTU")]
     pub mtu: Option<u32>,
-    /// Kernel policies installed: XFRM policies; with the userspace datapath the host's rules
-    /// for this peer.
-    pub kernel_policies_installed: u32,
-    /// Security associations installed in the datapath, both directions counted.
+    /// Policies that the kernel has for this peer now: XFRM policies; with the userspace datapath
+    /// routing rules. `None`: it could not be asked.
+    pub kernel_policies_installed: Option<u32>,
+    /// Security associations that stand in the datapath now, both directions counted; with the kernel
+    /// datapath, in the kernel.
     pub security_associations_installed: u32,
     /// Connections that are active: established IKE SAs.
     pub connections_active: u32,

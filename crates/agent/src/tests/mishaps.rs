@@ -31,6 +31,33 @@ fn an_sa_that_somebody_removed_is_made_anew_at_once() {
     });
 }
 
+/// What stands is asked of the datapath: what somebody took away behind the agent's back is not
+/// counted, and where nothing was said there is no number.
+#[test]
+fn what_stands_is_what_the_datapath_has() {
+    on_one_thread(async {
+        let cluster = Cluster::new(61, 2);
+        cluster.init().await;
+        cluster.reach(Phase::Strict).await;
+        cluster.all_sealed().await;
+        let stands = async || {
+            let get = Gettable::Tunnels;
+            let tunnels = cluster.ask(1, Request::Get { get }).await.tunnels.unwrap();
+            (
+                tunnels[0].kernel_policies_installed,
+                tunnels[0].security_associations_installed,
+            )
+        };
+        assert_eq!(stands().await, (Some(1), 2));
+        let twin = cluster.hosts[&1].twin();
+        let child = twin.children()[0];
+        twin.clone().remove(child).unwrap();
+        twin.fail(Operation::Policies, 1);
+        assert_eq!(stands().await, (None, 0));
+        assert_eq!(stands().await, (Some(1), 0));
+    });
+}
+
 /// A peer that was restarted while its DELETEs and ours were lost sends on SAs that we do not
 /// have: it is called, at most once a second.
 #[test]

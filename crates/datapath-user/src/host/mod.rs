@@ -11,15 +11,15 @@ mod nft;
 mod rules;
 mod sysctl;
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
-use testudo_datapath::DatapathError;
-use testudo_model::{ProtectedFlows, TrafficPolicy};
+use testudo_datapath::{DatapathError, Whose};
+use testudo_model::{PeerId, ProtectedFlows, TrafficPolicy};
 use testudo_netlink::{Family, Netlink, Route, RouteFilter, RouteKind, Rule, RuleAction};
 
 pub(crate) use sysctl::write_sysctl;
@@ -172,6 +172,18 @@ impl HostRules {
     pub fn installed(&self) -> Result<usize, DatapathError> {
         let mut netlink = Netlink::open().map_err(refused)?;
         Ok(our_rules(&mut netlink)?.len())
+    }
+
+    /// Routing rules of ours that stand now for each peer of `policy`.
+    pub fn rules_of_peers(
+        &self,
+        policy: &TrafficPolicy,
+    ) -> Result<BTreeMap<PeerId, u32>, DatapathError> {
+        let mut netlink = Netlink::open().map_err(refused)?;
+        let whose = Whose::new(policy);
+        let rules = our_rules(&mut netlink)?;
+        let peers = rules.iter().filter_map(|rule| whose.peer(&rule.to?));
+        Ok(Whose::count(peers))
     }
 
     fn set_routes(
