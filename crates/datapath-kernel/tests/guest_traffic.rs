@@ -355,6 +355,69 @@ fn pods_speak_through_a_tunnel() {
     }
 }
 
+/// L86: the host's own rules rewrite addresses and marks of what leaves, before IPsec sees it. With
+/// MASQUERADE for everything, and other programs' marks, the overlay is sealed under its own addresses;
+/// what gets another node's address is dropped, and never clear.
+#[test]
+fn nat_and_marks_of_the_host_change_neither_sealing_nor_source() {
+    let mut world = world();
+    world.seal(ClearTraffic::Drop);
+    let rules = |nat: &str| {
+        format!(
+            "table inet others {{
+               chain marks_out {{
+                 type route hook output priority mangle
+                 meta mark set 0x4000
+               }}
+               chain marks_post {{
+                 type filter hook postrouting priority mangle
+                 meta mark set 0x99
+               }}
+               chain nat {{
+                 type nat hook postrouting priority srcnat
+                 oifname \"eth0\" {nat}
+               }}
+             }}"
+        )
+    };
+    let nft = testudo_netlink::Nft::new("nft");
+    let hostile = |node: &Node, nat: &str| node.run(|| nft.apply(&rules(nat)));
+    for node in [&world.a, &world.b] {
+        if let Err(error) = hostile(node, "masquerade") {
+            let kernel = std::env::var("TESTUDO_GUEST").unwrap();
+            assert_eq!(kernel, "uml", "{error}");
+            eprintln!("SKIPPED: {kernel} has no nftables for IP ({error})");
+            return;
+        }
+    }
+    for (id, v6) in [(1, false), (2, true)] {
+        let child = Child {
+            v6,
+            ..Child::new(id)
+        };
+        world.connect(&child);
+        exchange(&mut world, &child);
+        // The source is the node's own.
+        let (from, to) = (world.a.address(v6), world.b.address(v6));
+        let receiver = common::wire::socket(&world.b, (to, PORT).into());
+        let limit = Some(Duration::from_secs(5));
+        receiver.set_read_timeout(limit).unwrap();
+        Source::new(&world.a, from, to).send(1);
+        let (_, source) = receiver.recv_from(&mut [0; 200]).unwrap();
+        assert_eq!(source.ip(), from);
+    }
+    for (v6, other) in [(false, "ip to 10.9.0.77"), (true, "ip6 to fd09::77")] {
+        let nft = testudo_netlink::Nft::new("nft");
+        world.a.run(|| nft.remove_table("others")).unwrap();
+        hostile(&world.a, &format!("snat {other}")).unwrap();
+        let capture = Capture::start(&world.a);
+        let (from, to) = (world.a.address(v6), world.b.address(v6));
+        Source::new(&world.a, from, to).send(50);
+        let (_, _, clear) = capture.settled();
+        assert_eq!(clear, 0);
+    }
+}
+
 fn open_again(netns: &std::os::fd::OwnedFd) -> std::os::fd::OwnedFd {
     netns.try_clone().unwrap()
 }
