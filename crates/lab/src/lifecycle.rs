@@ -21,8 +21,8 @@ use crate::process::{MARK, Process, command_line, in_namespace, marked, wait_gon
 use crate::spec::{Datapath, LabSpec, Switch, check_name};
 use crate::userns;
 
-/// Time to build, without what the number of namespaces adds.
-const BUILD: Duration = Duration::from_secs(15);
+/// Time to build, without what the number of namespaces adds; an emulated processor that is shared takes it.
+const BUILD: Duration = Duration::from_secs(60);
 /// What each namespace may add.
 const BUILD_EACH: Duration = Duration::from_millis(100);
 /// What the Open vSwitch of each node may add, in a guest that is emulated and not alone.

@@ -77,7 +77,10 @@ fn main() -> ExitCode {
         println!("{NAME}: test");
         return ExitCode::SUCCESS;
     }
-    let result = std::panic::catch_unwind(there_and_back);
+    let result = std::panic::catch_unwind(|| {
+        there_and_back(false);
+        there_and_back(true);
+    });
     let (word, passed) = if result.is_ok() {
         ("ok", 1)
     } else {
@@ -105,8 +108,9 @@ fn put(program: &Path, place: &Path) {
 
 /// Issue of an upgrade: the agents of one build are stopped as a DaemonSet stops them, those of the next
 /// take over; then one goes back, killed, to the build before, which finds what the newer one wrote. The
-/// packets do not notice, and none is in clear.
-fn there_and_back() {
+/// packets do not notice, and none is in clear: also inside UDP, whose sockets go from each agent to the
+/// next, over keepers of both builds.
+fn there_and_back(in_udp: bool) {
     assert!(
         std::env::var_os("TESTUDO_GUEST").is_some(),
         "this test needs a kernel with ESP: cargo xtask guest -- THIS-PROGRAM"
@@ -121,7 +125,11 @@ fn there_and_back() {
         datapath: "kernel",
         ..Options::VXLAN
     };
-    let lab = Lab::up_with(&place, options).made_strict();
+    let lab = Lab::up_with(&place, options);
+    let lab = match in_udp {
+        true => lab.made_strict_in_udp(),
+        false => lab.made_strict(),
+    };
     let first = version(&lab, "n1").expect("a version");
     assert_ne!(first, VERSION);
     let clear = Watch::clear(&lab);
@@ -143,10 +151,18 @@ fn there_and_back() {
     assert!(!lab.log("n1").contains("it is not a traffic policy"));
     let sent = load.stop_without_loss();
     clear.stop_with_none();
+    for node in ["n1", "n2"] {
+        let replaced = lab.log(node).contains("another build's keeper is replaced");
+        assert_eq!(replaced, in_udp, "{node}");
+    }
     println!("{first} to {VERSION} and back: {sent} datagrams, none lost");
     assert_eq!(version(&lab, "n2").as_deref(), Some(VERSION));
     assert_eq!(lab.phase(), "Strict");
-    lab.verify().ok();
+    // Inside UDP `verify` names TCP between pods clear where a capture of the link shows none of it
+    // (docs/lab.md); the watch above holds for both.
+    if !in_udp {
+        lab.verify().ok();
+    }
     lab.down();
     for _ in 0..3 {
         let mut umount = Command::new("umount");
