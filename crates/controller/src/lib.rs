@@ -5,7 +5,9 @@
 //! has changed. All that it must remember stands in the store and in its [`Safe`], so that it may be killed
 //! and started at any time.
 
+mod admission;
 mod authority;
+mod election;
 mod leader;
 mod register;
 mod revocation;
@@ -17,8 +19,9 @@ mod steady;
 mod world;
 
 pub use register::Full;
-pub use run::{Options, lead, run};
+pub use run::{Options, lead, run, run_on_kubernetes};
 pub use safe::directory::DirSafe;
+pub use safe::kube::{KubeSafe, KubeSafeOptions, LEASE};
 pub use safe::{Document, Members, Safe, SafeError, Sealed, Term, Version};
 pub use signer::Denial;
 

@@ -27,6 +27,8 @@ const AWAY: Duration = match cfg!(test) {
 };
 /// For so long one may hold a certificate without having been among the nodes.
 const UNSEEN: Duration = Duration::from_secs(3600);
+/// How often the cluster's nodes are looked at where a list of them says who is there.
+const LOOK: Duration = Duration::from_secs(10);
 /// How often an object that somebody writes again and again is removed.
 const SWEEP: Duration = Duration::from_secs(5);
 
@@ -49,7 +51,8 @@ impl Absent {
         Some(self.again?.saturating_duration_since(now))
     }
 
-    fn look_at(&mut self, then: Instant) {
+    /// Looks again then, at the latest.
+    pub(crate) fn look_at(&mut self, then: Instant) {
         self.again = Some(self.again.map_or(then, |again| again.min(then)));
     }
 
@@ -95,6 +98,10 @@ impl<S: Store, K: Safe> Controller<S, K> {
     async fn try_to_keep_out(&mut self) -> anyhow::Result<()> {
         let removed = self.safe.removed().await?;
         let members = self.safe.members().await?;
+        if let Members::These(_) = members {
+            // No watch tells of them.
+            self.absent.look_at(Instant::now() + LOOK);
+        }
         let mut next = self.kept.register.clone();
         self.adopt(&mut next);
         let mut gone = self.find_gone(&mut next, &members);
@@ -102,6 +109,13 @@ impl<S: Store, K: Safe> Controller<S, K> {
             // The watches may be behind: one that is back must not be thrown out.
             self.world.nodes.read_again(&self.store).await?;
             gone = self.find_gone(&mut next, &members);
+            let mut sure = Vec::with_capacity(gone.len());
+            for holder in gone {
+                if self.safe.is_gone(&holder.name, &holder.uid).await? {
+                    sure.push(holder);
+                }
+            }
+            gone = sure;
         }
         let named = removed.iter().flat_map(|node| next.of_name(node.as_str()));
         let mut out: BTreeSet<Holder> = named.collect();

@@ -13,6 +13,7 @@ use testudo_model::{
 use testudo_pki::{CaOptions, chain_to_pem, utc};
 use testudo_plan::rollout;
 use testudo_store::{DirStore, Store, StoreError, no_core_dumps, parse_location};
+use testudo_store_kube::KubeStore;
 use tracing::{debug, error, info, warn};
 
 use crate::authority::Authority;
@@ -20,6 +21,7 @@ use crate::leader;
 use crate::register::{Given, Holder, Kept, Register};
 use crate::revocation::{Absent, changed};
 use crate::safe::directory::DirSafe;
+use crate::safe::kube::{KubeSafe, KubeSafeOptions};
 use crate::safe::{Document, Safe, Term};
 use crate::signer::{Denial, Signer};
 use crate::steady::Steady;
@@ -35,6 +37,12 @@ pub struct Options {
 /// How often everything is looked at although nothing was told.
 const IDLE: Duration = Duration::from_secs(30);
 
+/// How soon a request is looked at again of which it was not known whose it is.
+const LATER: Duration = Duration::from_secs(3);
+
+/// How soon it is tried again to lead on Kubernetes, where what is wrong may be put right.
+const ANEW: Duration = Duration::from_secs(5);
+
 /// How soon a write that failed is tried again.
 const RETRY: Duration = Duration::from_millis(50);
 
@@ -45,6 +53,32 @@ pub async fn run(options: Options, shutdown: impl Future<Output = ()>) -> anyhow
     let store = DirStore::at(&location)?;
     let safe = DirSafe::open(&store);
     lead(store, safe, &location.to_string(), shutdown).await
+}
+
+/// Runs the controller of a Kubernetes cluster until `shutdown` is ready. What keeps it from working (the
+/// lead was lost, the CA's Secret is gone or cannot be read) is logged and tried again; nothing changes
+/// in the cluster meanwhile.
+pub async fn run_on_kubernetes(
+    store: KubeStore,
+    options: KubeSafeOptions,
+    shutdown: impl Future<Output = ()>,
+) -> anyhow::Result<()> {
+    tokio::pin!(shutdown);
+    let name = format!("kube, namespace {}", options.namespace);
+    loop {
+        let attempt = async {
+            let safe = KubeSafe::new(store.client().await?, options.clone());
+            lead(store.clone(), safe, &name, &mut shutdown).await
+        };
+        match attempt.await {
+            Ok(()) => return Ok(()),
+            Err(error) => error!("{error:#}; trying again"),
+        }
+        tokio::select! {
+            () = &mut shutdown => return Ok(()),
+            () = tokio::time::sleep(ANEW) => {}
+        }
+    }
 }
 
 /// Waits for the lead and runs the controller until `shutdown` is ready or the lead is lost, which is an
@@ -110,6 +144,16 @@ impl<S: Store, K: Safe> Controller<S, K> {
         };
         let policy = world.policies.objects.get(CLUSTER);
         let asked = policy.map(|p| p.spec.certificates.ca_rotation);
+        let trusted = world.bundles.objects.get(CLUSTER);
+        if trusted.is_some_and(|bundle| !bundle.spec.certificates.is_empty())
+            && safe.read(Document::Authority).await?.is_none()
+        {
+            anyhow::bail!(
+                "{} is gone, and nodes trust the CA that was in it: restore it, or delete the \
+                 TrustBundle to begin anew with a CA that no node trusts yet",
+                safe.place(Document::Authority)
+            );
+        }
         let random = &mut SystemRandom::new();
         let authority = Authority::open(&safe, &options, asked, seconds(), random)
             .await
@@ -204,8 +248,13 @@ impl<S: Store, K: Safe> Controller<S, K> {
         let mut register = self.kept.register.clone();
         let mut answers = Vec::with_capacity(open.len());
         for mut request in open {
-            request.status = self.decide(&request, &mut register).await;
-            answers.push(request);
+            match self.decide(&request, &mut register).await {
+                Some(status) => {
+                    request.status = status;
+                    answers.push(request);
+                }
+                None => self.absent.look_at(Instant::now() + LATER),
+            }
         }
         // What nobody has written down nobody has.
         match self.kept.put(&self.safe, register).await {
@@ -238,7 +287,7 @@ impl<S: Store, K: Safe> Controller<S, K> {
         &mut self,
         request: &CertificateRequest,
         register: &mut Register,
-    ) -> CertificateRequestStatus {
+    ) -> Option<CertificateRequestStatus> {
         let node = request.name().to_owned();
         let mut status = CertificateRequestStatus {
             answers: Some(request.spec.proof.clone()),
@@ -249,7 +298,7 @@ impl<S: Store, K: Safe> Controller<S, K> {
             Err(e) => {
                 error!(node, "{e}");
                 status.denied = Some(Denial::TokenUnreadable(e.to_string()).to_string());
-                return status;
+                return Some(status);
             }
         };
         let admitted = self.safe.authenticate(request, &requester).await;
@@ -269,6 +318,10 @@ impl<S: Store, K: Safe> Controller<S, K> {
             register.give(holder, given)?;
             Ok(issued)
         });
+        if let Err(denial @ Denial::Unknown(_)) = &decided {
+            warn!(node, "{denial}");
+            return None;
+        }
         match decided {
             Ok(issued) => {
                 info!(
@@ -289,7 +342,7 @@ impl<S: Store, K: Safe> Controller<S, K> {
                 status.denied = Some(text);
             }
         }
-        status
+        Some(status)
     }
 
     /// Takes every step of the roll-out that can be taken now.

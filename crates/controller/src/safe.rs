@@ -2,6 +2,7 @@
 //! one who asks for a certificate proves who it is.
 
 pub(crate) mod directory;
+pub(crate) mod kube;
 
 use std::collections::BTreeMap;
 use std::future::Future;
@@ -43,6 +44,10 @@ pub trait Safe: Send + Sync + 'static {
 
     /// Who is in the cluster, where something else than the nodes' own objects says so.
     fn members(&self) -> impl Future<Output = anyhow::Result<Members>> + Send;
+
+    /// Whether a node that was not among [`Safe::members`] is gone, asked once more before anything is
+    /// taken from it.
+    fn is_gone(&self, name: &str, uid: &str) -> impl Future<Output = anyhow::Result<bool>> + Send;
 
     /// Nodes that were removed on purpose and are to lose their certificates now.
     fn removed(&self) -> impl Future<Output = anyhow::Result<Vec<NodeName>>> + Send;

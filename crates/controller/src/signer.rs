@@ -34,6 +34,9 @@ pub enum Denial {
     /// It is not the node that asks.
     #[error("{0}")]
     Stranger(String),
+    /// Nobody knows yet: it is asked again, and nothing is answered meanwhile.
+    #[error("it is not known whose the request is: {0}")]
+    Unknown(String),
     /// The UID is another node's.
     #[error("UID {uid} belongs to node {owner}")]
     ForeignUid {

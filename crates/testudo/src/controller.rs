@@ -1,8 +1,9 @@
 //! `testudo controller`: the daemon that signs and leads.
 
-use anyhow::bail;
 use clap::Args;
+use testudo_controller::KubeSafeOptions;
 use testudo_store::Location;
+use testudo_store_kube::{KubeOptions, KubeStore, Writer};
 
 use crate::exit::Outcome;
 use crate::global::Global;
@@ -11,16 +12,39 @@ use crate::{signals, store};
 /// Run the controller: CA, certificates, phases.
 #[derive(Args)]
 #[command(after_help = "Example:\n  testudo controller --store dir:/var/lib/testudo")]
-pub(crate) struct ControllerCommand {}
+pub(crate) struct ControllerCommand {
+    /// On Kubernetes: where the CA's Secret, the Lease and the agents' ServiceAccount are
+    #[arg(long, env = "POD_NAMESPACE", default_value = "testudo-system")]
+    namespace: String,
+
+    /// On Kubernetes: the agents' ServiceAccount, which alone may ask for certificates
+    #[arg(long, value_name = "NAME", default_value = "testudo-agent")]
+    agent_service_account: String,
+}
 
 /// Runs the controller until a signal stops it.
-pub(crate) fn run(_command: ControllerCommand, global: &Global) -> Outcome {
-    let location = store::resolve(global)?;
-    if let Location::Kubernetes(_) = location {
-        bail!("this build's controller works on a directory store: name one with --store dir:PATH");
+pub(crate) fn run(command: ControllerCommand, global: &Global) -> Outcome {
+    let runtime = signals::runtime()?;
+    match store::resolve(global)? {
+        Location::Kubernetes(at) => {
+            let store = KubeStore::new(KubeOptions {
+                at,
+                writer: Writer::Controller,
+            });
+            let options = KubeSafeOptions {
+                namespace: command.namespace,
+                agent: command.agent_service_account,
+                me: std::env::var("HOSTNAME").unwrap_or_else(|_| "controller".to_owned()),
+            };
+            let running =
+                testudo_controller::run_on_kubernetes(store, options, signals::shutdown());
+            runtime.block_on(running)
+        }
+        location => {
+            let options = testudo_controller::Options {
+                store: location.to_string(),
+            };
+            runtime.block_on(testudo_controller::run(options, signals::shutdown()))
+        }
     }
-    let options = testudo_controller::Options {
-        store: location.to_string(),
-    };
-    signals::runtime()?.block_on(testudo_controller::run(options, signals::shutdown()))
 }

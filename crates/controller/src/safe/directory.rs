@@ -103,6 +103,14 @@ impl Safe for DirSafe {
         ready(Ok(Members::ThosePublished))
     }
 
+    fn is_gone(
+        &self,
+        _name: &str,
+        _uid: &str,
+    ) -> impl Future<Output = anyhow::Result<bool>> + Send {
+        ready(Ok(true))
+    }
+
     fn removed(&self) -> impl Future<Output = anyhow::Result<Vec<NodeName>>> + Send {
         ready(removed::list(&self.store).map_err(Into::into))
     }
