@@ -1,32 +1,30 @@
 //! Listens on the underlay's links with packet sockets of its own, and writes pcap files.
 
+mod ring;
+
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{self, BufWriter, Write};
+use std::io::{BufWriter, Write};
 use std::net::IpAddr;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use serde::Serialize;
-use testudo_netlink::{Netlink, set_socket_option};
+use testudo_netlink::Netlink;
 
+use self::ring::{Frame, Ring};
 use crate::lab::Lab;
 use crate::packet::{Carries, Classifier};
 
-/// Receive buffer of a socket, bytes: seconds of what two cores can send.
-const RECEIVE_BUFFER: libc::c_int = 64 << 20;
-/// The largest frame that is taken whole.
-const LARGEST: usize = 65_600;
 /// Strings looked for at once, at most.
 const NEEDLES: usize = 64;
-/// Frames read from one socket before the next has its turn.
-const TURN: usize = 512;
-/// How long frames gather before they are read: to be woken for each costs more than to read it.
+/// Blocks read from one ring before the next has its turn.
+const TURN: usize = 8;
+/// How long frames gather before they are looked for: to be woken for each costs more than to read it.
 const GATHER: Duration = Duration::from_millis(2);
 
 /// Which frames a tap takes.
@@ -85,7 +83,7 @@ impl Tap {
     /// Begins to listen. With `file` every frame is also written there as pcap.
     pub fn start(lab: &Lab, links: Links<'_>, file: Option<&Path>) -> Result<Self> {
         let writer = file.map(PcapWriter::create).transpose()?;
-        let sockets = lab.inside("underlay", || open_sockets(lab, links))?;
+        let rings = lab.inside("underlay", || open_rings(lab, links))?;
         let shared = Arc::new(Shared {
             stop: AtomicBool::new(false),
             asked: AtomicU64::new(0),
@@ -97,7 +95,7 @@ impl Tap {
             let shared = Arc::clone(&shared);
             std::thread::Builder::new()
                 .name("tap".into())
-                .spawn(move || listen(&shared, &sockets, &classifier, writer))
+                .spawn(move || listen(&shared, rings, &classifier, writer))
                 .context("start the capture")?
         };
         Ok(Self {
@@ -165,41 +163,73 @@ impl Shared {
     }
 }
 
+/// What must be read before those who ask are answered.
+struct Goal {
+    /// The last of them.
+    asked: u64,
+    /// Frames of each ring.
+    read: Vec<u64>,
+}
+
+impl Goal {
+    fn is_reached(&self, rings: &[Ring]) -> bool {
+        let mut all = rings.iter().zip(&self.read);
+        all.all(|(ring, wanted)| ring.read() >= *wanted)
+    }
+}
+
 fn listen(
     shared: &Shared,
-    sockets: &[OwnedFd],
+    mut rings: Vec<Ring>,
     classifier: &Classifier,
     mut writer: Option<PcapWriter>,
 ) -> Result<()> {
-    let mut buffer = vec![0; LARGEST];
+    let mut goal: Option<Goal> = None;
     while !shared.stop.load(Ordering::SeqCst) {
-        // Whoever asks before this pass begins has its frames in the sockets already.
-        let asked = shared.asked.load(Ordering::SeqCst);
+        if goal.is_none() {
+            // Whoever has asked by now has its frames in the rings already.
+            let asked = shared.asked.load(Ordering::SeqCst);
+            let waits = shared.settled.load(Ordering::SeqCst) < asked;
+            goal = waits.then(|| Goal {
+                asked,
+                read: rings.iter_mut().map(Ring::put).collect(),
+            });
+        }
         let mut full = false;
-        for socket in sockets {
+        for ring in &mut rings {
             let mut taken = 0;
-            while taken < TURN {
-                let Some(length) = receive(socket, &mut buffer)? else {
-                    break;
-                };
+            while taken < TURN
+                && ring.block(|frame| take(shared, classifier, &mut writer, &frame))?
+            {
                 taken += 1;
-                shared.lock().count(classifier, &buffer[..length]);
-                if let Some(writer) = &mut writer {
-                    writer.frame(&buffer[..length])?;
-                }
             }
             full |= taken == TURN;
         }
-        if full {
-            continue;
+        if let Some(reached) = goal.take_if(|goal| goal.is_reached(&rings)) {
+            shared.settled.fetch_max(reached.asked, Ordering::SeqCst);
         }
-        shared.settled.fetch_max(asked, Ordering::SeqCst);
-        if shared.asked.load(Ordering::SeqCst) == asked {
+        if !full {
             std::thread::sleep(GATHER);
         }
     }
-    shared.lock().seen.missed = sockets.iter().map(missed).sum();
+    for ring in &mut rings {
+        ring.put();
+    }
+    shared.lock().seen.missed = rings.iter().map(Ring::missed).sum();
     writer.map_or(Ok(()), PcapWriter::finish)
+}
+
+fn take(
+    shared: &Shared,
+    classifier: &Classifier,
+    writer: &mut Option<PcapWriter>,
+    frame: &Frame<'_>,
+) -> Result<()> {
+    shared.lock().count(classifier, frame.bytes);
+    match writer {
+        Some(writer) => writer.frame(frame),
+        None => Ok(()),
+    }
 }
 
 impl Inner {
@@ -242,7 +272,7 @@ fn contains(bytes: &[u8], needle: &[u8]) -> bool {
     false
 }
 
-fn open_sockets(lab: &Lab, links: Links<'_>) -> Result<Vec<OwnedFd>> {
+fn open_rings(lab: &Lab, links: Links<'_>) -> Result<Vec<Ring>> {
     let mut netlink = Netlink::open()?;
     let names: Vec<&str> = match links {
         Links::All => lab
@@ -265,93 +295,9 @@ fn open_sockets(lab: &Lab, links: Links<'_>) -> Result<Vec<OwnedFd>> {
             let index = netlink.link_index(name)?;
             // A port of the bridge receives what its node sends: taken so, each frame is seen
             // once, and by its sender.
-            open_socket(index, links == Links::All).with_context(|| format!("listen on {name}"))
+            Ring::open(index, links == Links::All).with_context(|| format!("listen on {name}"))
         })
         .collect()
-}
-
-fn open_socket(link: u32, incoming_only: bool) -> io::Result<OwnedFd> {
-    let every = (libc::ETH_P_ALL as u16).to_be();
-    let kind = libc::SOCK_RAW | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
-    // Protocol 0 first: nothing is received before the socket is bound to its link.
-    // SAFETY: socket takes integers.
-    let fd = unsafe { libc::socket(libc::AF_PACKET, kind, 0) };
-    if fd < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: the descriptor is new and nobody else owns it.
-    let socket = unsafe { OwnedFd::from_raw_fd(fd) };
-    if set_socket_option(
-        &socket,
-        libc::SOL_SOCKET,
-        libc::SO_RCVBUFFORCE,
-        RECEIVE_BUFFER,
-    )
-    .is_err()
-    {
-        set_socket_option(&socket, libc::SOL_SOCKET, libc::SO_RCVBUF, RECEIVE_BUFFER)?;
-    }
-    if incoming_only {
-        set_socket_option(&socket, libc::SOL_PACKET, libc::PACKET_IGNORE_OUTGOING, 1)?;
-    }
-    // SAFETY: all zeros is a valid sockaddr_ll.
-    let mut address: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
-    address.sll_family = libc::AF_PACKET as u16;
-    address.sll_protocol = every;
-    address.sll_ifindex = link.cast_signed();
-    // SAFETY: the address lives through the call and its size is said.
-    let code = unsafe {
-        libc::bind(
-            socket.as_raw_fd(),
-            (&raw const address).cast(),
-            size_of::<libc::sockaddr_ll>() as libc::socklen_t,
-        )
-    };
-    if code == 0 {
-        Ok(socket)
-    } else {
-        Err(io::Error::last_os_error())
-    }
-}
-
-/// One frame; none if there is no more now, or the link is gone.
-fn receive(socket: &OwnedFd, buffer: &mut [u8]) -> Result<Option<usize>> {
-    // SAFETY: the buffer is as long as said.
-    let got = unsafe {
-        libc::recv(
-            socket.as_raw_fd(),
-            buffer.as_mut_ptr().cast(),
-            buffer.len(),
-            0,
-        )
-    };
-    if let Ok(length) = usize::try_from(got) {
-        return Ok(Some(length));
-    }
-    match io::Error::last_os_error() {
-        error if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
-        error if error.kind() == io::ErrorKind::Interrupted => Ok(None),
-        error if error.raw_os_error() == Some(libc::ENETDOWN) => Ok(None),
-        error => Err(error).context("read from the link"),
-    }
-}
-
-/// Frames that did not fit into the socket's buffer.
-fn missed(socket: &OwnedFd) -> u64 {
-    // struct tpacket_stats: packets, drops.
-    let mut stats = [0_u32; 2];
-    let mut length = size_of_val(&stats) as libc::socklen_t;
-    // SAFETY: the kernel writes at most `length` bytes into a live array of that size.
-    let code = unsafe {
-        libc::getsockopt(
-            socket.as_raw_fd(),
-            libc::SOL_PACKET,
-            libc::PACKET_STATISTICS,
-            stats.as_mut_ptr().cast(),
-            &mut length,
-        )
-    };
-    if code == 0 { stats[1].into() } else { 0 }
 }
 
 /// Writes the classic pcap format, microseconds, Ethernet.
@@ -371,18 +317,17 @@ impl PcapWriter {
         Ok(Self { file })
     }
 
-    fn frame(&mut self, bytes: &[u8]) -> Result<()> {
-        let now = SystemTime::now()
-            .duration_since(UNIX_EPOCH)
-            .unwrap_or_default();
-        let length = u32::try_from(bytes.len()).unwrap_or(u32::MAX);
-        let seconds = u32::try_from(now.as_secs()).unwrap_or(u32::MAX);
-        for word in [seconds, now.subsec_micros(), length, length] {
+    fn frame(&mut self, frame: &Frame<'_>) -> Result<()> {
+        let length = u32::try_from(frame.bytes.len()).unwrap_or(u32::MAX);
+        let (seconds, nanoseconds) = frame.at;
+        for word in [seconds, nanoseconds / 1000, length, length] {
             self.file
                 .write_all(&word.to_ne_bytes())
                 .context("write the capture")?;
         }
-        self.file.write_all(bytes).context("write the capture")
+        self.file
+            .write_all(frame.bytes)
+            .context("write the capture")
     }
 
     fn finish(mut self) -> Result<()> {
@@ -406,8 +351,13 @@ mod tests {
     fn a_file_has_a_header_and_a_header_a_frame() {
         let path = std::env::temp_dir().join(format!("testudo-tap-{}.pcap", std::process::id()));
         let mut writer = PcapWriter::create(&path).unwrap();
-        for frame in [&b"one"[..], b"", b"three"] {
-            writer.frame(frame).unwrap();
+        for bytes in [&b"one"[..], b"", b"three"] {
+            writer
+                .frame(&Frame {
+                    bytes,
+                    at: (1, 2000),
+                })
+                .unwrap();
         }
         writer.finish().unwrap();
         let bytes = std::fs::read(&path).unwrap();
