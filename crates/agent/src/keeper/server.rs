@@ -27,6 +27,8 @@ const CLIENTS: usize = 8;
 const FIRST: Duration = Duration::from_secs(60);
 /// Between two looks at whether agents still find it.
 const LOOK: Duration = Duration::from_secs(5);
+/// How long the lock of one that has just ended may still be held.
+const ENDS: Duration = Duration::from_secs(1);
 /// How long another keeper may take to end when it is told to.
 const LEAVES: Duration = Duration::from_secs(10);
 
@@ -144,10 +146,16 @@ fn lock(socket: &Path, manner: Manner) -> Result<(File, Vec<OwnedFd>, Duration)>
     if file.try_lock().is_ok() {
         return Ok((file, Vec::new(), FIRST));
     }
+    let start = Instant::now();
     if manner == Manner::Started {
+        while start.elapsed() < ENDS {
+            std::thread::sleep(Duration::from_millis(20));
+            if file.try_lock().is_ok() {
+                return Ok((file, Vec::new(), FIRST));
+            }
+        }
         bail!("{}: another keeper has it", socket.display());
     }
-    let start = Instant::now();
     let mut taken = (Vec::new(), FIRST);
     loop {
         // It may be just beginning, or just ending: that is no error yet.

@@ -210,6 +210,8 @@ fn a_standing_keeper_takes_over_with_what_is_held_and_a_started_one_does_not() {
     drop(client);
     let standing = Running::start(&path, Manner::Standing, "1");
     first.ends().unwrap();
+    // It is there, not about to be: of two that wait for the lock either may get it.
+    drop(wait_taken(&path, "1", port));
     let second = Running::start(&path, Manner::Standing, "2");
     standing.ends().unwrap();
     drop(wait_taken(&path, "1", port));
