@@ -255,7 +255,7 @@ mod tests {
                 .frame(&v4(N1, N2, UDP, &datagram(4500, 4500, body)))
                 .carries
         };
-        assert_eq!(carries(&[0, 0, 1, 0, 9]), Carries::Esp);
+        assert_eq!(carries(&[0, 0, 1, 0, 9]), Carries::EspInUdp);
         assert_eq!(carries(&[0, 0, 0, 0, 9]), Carries::Ike);
         assert_eq!(carries(&[0xff]), Carries::Ike);
         assert_eq!(
