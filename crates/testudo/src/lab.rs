@@ -12,6 +12,7 @@ use testudo_lab::{
 };
 
 use testudo_model::policy;
+use testudo_store::Location;
 
 use crate::exit::{CheckFailed, Outcome, Usage};
 use crate::global::{Global, parse_time};
@@ -234,10 +235,20 @@ fn up(options: Up, global: &Global) -> Outcome {
         return output::data(global.format(), &lab.status()?);
     }
     eprintln!(
-        "lab {} is up, encryption is off. Next: testudo init; testudo lab verify; testudo lab down",
-        lab.name()
+        "lab {} is up, encryption is off. Next: {}; testudo lab verify; testudo lab down",
+        lab.name(),
+        init_line(&lab, global)
     );
     Ok(())
+}
+
+/// What switches the lab's encryption on, typed in this shell: with a kubeconfig or several labs
+/// around, the bare verb means something else.
+fn init_line(lab: &Lab, global: &Global) -> String {
+    match crate::store::resolve(global) {
+        Ok(Location::Directory(found)) if found == lab.store_dir() => "testudo init".to_owned(),
+        _ => format!("testudo init --store dir:{}", lab.store_dir().display()),
+    }
 }
 
 fn down(options: Down) -> Outcome {
