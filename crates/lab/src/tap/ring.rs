@@ -12,12 +12,13 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use testudo_netlink::set_socket_option;
 
-/// A block, bytes: room for several of the largest frames.
-const BLOCK: usize = 512 << 10;
-/// Blocks of one ring: seconds of what a lab sends.
-const BLOCKS: usize = 64;
-/// A block that is not full is handed over after so many milliseconds.
-const RETIRE: u32 = 2;
+/// A block, bytes: the largest frame fits.
+const BLOCK: usize = 128 << 10;
+/// Blocks of one ring.
+const BLOCKS: usize = 256;
+/// A block that is not full is handed over after so many milliseconds. However little is in them, all
+/// blocks together hold what comes in five seconds: a busy machine may leave them unread for long.
+const RETIRE: u32 = 20;
 
 /// A frame as it was on the link.
 pub(super) struct Frame<'a> {
