@@ -1,8 +1,10 @@
 //! What tests of the core share: children as the engine tells of them, and a core over the twin.
 
+use std::time::Duration;
+
 use testudo_crypto::{SecretBytes, SystemRandom};
 use testudo_datapath::{Datapath, Twin};
-use testudo_ike::{ChildUp, Engine, EngineConfig, IkeId, UseOutbound};
+use testudo_ike::{ChildUp, Engine, EngineConfig, Identity, IkeId, IkeUp, UseOutbound};
 use testudo_model::{
     ChildId, Cipher, ClearTraffic, Encapsulation, InboundSaSpec, OutboundSaSpec, PeerId,
     ProtectedFlows, SaLimits, SaMode, Spi, TrafficPolicy,
@@ -17,6 +19,26 @@ pub(crate) fn peer() -> PeerId {
 /// The SPI of a child's half: those that we send on end with 1.
 pub(crate) fn spi(child: u64, sent: u32) -> Spi {
     Spi(0x1000 + u32::try_from(child).unwrap() * 0x10 + sent)
+}
+
+/// The first IKE SA, which we began.
+pub(crate) fn ike_up() -> IkeUp {
+    IkeUp {
+        ike: IkeId(1),
+        peer: peer(),
+        initiator: true,
+        local: "10.0.0.1:500".parse().unwrap(),
+        remote: "10.0.0.2:500".parse().unwrap(),
+        nat: false,
+        spis: ([1; 8], [2; 8]),
+        suite: String::new(),
+        ppk: false,
+        replaces: None,
+        took: Duration::ZERO,
+        identity: Identity::Address("10.0.0.2".parse().unwrap()),
+        certificate: None,
+        danger_keys: None,
+    }
 }
 
 /// A child between two addresses, which we began, of the first IKE SA.

@@ -94,13 +94,12 @@ impl Node {
         let status = self.status_view(now);
         let build = page.gauge("testudo_build_info", "1, with the agent's version");
         build.gauge([("version", self.options.version.clone())], 1.0);
-        let phase = (&Phase::ALL, &status.phase);
         page.state(
             "testudo_phase",
             "Whether the node has this phase in force",
             "phase",
-            phase.0,
-            phase.1,
+            &Phase::ALL,
+            &status.phase,
         );
         page.state(
             "testudo_datapath",

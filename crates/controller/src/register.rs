@@ -169,7 +169,7 @@ impl Register {
         taken
             .into_iter()
             .map(|(given, at)| Revoked {
-                serial: unhex(&given.serial).unwrap_or_default(),
+                serial: serial_bytes(&given.serial).unwrap_or_default(),
                 at,
             })
             .collect()
@@ -286,7 +286,7 @@ impl Given {
     fn read(ca: &str, text: &str) -> Option<Self> {
         let number = |text: &str| u64::from_str_radix(text, 16).ok();
         let (serial, times) = text.split_once('-')?;
-        unhex(serial)?;
+        serial_bytes(serial)?;
         let (not_after, revoked) = match times.split_once('!') {
             Some((end, at)) => (number(end)?, Some(number(at)?)),
             None => (number(times)?, None),
@@ -361,15 +361,9 @@ impl Kept {
     }
 }
 
-pub(crate) fn unhex(text: &str) -> Option<Vec<u8>> {
-    let digit = |b: u8| char::from(b).to_digit(16);
-    if !text.len().is_multiple_of(2) || text.is_empty() || text.len() > 64 {
-        return None;
-    }
-    let pairs = text.as_bytes().chunks_exact(2);
-    pairs
-        .map(|pair| Some((digit(pair[0])? << 4 | digit(pair[1])?) as u8))
-        .collect()
+/// A certificate's serial number; none where the text is no hex of 1 to 32 bytes.
+pub(crate) fn serial_bytes(text: &str) -> Option<Vec<u8>> {
+    crate::signer::unhex(text, 32).filter(|bytes| !bytes.is_empty())
 }
 
 #[cfg(test)]

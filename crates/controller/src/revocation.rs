@@ -215,7 +215,7 @@ impl<S: Store, K: Safe> Controller<S, K> {
                 continue;
             };
             let serial = certificate.serial.to_ascii_lowercase();
-            let well_formed = crate::register::unhex(&serial).is_some();
+            let well_formed = crate::register::serial_bytes(&serial).is_some();
             if !well_formed || register.knows(ca_of(ca), &serial) {
                 continue;
             }

@@ -98,7 +98,7 @@ pub(crate) fn check_proof(
     let (name, uid) = (request.spec.node.as_str(), request.spec.uid.as_str());
     let token = token.ok_or_else(|| Denial::NoToken(name.to_owned()))?;
     let der = request_from_pem(&request.spec.request)?;
-    let proof = unhex(&request.spec.proof).ok_or(Denial::ProofFormat)?;
+    let proof = unhex(&request.spec.proof, 64).ok_or(Denial::ProofFormat)?;
     match check_join_proof(token, name, uid, &der, &proof) {
         true => Ok(()),
         false => Err(RequestError::BadProof {
@@ -108,9 +108,10 @@ pub(crate) fn check_proof(
     }
 }
 
-fn unhex(text: &str) -> Option<Vec<u8>> {
+/// The bytes that a text of hex digits says, `most` of them.
+pub(crate) fn unhex(text: &str, most: usize) -> Option<Vec<u8>> {
     let digit = |b: u8| char::from(b).to_digit(16);
-    if !text.len().is_multiple_of(2) || text.len() > 128 {
+    if !text.len().is_multiple_of(2) || text.len() / 2 > most {
         return None;
     }
     let pairs = text.as_bytes().chunks_exact(2);

@@ -383,11 +383,12 @@ impl KubeStore {
         Ok(Applied { object, change })
     }
 
-    /// Approves and signs, or denies: what the status says.
-    async fn request_answer(
+    /// The CertificateSigningRequest that a request was read from, and its name. One made anew under that
+    /// name is another.
+    async fn raw_request<'r>(
         &self,
-        request: &CertificateRequest,
-    ) -> Result<CertificateRequest, StoreError> {
+        request: &'r CertificateRequest,
+    ) -> Result<(&'r str, DynamicObject), StoreError> {
         type K = testudo_model::request::CertificateRequestKind;
         let missing = || StoreError::NotFound {
             kind: K::KIND,
@@ -396,9 +397,20 @@ impl KubeStore {
         let link = self.link().await?;
         let name = request::name_of(request).ok_or_else(missing)?;
         let raw = self.raw_get::<K>(link, name).await?.ok_or_else(missing)?;
-        if request.metadata.uid != raw.metadata.uid {
+        if raw.metadata.uid != request.metadata.uid {
             return Err(missing());
         }
+        Ok((name, raw))
+    }
+
+    /// Approves and signs, or denies: what the status says.
+    async fn request_answer(
+        &self,
+        request: &CertificateRequest,
+    ) -> Result<CertificateRequest, StoreError> {
+        type K = testudo_model::request::CertificateRequestKind;
+        let link = self.link().await?;
+        let (name, raw) = self.raw_request(request).await?;
         let old = self.good::<K>(&raw)?;
         if old.status == request.status {
             return Ok(old);
@@ -651,17 +663,7 @@ impl Store for KubeStore {
     }
 
     async fn requester(&self, request: &CertificateRequest) -> Result<Requester, StoreError> {
-        type K = testudo_model::request::CertificateRequestKind;
-        let missing = || StoreError::NotFound {
-            kind: K::KIND,
-            name: request.name().to_owned(),
-        };
-        let link = self.link().await?;
-        let name = request::name_of(request).ok_or_else(missing)?;
-        let raw = self.raw_get::<K>(link, name).await?.ok_or_else(missing)?;
-        if raw.metadata.uid != request.metadata.uid {
-            return Err(missing());
-        }
+        let (_, raw) = self.raw_request(request).await?;
         Ok(Requester::Authenticated(request::requester(&raw)))
     }
 }

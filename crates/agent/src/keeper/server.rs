@@ -11,8 +11,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use rustix::process::{Resource, Rlimit, setrlimit};
 use rustix::thread::{CapabilitySet, CapabilitySets};
+use testudo_store::no_core_dumps;
 use tokio::io::Interest;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::Notify;
@@ -47,11 +47,7 @@ pub enum Manner {
 /// # Errors
 /// As the kernel's calls: it is not run with more than it needs.
 pub fn confine() -> Result<()> {
-    let none = Rlimit {
-        current: Some(1),
-        maximum: Some(1),
-    };
-    setrlimit(Resource::Core, none).context("turning core dumps off")?;
+    no_core_dumps().context("turning core dumps off")?;
     rustix::thread::set_no_new_privs(true).context("giving up new privileges")?;
     let nothing = CapabilitySets {
         effective: CapabilitySet::empty(),

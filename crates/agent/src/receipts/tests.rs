@@ -1,37 +1,16 @@
 //! Which children are judged, and what no count is.
 
-use std::time::Duration;
-
 use testudo_datapath::{Datapath, Twin};
-use testudo_ike::{Identity, IkeId};
+use testudo_ike::IkeId;
 use testudo_model::{Monotonic, Spi, UnixTime};
 
 use super::*;
-use crate::fixtures::{child_up, closed_core, peer};
+use crate::fixtures::{child_up, closed_core, ike_up, peer};
 
 fn now() -> Now {
     Now {
         monotonic: Monotonic::default(),
         wall: UnixTime(1_000_000),
-    }
-}
-
-fn ike_up() -> IkeUp {
-    IkeUp {
-        ike: IkeId(1),
-        peer: peer(),
-        initiator: true,
-        local: "10.0.0.1:500".parse().unwrap(),
-        remote: "10.0.0.2:500".parse().unwrap(),
-        nat: false,
-        spis: ([1; 8], [2; 8]),
-        suite: String::new(),
-        ppk: false,
-        replaces: None,
-        took: Duration::ZERO,
-        identity: Identity::Address("10.0.0.2".parse().unwrap()),
-        certificate: None,
-        danger_keys: None,
     }
 }
 

@@ -1,7 +1,7 @@
 //! What a node says of CAs, and whose certificate it asks for again.
 
 use testudo_crypto::SystemRandom;
-use testudo_ike::{CertificateFacts, DownReason, Identity, IkeDown, IkeId, IkeUp};
+use testudo_ike::{CertificateFacts, DownReason, IkeDown, IkeId, IkeUp};
 use testudo_model::bundle::TrustBundleSpec;
 use testudo_model::{BootId, NodeEncryptionSpec, NodeUid, TrustBundle, UnixTime};
 use testudo_pki::{Ca, CaOptions};
@@ -9,6 +9,7 @@ use testudo_store::Event as Seen;
 
 use super::upkeep::{at, strict_node};
 use super::*;
+use crate::fixtures::ike_up;
 use crate::node::Node;
 use crate::objects::Told;
 
@@ -46,24 +47,13 @@ fn says(node: &mut Node, presented: Option<&str>) {
 fn shows(node: &mut Node, ike: u64, issuer: &str) {
     let up = IkeUp {
         ike: IkeId(ike),
-        peer: peer(2),
-        initiator: true,
-        local: "127.0.0.1:500".parse().unwrap(),
-        remote: "127.0.0.2:500".parse().unwrap(),
-        nat: false,
-        spis: ([1; 8], [2; 8]),
-        suite: String::new(),
-        ppk: false,
-        replaces: None,
-        took: Duration::ZERO,
-        identity: Identity::Address("127.0.0.2".parse().unwrap()),
         certificate: Some(CertificateFacts {
             serial: "1".to_owned(),
             subject: "n2".to_owned(),
             issuer: issuer.to_owned(),
             not_after: UnixTime(i64::MAX),
         }),
-        danger_keys: None,
+        ..ike_up()
     };
     node.core.tunnels.ike_up(&up, at(1));
 }
