@@ -12,7 +12,7 @@ mod theirs;
 mod traffic;
 mod wire;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use testudo_lab::{Datapath, Lab, LabSpec, Overlay};
@@ -126,6 +126,9 @@ fn measure(options: &Options, which: Which, costs: &mut Costs) -> anyhow::Result
     if done.is_err() {
         show_logs(&lab);
     }
+    if let Some(folder) = std::env::var_os("TESTUDO_GUEST_SHARED") {
+        keep_logs(&lab, &PathBuf::from(folder).join(format!("{which:?}")))?;
+    }
     testudo_lab::down("bench", &mut |_| {})?;
     done
 }
@@ -189,8 +192,23 @@ fn events(
     Ok(())
 }
 
+/// Whose logs there are of ours.
+const LOGS: [&str; 4] = ["controller", "n1", "n2", "n3"];
+
+/// Copies them where they outlive the guest (`--logs`).
+fn keep_logs(lab: &Lab, folder: &Path) -> anyhow::Result<()> {
+    std::fs::create_dir_all(folder)?;
+    for name in LOGS {
+        let log = lab.log_path(name);
+        if log.exists() {
+            std::fs::copy(log, folder.join(format!("{name}.log")))?;
+        }
+    }
+    Ok(())
+}
+
 fn show_logs(lab: &Lab) {
-    for name in ["controller", "n1", "n2", "n3"] {
+    for name in LOGS {
         let text = std::fs::read_to_string(lab.log_path(name)).unwrap_or_default();
         let lines: Vec<&str> = text.lines().collect();
         let from = lines.len().saturating_sub(15);

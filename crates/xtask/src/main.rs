@@ -38,6 +38,7 @@ cargo xtask COMMAND
                     what SAs and policies of 1,000 peers cost in a guest's kernel, with
                     ip -batch beside it
   bench ovn [-o json] [--rounds N] [--only testudo|ovn] [--events rebooted,third,...]
+            [--logs FOLDER]
                     packets lost and in clear while IPsec of pods on real OVN is switched,
                     renewed, killed and restarted, OVN's own IPsec beside ours; in a guest
   guest [--kernel uml|6.1|newest] [--cpus N] [--memory MIB] [--timeout SECONDS]
@@ -157,9 +158,15 @@ fn bench_ovn(program: &std::path::Path, arguments: &[&str]) -> anyhow::Result<u8
         "--timeout",
         BENCH_OVN,
     ];
+    let mut arguments = arguments.to_vec();
+    if let Some(at) = arguments.iter().position(|word| *word == "--logs") {
+        let folder = arguments.get(at + 1).context("--logs wants a folder")?;
+        words.extend(["--shared", folder]);
+        arguments.drain(at..at + 2);
+    }
     words.extend(["--", bench, "ovn", "--testudo", testudo]);
     words.extend(["--ovs", &ovs, "--ipsec", &ipsec]);
-    guest::run(&[&words, arguments].concat())
+    guest::run(&[words, arguments].concat())
 }
 
 fn release(program: &str, also: &[&str], arguments: &[&str]) -> anyhow::Result<u8> {
