@@ -28,6 +28,13 @@ const LEAST_SERVICE: i64 = 10;
 /// A denied request is made anew after this long, seconds.
 const DENIED_RETRY: u64 = 30;
 
+/// Removes what was made for another UID of the node.
+pub(crate) fn forget(state_dir: &Path) -> Result<()> {
+    [CURRENT, PENDING]
+        .iter()
+        .try_for_each(|file| files::remove(&state_dir.join(file)))
+}
+
 /// Key and chain, in one file so that they can never fall apart.
 #[derive(Serialize, Deserialize)]
 struct CurrentFile {

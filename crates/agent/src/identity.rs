@@ -7,7 +7,7 @@ use testudo_crypto::Random;
 use testudo_model::{BootId, NodeName, NodeUid};
 use testudo_pki::NodeIdentity;
 
-use crate::files;
+use crate::{certificates, files};
 
 const UID_FILE: &str = "uid";
 const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
@@ -56,6 +56,18 @@ impl Identity {
     }
 }
 
+/// Takes a UID that was given from outside. A certificate and a request of another one are of no use any more.
+pub(crate) fn adopt(state_dir: &Path, uid: &NodeUid) -> Result<()> {
+    let path = state_dir.join(UID_FILE);
+    let old = files::read_optional(&path)?;
+    if old.is_some_and(|old| String::from_utf8_lossy(&old).trim() == uid.as_str()) {
+        return Ok(());
+    }
+    // Before the UID: whoever is ended in between begins here again.
+    certificates::forget(state_dir)?;
+    files::write_private(&path, format!("{uid}\n").as_bytes())
+}
+
 /// A version 4 UUID (RFC 9562 5.4).
 fn new_uid(random: &mut dyn Random) -> NodeUid {
     let mut bytes = [0_u8; 16];
@@ -89,6 +101,21 @@ mod tests {
         let first = open(1);
         assert_eq!(first.uid.as_str().len(), 36);
         assert_eq!(open(2).uid, first.uid);
+    }
+
+    #[test]
+    fn a_node_that_was_made_anew_begins_anew() {
+        let dir = tempfile::tempdir().unwrap();
+        let certificate = dir.path().join("certificate.json");
+        let [one, two] = ["u1", "u2"].map(|uid| NodeUid::new(uid).unwrap());
+        let name = NodeName::new("n1").unwrap();
+        for (uid, kept) in [(&one, false), (&one, true), (&two, false)] {
+            std::fs::write(&certificate, "of before").unwrap();
+            adopt(dir.path(), uid).unwrap();
+            assert_eq!(certificate.exists(), kept);
+            let random = &mut DangerousSeededRandom::new(1);
+            assert_eq!(Identity::open(&name, dir.path(), random).unwrap().uid, *uid);
+        }
     }
 
     #[test]

@@ -10,6 +10,9 @@
 //! Where processes end together with the agent's (a container, a systemd unit), one is run beside it
 //! ([`keep`] with [`Manner::Standing`]), which takes over from any that the agent has started.
 //!
+//! Ports below 1024 take a capability (NET_BIND_SERVICE) that an agent need not have. A keeper that was told
+//! to binds UDP 500 for it, and does not hold that socket.
+//!
 //! It lets go when it is told to, or when no agent has come for as long as SAs live without one.
 
 mod client;
@@ -21,7 +24,7 @@ mod tests;
 use std::ffi::OsString;
 use std::path::PathBuf;
 
-pub(crate) use client::Client;
+pub(crate) use client::{Client, bind};
 pub use server::{Manner, confine, keep};
 
 /// How an agent finds a keeper, and starts one.
@@ -35,6 +38,6 @@ pub struct KeeperOptions {
 
 /// Whether the process at the other end of a UNIX socket is of our own user.
 fn is_ours(stream: impl std::os::fd::AsFd) -> bool {
-    let peer = rustix::net::sockopt::socket_peercred(stream);
-    peer.is_ok_and(|peer| peer.uid == rustix::process::geteuid())
+    let own = rustix::process::geteuid().as_raw();
+    testudo_netlink::peer(stream).is_ok_and(|peer| peer.uid == own)
 }

@@ -1,7 +1,7 @@
 //! What an agent is told at its start.
 
 use std::net::{IpAddr, SocketAddr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use ipnet::IpNet;
 use testudo_model::NodeName;
@@ -45,6 +45,13 @@ pub struct Options {
     pub keeper: Option<KeeperOptions>,
     /// The build's version, as status shows it.
     pub version: String,
+}
+
+impl Options {
+    /// Where a keeper is to be found.
+    pub(crate) fn keeper_socket(&self) -> Option<&Path> {
+        self.keeper.as_ref().map(|keeper| keeper.socket.as_path())
+    }
 }
 
 /// IKE's UDP ports, on this node and on its peers. Others than the usual ones are for tests.

@@ -4,6 +4,7 @@
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::AsFd;
+use std::path::Path;
 use std::task::{Context as TaskContext, Poll};
 
 use anyhow::{Context, Result};
@@ -11,6 +12,8 @@ use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use testudo_netlink::{Family, bypass_policies};
 use tokio::io::ReadBuf;
 use tokio::net::UdpSocket;
+
+use crate::keeper;
 
 /// The largest IKE message that is read; the engine refuses larger ones anyway.
 const MAX_MESSAGE: usize = 65_535;
@@ -35,14 +38,16 @@ pub(crate) struct Datagram {
 
 impl Sockets {
     /// Binds `port` on every address. One that the host does not have yet is bound all the same.
-    pub(crate) fn open(addresses: &[IpAddr], port: u16) -> Result<Sockets> {
+    ///
+    /// Where this process may not bind the port, the `keeper` is asked to.
+    pub(crate) fn open(addresses: &[IpAddr], port: u16, keeper: Option<&Path>) -> Result<Sockets> {
         let mut sockets = Vec::new();
         for address in addresses {
             let local = SocketAddr::new(*address, port);
-            let socket = bind(local).with_context(|| {
+            let socket = open(local, keeper).with_context(|| {
                 format!(
                     "UDP {local}: cannot be bound; stop another IKE daemon (charon, pluto) and \
-                     run the agent with CAP_NET_BIND_SERVICE"
+                     run the agent, or a keeper with --opens {port}, with CAP_NET_BIND_SERVICE"
                 )
             })?;
             sockets.push((local, socket));
@@ -61,10 +66,11 @@ impl Sockets {
         addresses: &[IpAddr],
         last: &[IpAddr],
         port: u16,
+        keeper: Option<&Path>,
     ) -> Result<()> {
         let bound = |ip: &IpAddr| self.sockets.iter().any(|(local, _)| local.ip() == *ip);
         let missing: Vec<IpAddr> = addresses.iter().filter(|ip| !bound(ip)).copied().collect();
-        let more = Sockets::open(&missing, port)?;
+        let more = Sockets::open(&missing, port, keeper)?;
         self.sockets
             .retain(|(local, _)| [addresses, last].concat().contains(&local.ip()));
         self.sockets.extend(more.sockets);
@@ -128,7 +134,19 @@ impl Sockets {
     }
 }
 
-fn bind(local: SocketAddr) -> io::Result<UdpSocket> {
+fn open(local: SocketAddr, keeper: Option<&Path>) -> io::Result<UdpSocket> {
+    let socket = match (bound_socket(local), keeper) {
+        (Err(error), Some(keeper)) if error.kind() == io::ErrorKind::PermissionDenied => {
+            keeper::bind(keeper, local)?.ok_or(error)?
+        }
+        (bound, _) => bound?,
+    };
+    bypass(&socket, local);
+    UdpSocket::from_std(socket.into())
+}
+
+/// A UDP socket at an address, which the host need not have yet.
+pub(crate) fn bound_socket(local: SocketAddr) -> io::Result<Socket> {
     let socket = Socket::new(Domain::for_address(local), Type::DGRAM, Some(Protocol::UDP))?;
     if local.is_ipv6() {
         socket.set_only_v6(true)?;
@@ -137,9 +155,8 @@ fn bind(local: SocketAddr) -> io::Result<UdpSocket> {
         socket.set_freebind_v4(true)?;
     }
     socket.set_nonblocking(true)?;
-    bypass(&socket, local);
     socket.bind(&local.into())?;
-    UdpSocket::from_std(socket.into())
+    Ok(socket)
 }
 
 /// No IPsec policy of the host's is to catch IKE. Where the kernel has none, or the capability is
@@ -158,8 +175,8 @@ mod tests {
     #[tokio::test]
     async fn datagrams_keep_their_ends() {
         let one: IpAddr = "127.0.0.1".parse().unwrap();
-        let mut a = Sockets::open(&[one], 0).unwrap();
-        let mut b = Sockets::open(&[one], 0).unwrap();
+        let mut a = Sockets::open(&[one], 0, None).unwrap();
+        let mut b = Sockets::open(&[one], 0, None).unwrap();
         let port = |s: &Sockets| s.sockets[0].1.local_addr().unwrap();
         let (at_a, at_b) = (port(&a), port(&b));
         a.sockets[0].0 = at_a;
@@ -176,9 +193,9 @@ mod tests {
     #[tokio::test]
     async fn a_taken_port_is_named_with_what_to_do() {
         let one: IpAddr = "127.0.0.1".parse().unwrap();
-        let first = Sockets::open(&[one], 0).unwrap();
+        let first = Sockets::open(&[one], 0, None).unwrap();
         let port = first.sockets[0].1.local_addr().unwrap().port();
-        let Err(error) = Sockets::open(&[one], port) else {
+        let Err(error) = Sockets::open(&[one], port, None) else {
             panic!("bound twice");
         };
         assert!(format!("{error:#}").contains("charon"), "{error:#}");

@@ -16,7 +16,7 @@ use testudo_wire::udp::NON_ESP_MARKER;
 
 use crate::Options;
 use crate::event::EventSink;
-use crate::host::{refused, write_sysctl};
+use crate::host::{LOOSE, refused};
 use crate::inbound::{Opener, UnknownSpis};
 use crate::outbound::Sealer;
 use crate::stats::Stats;
@@ -187,17 +187,19 @@ fn wait_for_name(device: &str) -> Result<(), DatapathError> {
 fn set_up_device(device: &str) -> Result<(), DatapathError> {
     let mut netlink = Netlink::open().map_err(refused)?;
     let link = netlink.link_index(device).map_err(refused)?;
+    let filter = LinkChange {
+        reverse_path_filter: Some(LOOSE),
+        ..LinkChange::default()
+    };
+    netlink.change_link(link, &filter).map_err(refused)?;
     // No link-local address of its own: nothing then talks on it by itself.
-    let no_addresses = Path::new("/proc/sys/net/ipv6/conf")
-        .join(device)
-        .join("addr_gen_mode");
-    if no_addresses.exists() {
-        write_sysctl(&no_addresses, "1")?;
+    if Path::new("/proc/sys/net/ipv6/conf").join(device).exists() {
+        let silent = LinkChange {
+            no_ipv6_address: true,
+            ..LinkChange::default()
+        };
+        netlink.change_link(link, &silent).map_err(refused)?;
     }
-    let filter = Path::new("/proc/sys/net/ipv4/conf")
-        .join(device)
-        .join("rp_filter");
-    write_sysctl(&filter, "2")?;
     let address = DEVICE_ADDRESS
         .parse()
         .map_err(|_| failed("set the device up", &io::Error::other("address")))?;

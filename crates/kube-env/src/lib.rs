@@ -16,6 +16,7 @@
 //! ```
 
 mod certificates;
+pub mod chart;
 mod cluster;
 mod control_plane;
 pub mod image;

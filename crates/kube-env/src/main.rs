@@ -8,6 +8,7 @@ use std::time::Instant;
 use anyhow::{Context, Result, bail};
 use testudo_kube_env::programs::{self, CONTROL_PLANE, HELM_CLIENT, NODES};
 use testudo_kube_env::{Cluster, Options, down, names, sweep};
+use testudo_kube_env::{chart, image};
 
 const HELP: &str = "\
 cargo xtask kube COMMAND [--name NAME]
@@ -22,6 +23,10 @@ cargo xtask kube COMMAND [--name NAME]
   status            what runs, its memory, where its logs are; without --name of all
   down [--all | --orphans]
                     end one, all, or those of tests that were killed
+  image PROGRAM NAME:TAG ARCHIVE
+                    the container image of a built testudo
+  chart PROGRAM FOLDER
+                    the Helm chart and plain manifests, with the CRDs of a built testudo
   build [--all]     build what clusters need, with --all helm too, and start nothing
 ";
 
@@ -46,6 +51,8 @@ fn main() -> ExitCode {
         "status" => parse(rest, &[]).map(status),
         "down" => parse(rest, &["--all", "--orphans"]).map(end),
         "build" => parse(rest, &["--all"]).map(build),
+        "image" => parse(rest, &[]).map(make_image),
+        "chart" => parse(rest, &[]).map(make_chart),
         other => Err(anyhow::anyhow!("unknown: cargo xtask kube {other}")),
     };
     match done {
@@ -225,6 +232,41 @@ fn build(arguments: Arguments<'_>) -> Result<()> {
         wanted.push(&HELM_CLIENT);
     }
     programs::ensure(&wanted, &say)
+}
+
+fn make_image(arguments: Arguments<'_>) -> Result<()> {
+    let [program, name, archive] = arguments.words[..] else {
+        bail!("image wants a program, NAME:TAG and an archive");
+    };
+    let archive = Path::new(archive);
+    let stripped = archive.with_extension("stripped");
+    let image = image::testudo(Path::new(program), &stripped, name)?;
+    let size = image.write(archive)?;
+    std::fs::remove_file(&stripped).with_context(|| stripped.display().to_string())?;
+    for file in &image.files {
+        eprintln!(
+            "    {:>8.1} KiB {}",
+            file.size as f64 / 1024.0,
+            file.place.display()
+        );
+    }
+    println!(
+        "{}: {name}, {:.1} MiB, {} files",
+        archive.display(),
+        size as f64 / f64::from(1 << 20),
+        image.files.len()
+    );
+    Ok(())
+}
+
+fn make_chart(arguments: Arguments<'_>) -> Result<()> {
+    let [program, folder] = arguments.words[..] else {
+        bail!("chart wants a program and a folder");
+    };
+    let chart = chart::package(Path::new(program), Path::new(folder), &say)?;
+    println!("{}", chart.archive.display());
+    println!("{}", chart.manifests.display());
+    Ok(())
 }
 
 /// A path as a word of a shell.

@@ -34,8 +34,7 @@ struct Node<'a> {
 pub(crate) fn start(cluster: &Cluster, count: u8, say: &dyn Fn(&str)) -> Result<()> {
     let nodes: Vec<Node<'_>> = (1..=count).map(|number| Node { cluster, number }).collect();
     let archive = cluster.directory().join("busybox.tar");
-    let work = cluster.directory().join("image");
-    image::busybox()?.write(&archive, &work)?;
+    image::busybox()?.write(&archive)?;
     let certificates = Certificates::load(&cluster.directory().join("pki"))?;
     for node in &nodes {
         node.start(&certificates, &archive)?;

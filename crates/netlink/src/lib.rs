@@ -7,7 +7,7 @@
 //! opened in for life, so one process can hold sockets of several namespaces:
 //! [`Netlink::open_in`].
 //!
-//! The only unsafe code is two `setsockopt` and one `setns`.
+//! The only unsafe code is two `setsockopt`, one `getsockopt` and one `setns`.
 
 mod abi;
 mod address;
@@ -28,7 +28,7 @@ pub use error::{Error, Result};
 pub use link::{Geneve, Link, LinkChange, LinkKind, NewLink, Vxlan};
 pub use neighbour::{FdbEntry, MacAddress, Neighbour};
 pub use nft::{Nft, NftError};
-pub use option::set_socket_option;
+pub use option::{Peer, peer, set_socket_option};
 pub use route::{Route, RouteFilter, RouteKind};
 pub use rule::{Rule, RuleAction};
 pub use socket::{Netlink, enter_netns, open_netns, run_in_netns};

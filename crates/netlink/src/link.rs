@@ -109,6 +109,11 @@ pub struct LinkChange<'a> {
     /// The most segments that a packet handed to the device may stand for; 1: none is larger than
     /// the MTU, as on a device without offloads.
     pub gso_max_segments: Option<u32>,
+    /// IPv4's filter of the reverse path (RFC 3704): 0 off, 1 strict, 2 loose. As the file `rp_filter` has it,
+    /// which a container sees read-only.
+    pub reverse_path_filter: Option<u32>,
+    /// IPv6 gives it no address of its own accord, not even a link-local one.
+    pub no_ipv6_address: bool,
     /// The namespace to move it to.
     pub netns: Option<BorrowedFd<'a>>,
 }
@@ -242,6 +247,22 @@ impl Netlink {
         }
         if let Some(segments) = change.gso_max_segments {
             request.u32(abi::IFLA_GSO_MAX_SEGS, segments);
+        }
+        if let Some(filter) = change.reverse_path_filter {
+            request.nested(abi::IFLA_AF_SPEC, |family| {
+                family.nested(u16::from(abi::AF_INET), |inet| {
+                    inet.nested(abi::IFLA_INET_CONF, |conf| {
+                        conf.u32(abi::IPV4_DEVCONF_RP_FILTER, filter);
+                    });
+                });
+            });
+        }
+        if change.no_ipv6_address {
+            request.nested(abi::IFLA_AF_SPEC, |family| {
+                family.nested(u16::from(abi::AF_INET6), |inet6| {
+                    inet6.u8(abi::IFLA_INET6_ADDR_GEN_MODE, abi::IN6_ADDR_GEN_MODE_NONE);
+                });
+            });
         }
         self.execute(request)
     }

@@ -11,6 +11,7 @@
 
 mod any;
 mod apply;
+mod bound;
 mod convert;
 pub mod crd;
 mod follow;
@@ -20,6 +21,7 @@ mod store;
 mod verdict;
 
 pub use any::AnyStore;
+pub use bound::{BoundNode, bound_node};
 pub use link::{KubeOptions, PATIENCE, Writer, in_cluster};
 pub use request::{SIGNER, USAGES};
 pub use store::KubeStore;

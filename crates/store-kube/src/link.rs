@@ -108,7 +108,7 @@ impl Link {
     }
 }
 
-async fn config(at: &Kubernetes) -> Result<Config, StoreError> {
+pub(crate) async fn config(at: &Kubernetes) -> Result<Config, StoreError> {
     let named = at.kubeconfig.is_some() || at.context.is_some();
     if !named && in_cluster() {
         return Config::incluster().map_err(|error| StoreError::Unavailable {

@@ -41,7 +41,7 @@ enum Part {
     ///
     /// The agent starts one by itself where it needs it. Where processes end together with the agent's
     /// (a container, a systemd unit), run this beside it, as the same user; it takes over from any other
-    /// keeper of that socket, reads no packet, knows no key and needs no capability.
+    /// keeper of that socket, reads no packet, knows no key and needs no capability but for --opens.
     Keep(KeepCommand),
 }
 
@@ -50,6 +50,11 @@ struct KeepCommand {
     /// The UNIX socket on which agents find it: the agent's --keeper-socket
     #[arg(long, value_name = "PATH")]
     socket: PathBuf,
+
+    /// A UDP port that it opens for an agent that may not bind it, in practice 500; of its capabilities it
+    /// then keeps NET_BIND_SERVICE
+    #[arg(long, value_name = "PORT", conflicts_with = "started")]
+    opens: Option<u16>,
 
     /// An agent has started it: it ends when nothing needs it
     #[arg(long, hide = true)]
@@ -64,7 +69,7 @@ struct Daemon {
 
     /// An address under which this node is reached, best first [default: that of the default
     /// route, and it is followed when it changes]
-    #[arg(long = "address", value_name = "IP")]
+    #[arg(long = "address", value_name = "IP", value_delimiter = ',')]
     addresses: Vec<IpAddr>,
 
     /// A prefix of this node's pods (routed clusters)
@@ -148,12 +153,18 @@ pub(crate) fn run(command: AgentCommand, global: &Global) -> Outcome {
 }
 
 fn keep(command: &KeepCommand) -> Outcome {
-    keeper::confine()?;
+    keeper::confine(command.opens.is_some())?;
     let manner = match command.started {
         true => Manner::Started,
         false => Manner::Standing,
     };
-    let kept = keeper::keep(&command.socket, manner, crate::VERSION, signals::shutdown());
+    let kept = keeper::keep(
+        &command.socket,
+        manner,
+        command.opens,
+        crate::VERSION,
+        signals::shutdown(),
+    );
     signals::runtime()?.block_on(kept)
 }
 

@@ -109,7 +109,8 @@ pub(crate) fn start(_command: &StartCommand, global: &Global) -> Outcome {
 pub(crate) fn stop(_command: &StopCommand, global: &Global) -> Outcome {
     let store = store::open_to_write(global)?;
     let change = |spec: &mut EncryptionPolicySpec| spec.mode = Mode::Disabled;
-    signals::runtime()?.block_on(turn(&store, global, false, change))
+    // Without a policy nodes stay as they were: that it is off has to be written.
+    signals::runtime()?.block_on(turn(&store, global, true, change))
 }
 
 /// What a verb prints for programs.

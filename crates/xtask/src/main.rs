@@ -45,9 +45,10 @@ cargo xtask COMMAND
         [--shared FOLDER] [--fetch] -- COMMAND ARGS...
                     a command under a real Linux kernel with ESP, on this machine's files
                     (docs/guest.md)
-  image [--output FILE] [--name NAME:TAG]
+  image [--output FILE] [--name NAME:TAG] [--binary FILE]
                     the container image as a tar file: the program, nft, modprobe and their
-                    libraries; made without a daemon
+                    libraries; made without a daemon. --binary takes a program that is built
+  chart             the Helm chart and plain manifests, in target/chart
   kube up [--nodes N] | env | status | exec | load | down | build [--name NAME]
                     a real Kubernetes on this machine (docs/kubernetes-lab.md)
   packages          say which Debian packages are missing, and install them as root;
@@ -70,6 +71,7 @@ fn main() -> ExitCode {
         ["bench", rest @ ..] => bench(rest),
         ["guest", rest @ ..] => guest::run(rest),
         ["image", rest @ ..] => image::run(rest),
+        ["chart"] => kube::chart(),
         ["kube", rest @ ..] => kube::run(rest),
         ["house"] => house::check().map(|()| 0),
         ["help" | "-h" | "--help"] | [] => {

@@ -2,6 +2,7 @@
 //! a keeper while it holds any.
 
 use std::io;
+use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
@@ -11,6 +12,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use socket2::{Socket, Type};
 use testudo_datapath_kernel::UdpKeeper;
 
 use super::frame::{Frame, Incoming, Kind, send};
@@ -89,14 +91,34 @@ impl Link {
     }
 
     fn pid(&self) -> Option<i32> {
-        let peer = rustix::net::sockopt::socket_peercred(&self.stream).ok()?;
-        Some(peer.pid.as_raw_nonzero().get())
+        testudo_netlink::peer(&self.stream).ok()?.pid
     }
 
     /// Returns when the keeper is gone, or the connection was shut down.
     fn wait_for_its_end(&self) {
         let _ = self.stream.set_read_timeout(None);
         while self.read().is_ok() {}
+    }
+}
+
+/// A UDP socket that a keeper has bound to an address, for an agent that may not. `None`: no keeper is there.
+///
+/// # Errors
+/// As the keeper's call of bind(2); it opens no other port than it was told to.
+pub(crate) fn bind(keeper: &Path, local: SocketAddr) -> io::Result<Option<Socket>> {
+    let Some(link) = Link::open(keeper)? else {
+        return Ok(None);
+    };
+    let (answer, mut sockets) = link.ask(&Frame::bind(local), &[])?;
+    let Some(socket) = sockets.pop() else {
+        return Err(io::Error::from_raw_os_error(answer.local.port().into()));
+    };
+    let socket = Socket::from(socket);
+    // It is what was asked for, and no other.
+    let at = socket.local_addr()?.as_socket();
+    match (answer.kind, at, socket.r#type()?) {
+        (Kind::Bound, Some(at), Type::DGRAM) if at == local => Ok(Some(socket)),
+        _ => Err(io::ErrorKind::InvalidData.into()),
     }
 }
 

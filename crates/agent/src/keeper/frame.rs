@@ -5,6 +5,7 @@
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
@@ -21,6 +22,8 @@ pub(super) const MOST: usize = 4;
 const MAGIC: [u8; 4] = *b"tkp1";
 /// Where the build's version stands, in ASCII.
 const VERSION: std::ops::Range<usize> = 16..48;
+/// Where an address stands, that of IPv4 mapped into IPv6 (RFC 4291 2.5.5.2).
+const ADDRESS: std::ops::Range<usize> = 48..64;
 
 /// What a frame is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,9 +44,13 @@ pub(super) enum Kind {
     Leave,
     /// It is done.
     Done,
+    /// Asks for a new socket that is bound to an address; the answer is [`Kind::Bound`] with it.
+    Bind,
+    /// The socket; without one, the port is the number of the error.
+    Bound,
 }
 
-const KINDS: [(u8, Kind); 8] = [
+const KINDS: [(u8, Kind); 10] = [
     (1, Kind::Hello),
     (2, Kind::Take),
     (3, Kind::Here),
@@ -52,6 +59,8 @@ const KINDS: [(u8, Kind); 8] = [
     (6, Kind::Release),
     (7, Kind::Leave),
     (8, Kind::Done),
+    (9, Kind::Bind),
+    (10, Kind::Bound),
 ];
 
 /// A frame without its descriptors.
@@ -64,6 +73,8 @@ pub(super) struct Frame {
     pub(super) patience: Duration,
     /// The build of who says it: printable ASCII, cut to what fits.
     pub(super) version: String,
+    /// What to bind; of others 0.
+    pub(super) local: SocketAddr,
 }
 
 impl Frame {
@@ -73,6 +84,25 @@ impl Frame {
             standing: false,
             patience: Duration::ZERO,
             version: String::new(),
+            local: (Ipv6Addr::UNSPECIFIED, 0).into(),
+        }
+    }
+
+    /// Asks for a socket at this address.
+    pub(super) fn bind(local: SocketAddr) -> Frame {
+        Frame {
+            local,
+            ..Frame::new(Kind::Bind)
+        }
+    }
+
+    /// The answer to [`Kind::Bind`] where that failed.
+    pub(super) fn unbound(error: &io::Error) -> Frame {
+        let number = error.raw_os_error().unwrap_or_default();
+        let port = u16::try_from(number).unwrap_or_default();
+        Frame {
+            local: (Ipv6Addr::UNSPECIFIED, port).into(),
+            ..Frame::new(Kind::Bound)
         }
     }
 
@@ -82,6 +112,12 @@ impl Frame {
         let number = KINDS.iter().find(|(_, kind)| *kind == self.kind);
         bytes[4] = number.expect("every kind has a number").0;
         bytes[5] = u8::from(self.standing);
+        bytes[6..8].copy_from_slice(&self.local.port().to_le_bytes());
+        let address = match self.local.ip() {
+            IpAddr::V4(address) => address.to_ipv6_mapped(),
+            IpAddr::V6(address) => address,
+        };
+        bytes[ADDRESS].copy_from_slice(&address.octets());
         bytes[8..16].copy_from_slice(&self.patience.as_secs().to_le_bytes());
         let version = self.version.as_bytes().iter().take(VERSION.len());
         for (place, byte) in bytes[VERSION].iter_mut().zip(version) {
@@ -99,12 +135,16 @@ impl Frame {
         let version = &bytes[VERSION];
         let end = version.iter().position(|byte| *byte == 0);
         let version = std::str::from_utf8(&version[..end.unwrap_or(version.len())]).ok()?;
+        let port = u16::from_le_bytes([bytes[6], bytes[7]]);
+        let address = <[u8; 16]>::try_from(&bytes[ADDRESS]).ok()?;
+        let address = Ipv6Addr::from(address).to_canonical();
         let printable = version.bytes().all(|byte| byte.is_ascii_graphic());
         (*magic == MAGIC && printable).then(|| Frame {
             kind,
             standing: bytes[5] & 1 != 0,
             patience: Duration::from_secs(u64::from_le_bytes(*patience)),
             version: version.to_owned(),
+            local: (address, port).into(),
         })
     }
 }
@@ -181,11 +221,15 @@ mod tests {
     #[test]
     fn frames_come_back_as_they_were_with_their_descriptors() {
         let (a, b) = UnixStream::pair().unwrap();
-        for (_, kind) in KINDS {
+        for ((_, kind), local) in KINDS
+            .into_iter()
+            .zip(["[::]:0", "1.2.3.4:500", "[fd00::1]:1"].into_iter().cycle())
+        {
             let frame = Frame {
                 standing: true,
                 patience: Duration::from_secs(1234),
                 version: "1.2.3".into(),
+                local: local.parse().unwrap(),
                 ..Frame::new(kind)
             };
             let (mut reader, writer) = std::io::pipe().unwrap();

@@ -3,6 +3,7 @@
 use std::fs::{File, OpenOptions};
 use std::future::pending;
 use std::io;
+use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -12,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use rustix::thread::{CapabilitySet, CapabilitySets};
+use socket2::Socket;
 use testudo_store::no_core_dumps;
 use tokio::io::Interest;
 use tokio::net::{UnixListener, UnixStream};
@@ -20,6 +22,7 @@ use tokio::sync::Notify;
 use super::client::Link;
 use super::frame::{self, Frame, Incoming, Kind};
 use super::is_ours;
+use crate::sockets::bound_socket;
 
 /// Agents that may be connected at a time; there is one, and the next one.
 const CLIENTS: usize = 8;
@@ -41,33 +44,38 @@ pub enum Manner {
     Standing,
 }
 
-/// Gives up what a keeper has no use for: all capabilities, for good, and core files. Before any thread
-/// is started.
+/// Gives up what a keeper has no use for, for good: all capabilities, but for that of binding ports below
+/// 1024 where it `opens` one, and core files. Before any thread is started.
 ///
 /// # Errors
 /// As the kernel's calls: it is not run with more than it needs.
-pub fn confine() -> Result<()> {
+pub fn confine(opens: bool) -> Result<()> {
+    let kept = match opens {
+        true => CapabilitySet::NET_BIND_SERVICE,
+        false => CapabilitySet::empty(),
+    };
     no_core_dumps().context("turning core dumps off")?;
     rustix::thread::set_no_new_privs(true).context("giving up new privileges")?;
-    let nothing = CapabilitySets {
-        effective: CapabilitySet::empty(),
-        permitted: CapabilitySet::empty(),
+    let sets = CapabilitySets {
+        effective: kept,
+        permitted: kept,
         inheritable: CapabilitySet::empty(),
     };
-    rustix::thread::set_capabilities(None, nothing).context("giving up capabilities")?;
+    rustix::thread::set_capabilities(None, sets).context("giving up capabilities")?;
     // For people who list processes.
     let _ = rustix::thread::set_name(c"testudo-keeper");
     Ok(())
 }
 
 /// Holds what agents hand over at `socket`, until `shutdown` is ready or nobody needs it any more. It
-/// reads from none of the sockets.
+/// reads from none of the sockets. For an agent that may not bind the UDP port `opens`, it does.
 ///
 /// # Errors
 /// The socket cannot be made, or another keeper has it; a standing one takes over from that one.
 pub async fn keep(
     socket: &Path,
     manner: Manner,
+    opens: Option<u16>,
     version: &str,
     shutdown: impl Future<Output = ()>,
 ) -> Result<()> {
@@ -82,6 +90,7 @@ pub async fn keep(
     let (_lock, sockets, patience) = lock(socket, manner)?;
     let shared = Arc::new(Shared {
         manner,
+        opens,
         hello: Frame {
             standing: manner == Manner::Standing,
             version: version.to_owned(),
@@ -238,6 +247,8 @@ impl Drop for Place {
 
 struct Shared {
     manner: Manner,
+    /// The one UDP port that it binds for agents.
+    opens: Option<u16>,
     hello: Frame,
     held: Mutex<Held>,
     changed: Notify,
@@ -266,6 +277,14 @@ impl Held {
 impl Shared {
     fn held(&self) -> MutexGuard<'_, Held> {
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A socket for an agent, which is asked for by its own user alone.
+    fn bind(&self, local: SocketAddr) -> io::Result<Socket> {
+        match self.opens == Some(local.port()) {
+            true => bound_socket(local),
+            false => Err(rustix::io::Errno::PERM.into()),
+        }
     }
 
     /// Nobody has come for what is held.
@@ -306,7 +325,8 @@ impl Shared {
                 held.sockets.clear();
                 held.over = true;
             }
-            Kind::Hello | Kind::Here | Kind::Done => return None,
+            // What is bound for an agent is not held.
+            Kind::Bind | Kind::Hello | Kind::Here | Kind::Done | Kind::Bound => return None,
         }
         Some(Frame::new(Kind::Done))
     }
@@ -354,6 +374,14 @@ impl Client {
     }
 
     fn answer(&self, frame: &Frame, sockets: Vec<OwnedFd>) -> io::Result<()> {
+        if frame.kind == Kind::Bind {
+            return match self.shared.bind(frame.local) {
+                Ok(socket) => {
+                    frame::send(&self.stream, &Frame::new(Kind::Bound), &[socket.as_fd()])
+                }
+                Err(error) => frame::send(&self.stream, &Frame::unbound(&error), &[]),
+            };
+        }
         let answered = match self.shared.take_in(frame, sockets) {
             None => Ok(()),
             Some(answer) => {

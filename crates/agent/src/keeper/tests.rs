@@ -10,9 +10,11 @@ use tempfile::TempDir;
 use testudo_datapath_kernel::UdpKeeper;
 use tokio::sync::oneshot;
 
-use super::client::Client;
+use super::client::{Client, bind};
 use super::{KeeperOptions, Manner, keep};
 
+/// The port that keepers here open for agents.
+const OPENS: u16 = 61_500;
 const LONG: Duration = Duration::from_secs(60);
 
 /// A keeper in a thread.
@@ -28,7 +30,7 @@ impl Running {
         let thread = std::thread::spawn(move || {
             let mut runtime = tokio::runtime::Builder::new_current_thread();
             let runtime = runtime.enable_all().build().unwrap();
-            runtime.block_on(keep(&socket, manner, version, async {
+            runtime.block_on(keep(&socket, manner, Some(OPENS), version, async {
                 let _ = stopped.await;
             }))
         });
@@ -93,6 +95,25 @@ fn wait_taken(socket: &Path, version: &str, port: u16) -> Client {
     let next = agent(socket, version);
     wait("the handover", || ports(next.take()) == [port]);
     next
+}
+
+#[test]
+fn the_port_that_it_was_told_to_open_is_opened_and_no_other() {
+    let (_folder, path) = place();
+    let at = |port| ([127, 0, 0, 1], port).into();
+    assert!(bind(&path, at(OPENS)).unwrap().is_none(), "nobody is there");
+    let keeper = Running::start(&path, Manner::Standing, "1");
+    wait("the keeper", || path.exists());
+    let socket = bind(&path, at(OPENS)).unwrap().expect("a socket");
+    assert_eq!(socket.local_addr().unwrap().as_socket(), Some(at(OPENS)));
+    let taken = bind(&path, at(OPENS)).unwrap_err();
+    assert_eq!(taken.kind(), std::io::ErrorKind::AddrInUse);
+    let other = bind(&path, at(OPENS + 1)).unwrap_err();
+    assert_eq!(other.kind(), std::io::ErrorKind::PermissionDenied);
+    // It is the agent's alone.
+    drop(socket);
+    assert!(!is_bound(OPENS));
+    keeper.stop();
 }
 
 #[test]

@@ -102,7 +102,11 @@ impl Node {
             return false;
         }
         if self.core.sockets.is_none() {
-            match Sockets::open(&self.options.addresses, self.options.ports.ike) {
+            match Sockets::open(
+                &self.options.addresses,
+                self.options.ports.ike,
+                self.options.keeper_socket(),
+            ) {
                 Ok(sockets) => {
                     self.core.sockets = Some(sockets);
                     self.problems.remove("sockets");

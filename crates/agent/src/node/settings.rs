@@ -109,7 +109,12 @@ impl Node {
         }
         if let Some(sockets) = &mut self.core.sockets {
             let port = self.options.ports.ike;
-            if let Err(error) = sockets.follow(&found, &self.options.addresses, port) {
+            if let Err(error) = sockets.follow(
+                &found,
+                &self.options.addresses,
+                port,
+                self.options.keeper_socket(),
+            ) {
                 return self.complain("sockets", format!("{error:#}"));
             }
             self.problems.remove("sockets");

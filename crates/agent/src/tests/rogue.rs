@@ -71,7 +71,7 @@ impl Rogue {
         engine.set_peer(peer, clock.now()).unwrap();
         Rogue {
             engine,
-            sockets: Sockets::open(&[ours], cluster.ports.ike).unwrap(),
+            sockets: Sockets::open(&[ours], cluster.ports.ike, None).unwrap(),
             clock,
             refused: false,
         }

@@ -22,7 +22,7 @@ use testudo_datapath::{DatapathError, Whose};
 use testudo_model::{PeerId, ProtectedFlows, TrafficPolicy};
 use testudo_netlink::{Family, Netlink, Route, RouteFilter, RouteKind, Rule, RuleAction};
 
-pub(crate) use sysctl::write_sysctl;
+pub(crate) use sysctl::LOOSE;
 
 /// Routing table of steered packets.
 pub const TABLE: u32 = 50050;
@@ -134,7 +134,7 @@ impl HostRules {
         }
         if wanted.is_empty() {
             delete_routes(&mut netlink)?;
-            sysctl::restore(&self.options)?;
+            sysctl::restore(&mut netlink, &self.options)?;
         }
         Ok(())
     }
@@ -152,7 +152,7 @@ impl HostRules {
             gone(netlink.delete_rule(&rule))?;
         }
         delete_routes(&mut netlink)?;
-        sysctl::restore(&self.options)
+        sysctl::restore(&mut netlink, &self.options)
     }
 
     /// Packets that the host's rules dropped so far, by reason.

@@ -11,13 +11,14 @@ use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 use testudo_datapath::DatapathError;
-use testudo_netlink::Netlink;
+use testudo_netlink::{Link, LinkChange, Netlink};
 
 use super::{HostOptions, refused};
 
 const FILE: &str = "rp_filter";
 const STRICT: u32 = 1;
-const LOOSE: u32 = 2;
+/// RFC 3704's "loose": a packet's source needs some way back, over any link.
+pub(crate) const LOOSE: u32 = 2;
 
 pub(super) fn has_ipv6() -> bool {
     Path::new("/proc/sys/net/ipv6/conf/all").exists()
@@ -58,40 +59,29 @@ pub(super) fn loosen(
             // On disk before it is changed: a crash in between restores what stands anyway.
             write_kept(options, &kept)?;
         }
-        write_filter(&link.name, LOOSE)?;
+        write_filter(netlink, link, LOOSE)?;
     }
-    if links.iter().any(|link| link.name == options.device) {
-        write_filter(&options.device, LOOSE)?;
+    if let Some(device) = links.iter().find(|link| link.name == options.device) {
+        write_filter(netlink, device, LOOSE)?;
     }
     Ok(())
 }
 
 /// Puts earlier values back, where ours still stand.
-pub(super) fn restore(options: &HostOptions) -> Result<(), DatapathError> {
+pub(super) fn restore(netlink: &mut Netlink, options: &HostOptions) -> Result<(), DatapathError> {
     let kept = read_kept(options)?;
     for (name, value) in &kept {
-        if read_filter(name) == Some(LOOSE) {
-            write_filter(name, *value)?;
+        if read_filter(name) != Some(LOOSE) {
+            continue;
+        }
+        if let Some(link) = netlink.link(name).map_err(refused)? {
+            write_filter(netlink, &link, *value)?;
         }
     }
     match fs::remove_file(path(options)) {
         Err(e) if e.kind() != ErrorKind::NotFound => Err(failed("remove", &path(options), &e)),
         _ => Ok(()),
     }
-}
-
-/// Writes a value under /proc/sys; what stands already is not written again.
-pub(crate) fn write_sysctl(path: &Path, value: &str) -> Result<(), DatapathError> {
-    if fs::read_to_string(path).is_ok_and(|old| old.trim() == value) {
-        return Ok(());
-    }
-    fs::write(path, value).map_err(|e| match e.kind() {
-        ErrorKind::ReadOnlyFilesystem | ErrorKind::PermissionDenied => DatapathError::Missing {
-            what: format!("{} cannot be written ({e})", path.display()),
-            remedy: format!("make it writable for this process, or set it to {value} beforehand"),
-        },
-        _ => failed("write", path, &e),
-    })
 }
 
 fn filter_path(link: &str) -> PathBuf {
@@ -108,8 +98,16 @@ fn read_filter(link: &str) -> Option<u32> {
         .ok()
 }
 
-fn write_filter(link: &str, value: u32) -> Result<(), DatapathError> {
-    write_sysctl(&filter_path(link), &value.to_string())
+/// Through netlink: a container sees /proc/sys read-only. What stands already is not written again.
+fn write_filter(netlink: &mut Netlink, link: &Link, value: u32) -> Result<(), DatapathError> {
+    if read_filter(&link.name) == Some(value) {
+        return Ok(());
+    }
+    let change = LinkChange {
+        reverse_path_filter: Some(value),
+        ..LinkChange::default()
+    };
+    netlink.change_link(link.index, &change).map_err(refused)
 }
 
 fn path(options: &HostOptions) -> PathBuf {

@@ -1,36 +1,14 @@
 //! A program and all the libraries that the loader will want.
 
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, bail};
 
-/// A file of the image. Ordered by its place.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct Entry {
-    /// Its path in the image.
-    pub(super) place: PathBuf,
-    /// Where it is on this machine.
-    pub(super) source: PathBuf,
-    /// Bytes.
-    pub(super) size: u64,
-}
-
-impl Entry {
-    fn new(source: &Path, place: &Path) -> anyhow::Result<Self> {
-        let real = std::fs::canonicalize(source).with_context(|| source.display().to_string())?;
-        let metadata = std::fs::metadata(&real).with_context(|| real.display().to_string())?;
-        Ok(Self {
-            place: place.to_owned(),
-            source: real,
-            size: metadata.size(),
-        })
-    }
-}
+use super::layout::File;
 
 /// The program at `place`, and its libraries where its loader looks for them.
-pub(super) fn closure(program: &Path, place: &Path) -> anyhow::Result<Vec<Entry>> {
+pub(super) fn closure(program: &Path, place: &Path) -> anyhow::Result<Vec<File>> {
     let output = Command::new("ldd")
         .arg(program)
         .env("LC_ALL", "C")
@@ -41,11 +19,11 @@ pub(super) fn closure(program: &Path, place: &Path) -> anyhow::Result<Vec<Entry>
         let errors = String::from_utf8_lossy(&output.stderr);
         bail!("ldd {}: {}", program.display(), errors.trim());
     }
-    let mut entries = vec![Entry::new(program, place)?];
+    let mut files = vec![File::new(program, place)?];
     for library in libraries(&text)? {
-        entries.push(Entry::new(&library, &library)?);
+        files.push(File::new(&library, &library)?);
     }
-    Ok(entries)
+    Ok(files)
 }
 
 /// The paths that ldd names.
@@ -92,10 +70,10 @@ mod tests {
     #[test]
     fn a_real_program_brings_its_loader() {
         let program = std::env::current_exe().unwrap();
-        let entries = closure(&program, Path::new("/usr/bin/x")).unwrap();
-        assert_eq!(entries[0].place, Path::new("/usr/bin/x"));
+        let files = closure(&program, Path::new("/usr/bin/x")).unwrap();
+        assert_eq!(files[0].place, Path::new("/usr/bin/x"));
         assert!(
-            entries
+            files
                 .iter()
                 .any(|e| e.place.to_string_lossy().contains("/ld-linux"))
         );

@@ -2,32 +2,87 @@
 //! layer, not compressed.
 
 use std::collections::BTreeSet;
-use std::fs::File;
+use std::fs;
 use std::io::{BufWriter, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
-use anyhow::Context;
+use anyhow::{Context, Result};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use tar::{Builder, EntryType, Header};
-
-use super::closure::Entry;
 
 const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
 const LAYER: &str = "application/vnd.oci.image.layer.v1.tar";
 const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 const INDEX: &str = "application/vnd.oci.image.index.v1+json";
 
-/// Folders that are there and empty: what the program writes lies in volumes over them.
-const FOLDERS: [&str; 4] = ["/proc", "/run", "/tmp", "/var/lib"];
+/// Folders that are there and empty: where the machine's are mounted, or volumes.
+const FOLDERS: [&str; 8] = [
+    "/dev",
+    "/etc",
+    "/lib/modules",
+    "/proc",
+    "/run",
+    "/sys",
+    "/tmp",
+    "/var/lib",
+];
+
+/// A file of an image. Ordered by its place.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct File {
+    /// Its path in the image.
+    pub place: PathBuf,
+    /// Bytes; of a link 0.
+    pub size: u64,
+    what: What,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum What {
+    /// A copy of this file of the machine's.
+    Copy(PathBuf),
+    /// A symbolic link to this.
+    Link(PathBuf),
+}
+
+impl File {
+    /// A copy of `source`, and where that is a link, of what it leads to.
+    ///
+    /// # Errors
+    /// It is not there.
+    pub fn new(source: &Path, place: &Path) -> Result<Self> {
+        let real = fs::canonicalize(source).with_context(|| source.display().to_string())?;
+        let metadata = fs::metadata(&real).with_context(|| real.display().to_string())?;
+        Ok(Self {
+            place: place.to_owned(),
+            size: metadata.len(),
+            what: What::Copy(real),
+        })
+    }
+
+    /// A symbolic link.
+    pub fn link(target: impl Into<PathBuf>, place: &Path) -> Self {
+        Self {
+            place: place.to_owned(),
+            size: 0,
+            what: What::Link(target.into()),
+        }
+    }
+}
 
 /// What goes into an image.
-pub(super) struct Image<'a> {
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Image<'a> {
     /// `NAME:TAG`.
-    pub(super) name: &'a str,
-    pub(super) entrypoint: &'a str,
-    pub(super) entries: &'a [Entry],
+    pub name: &'a str,
+    /// Its files.
+    pub files: Vec<File>,
+    /// What every container of it runs, with the command behind it; empty: the command alone.
+    pub entrypoint: Vec<String>,
+    /// What runs where a pod names nothing.
+    pub command: Vec<String>,
 }
 
 /// Content with its digest.
@@ -62,16 +117,26 @@ impl Blob {
     }
 }
 
-/// Writes the image; the file's size in bytes. A file that was there is replaced when all is
-/// written.
-pub(super) fn write(image: &Image<'_>, output: &Path) -> anyhow::Result<u64> {
-    let layer = Blob::new(layer(image.entries)?);
+impl Image<'_> {
+    /// Writes the archive; its size in bytes. A file that was there is replaced when all is written. The same
+    /// files make the same archive, bit for bit.
+    ///
+    /// # Errors
+    /// A file of it cannot be read, or the archive not be written.
+    pub fn write(&self, output: &Path) -> Result<u64> {
+        write(self, output)
+    }
+}
+
+fn write(image: &Image<'_>, output: &Path) -> Result<u64> {
+    let layer = Blob::new(layer(&image.files)?);
     let config = Blob::json(&json!({
         "architecture": architecture(),
         "os": "linux",
         "config": {
-            "Entrypoint": [image.entrypoint],
-            "Env": ["PATH=/usr/sbin:/usr/bin"],
+            "Entrypoint": image.entrypoint,
+            "Cmd": image.command,
+            "Env": ["PATH=/usr/sbin:/usr/bin:/sbin:/bin"],
             "WorkingDir": "/",
         },
         "rootfs": {"type": "layers", "diff_ids": [format!("sha256:{}", layer.digest)]},
@@ -96,7 +161,7 @@ pub(super) fn write(image: &Image<'_>, output: &Path) -> anyhow::Result<u64> {
         "Layers": [layer.path()],
     }]);
     let beside = output.with_extension("new");
-    let file = File::create(&beside).with_context(|| beside.display().to_string())?;
+    let file = fs::File::create(&beside).with_context(|| beside.display().to_string())?;
     let mut archive = Builder::new(BufWriter::new(file));
     let layout = json!({"imageLayoutVersion": "1.0.0"}).to_string();
     add(&mut archive, "oci-layout", layout.as_bytes())?;
@@ -108,8 +173,8 @@ pub(super) fn write(image: &Image<'_>, output: &Path) -> anyhow::Result<u64> {
     let mut writer = archive.into_inner()?;
     writer.flush()?;
     drop(writer);
-    std::fs::rename(&beside, output).with_context(|| output.display().to_string())?;
-    Ok(std::fs::metadata(output)?.len())
+    fs::rename(&beside, output).with_context(|| output.display().to_string())?;
+    Ok(fs::metadata(output)?.len())
 }
 
 /// As Go names it.
@@ -122,9 +187,9 @@ fn architecture() -> &'static str {
 }
 
 /// The layer: folders first, all of root, no times.
-fn layer(entries: &[Entry]) -> anyhow::Result<Vec<u8>> {
+fn layer(files: &[File]) -> Result<Vec<u8>> {
     let mut folders: BTreeSet<PathBuf> = FOLDERS.iter().map(PathBuf::from).collect();
-    for place in entries.iter().map(|entry| &entry.place) {
+    for place in files.iter().map(|file| &file.place) {
         folders.extend(place.ancestors().skip(1).map(Path::to_owned));
     }
     folders.extend(
@@ -144,18 +209,28 @@ fn layer(entries: &[Entry]) -> anyhow::Result<Vec<u8>> {
         header.set_entry_type(EntryType::Directory);
         archive.append_data(&mut header, relative(folder), std::io::empty())?;
     }
-    for entry in entries {
-        let file = File::open(&entry.source).with_context(|| entry.source.display().to_string())?;
-        let mode = file.metadata()?.permissions().mode() & 0o111 | 0o644;
-        let mut header = header(entry.size, mode);
-        archive
-            .append_data(&mut header, relative(&entry.place), file)
-            .with_context(|| entry.source.display().to_string())?;
+    for file in files {
+        let place = relative(&file.place);
+        match &file.what {
+            What::Copy(source) => {
+                let content = fs::File::open(source);
+                let content = content.with_context(|| source.display().to_string())?;
+                let mode = content.metadata()?.permissions().mode() & 0o111 | 0o644;
+                archive
+                    .append_data(&mut header(file.size, mode), place, content)
+                    .with_context(|| source.display().to_string())?;
+            }
+            What::Link(target) => {
+                let mut header = header(0, 0o777);
+                header.set_entry_type(EntryType::Symlink);
+                archive.append_link(&mut header, place, target)?;
+            }
+        }
     }
     Ok(archive.into_inner()?)
 }
 
-fn add<W: Write>(archive: &mut Builder<W>, name: &str, bytes: &[u8]) -> anyhow::Result<()> {
+fn add<W: Write>(archive: &mut Builder<W>, name: &str, bytes: &[u8]) -> Result<()> {
     let mut header = header(bytes.len() as u64, 0o644);
     archive.append_data(&mut header, name, bytes)?;
     Ok(())
@@ -197,22 +272,21 @@ mod tests {
     fn every_digest_is_that_of_its_blob_and_leads_to_the_files() {
         let folder = tempfile::tempdir().unwrap();
         let source = folder.path().join("program");
-        std::fs::write(&source, "hello").unwrap();
-        let entries = [Entry {
-            place: "/usr/bin/testudo".into(),
-            source,
-            size: 5,
-        }];
+        fs::write(&source, "hello").unwrap();
         let image = Image {
             name: "localhost/testudo:1",
-            entrypoint: "/usr/bin/testudo",
-            entries: &entries,
+            files: vec![
+                File::new(&source, Path::new("/usr/bin/testudo")).unwrap(),
+                File::link("testudo", Path::new("/usr/bin/other")),
+            ],
+            entrypoint: vec!["/usr/bin/testudo".to_owned()],
+            command: Vec::new(),
         };
         let output = folder.path().join("image.tar");
-        write(&image, &output).unwrap();
-        let first = std::fs::read(&output).unwrap();
-        write(&image, &output).unwrap();
-        assert_eq!(first, std::fs::read(&output).unwrap(), "not reproducible");
+        image.write(&output).unwrap();
+        let first = fs::read(&output).unwrap();
+        image.write(&output).unwrap();
+        assert!(first == fs::read(&output).unwrap(), "not reproducible");
 
         let files = read(&first);
         let blob = |descriptor: &Value| {
@@ -239,6 +313,7 @@ mod tests {
         );
         let inside = read(layer);
         assert_eq!(inside["usr/bin/testudo"], b"hello");
+        assert!(inside.contains_key("usr/bin/other"));
         for folder in ["run", "tmp", "var/lib", "usr/bin"] {
             assert!(
                 inside
