@@ -36,4 +36,4 @@ pub use process::{MARK, Process, marked};
 pub use spec::{Datapath, Family, Keying, LabSpec, Overlay, Switch};
 pub use status::{LabStatus, NodeStatus, PodStatus};
 pub use supervisor::supervise;
-pub use tap::{Links, Seen, Tap};
+pub use tap::{Links, Recorder, Seen, Tap};

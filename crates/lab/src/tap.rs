@@ -1,5 +1,6 @@
 //! Listens on the underlay's links with packet sockets of its own, and writes pcap files.
 
+mod record;
 mod ring;
 
 use std::collections::BTreeMap;
@@ -16,6 +17,7 @@ use anyhow::{Context, Result};
 use serde::Serialize;
 use testudo_netlink::Netlink;
 
+pub use self::record::Recorder;
 use self::ring::{Frame, Ring};
 use crate::lab::Lab;
 use crate::packet::{Carries, Classifier};
@@ -182,7 +184,7 @@ fn listen(
     shared: &Shared,
     mut rings: Vec<Ring>,
     classifier: &Classifier,
-    mut writer: Option<PcapWriter>,
+    mut writer: Option<PcapWriter<File>>,
 ) -> Result<()> {
     let mut goal: Option<Goal> = None;
     while !shared.stop.load(Ordering::SeqCst) {
@@ -222,12 +224,12 @@ fn listen(
 fn take(
     shared: &Shared,
     classifier: &Classifier,
-    writer: &mut Option<PcapWriter>,
+    writer: &mut Option<PcapWriter<File>>,
     frame: &Frame<'_>,
 ) -> Result<()> {
     shared.lock().count(classifier, frame.bytes);
     match writer {
-        Some(writer) => writer.frame(frame),
+        Some(writer) => writer.frame(frame, usize::MAX),
         None => Ok(()),
     }
 }
@@ -300,38 +302,57 @@ fn open_rings(lab: &Lab, links: Links<'_>) -> Result<Vec<Ring>> {
         .collect()
 }
 
-/// Writes the classic pcap format, microseconds, Ethernet.
+/// Writes the classic pcap format, microseconds.
 #[derive(Debug)]
-struct PcapWriter {
-    file: BufWriter<File>,
+struct PcapWriter<W: Write> {
+    out: BufWriter<W>,
 }
 
-impl PcapWriter {
+impl PcapWriter<File> {
+    /// A file of Ethernet frames.
     fn create(path: &Path) -> Result<Self> {
         let file = File::create(path).with_context(|| format!("write {}", path.display()))?;
-        let mut file = BufWriter::new(file);
-        for word in [0xa1b2_c3d4_u32, 0x0004_0002, 0, 0, 0x0004_0000, 1] {
-            file.write_all(&word.to_ne_bytes())
-                .context("write the capture")?;
-        }
-        Ok(Self { file })
+        Self::new(file, 1)
+    }
+}
+
+impl<W: Write> PcapWriter<W> {
+    fn new(out: W, link_type: u32) -> Result<Self> {
+        let mut writer = Self {
+            out: BufWriter::new(out),
+        };
+        writer.words([0xa1b2_c3d4, 0x0004_0002, 0, 0, 0x0004_0000, link_type])?;
+        Ok(writer)
     }
 
-    fn frame(&mut self, frame: &Frame<'_>) -> Result<()> {
-        let length = u32::try_from(frame.bytes.len()).unwrap_or(u32::MAX);
+    /// Of a frame the first `cut` bytes.
+    fn frame(&mut self, frame: &Frame<'_>, cut: usize) -> Result<()> {
+        let length = |bytes: &[u8]| u32::try_from(bytes.len()).unwrap_or(u32::MAX);
+        let kept = &frame.bytes[..frame.bytes.len().min(cut)];
         let (seconds, nanoseconds) = frame.at;
-        for word in [seconds, nanoseconds / 1000, length, length] {
-            self.file
-                .write_all(&word.to_ne_bytes())
-                .context("write the capture")?;
+        self.words([
+            seconds,
+            nanoseconds / 1000,
+            length(kept),
+            length(frame.bytes),
+        ])?;
+        self.out.write_all(kept).context("write the capture")
+    }
+
+    fn words<const N: usize>(&mut self, words: [u32; N]) -> Result<()> {
+        for word in words {
+            let bytes = word.to_ne_bytes();
+            self.out.write_all(&bytes).context("write the capture")?;
         }
-        self.file
-            .write_all(frame.bytes)
-            .context("write the capture")
+        Ok(())
+    }
+
+    fn flush(&mut self) -> Result<()> {
+        self.out.flush().context("write the capture")
     }
 
     fn finish(mut self) -> Result<()> {
-        self.file.flush().context("write the capture")
+        self.flush()
     }
 }
 
@@ -352,12 +373,11 @@ mod tests {
         let path = std::env::temp_dir().join(format!("testudo-tap-{}.pcap", std::process::id()));
         let mut writer = PcapWriter::create(&path).unwrap();
         for bytes in [&b"one"[..], b"", b"three"] {
-            writer
-                .frame(&Frame {
-                    bytes,
-                    at: (1, 2000),
-                })
-                .unwrap();
+            let frame = Frame {
+                bytes,
+                at: (1, 2000),
+            };
+            writer.frame(&frame, usize::MAX).unwrap();
         }
         writer.finish().unwrap();
         let bytes = std::fs::read(&path).unwrap();

@@ -1,12 +1,13 @@
 //! `testudo capture`: what a node's link carries, told apart.
 
+mod source;
+
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{BufRead, BufReader, Read, Write};
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::sync::mpsc;
+use std::process::Command;
+use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
@@ -20,25 +21,32 @@ use testudo_model::{EncryptionPolicy, NodeEncryption, NodeName};
 use testudo_netlink::Netlink;
 use testudo_store::Store;
 
-use crate::exit::{CheckFailed, Outcome};
+use crate::exit::{CheckFailed, Outcome, Usage};
 use crate::global::{Global, parse_time};
 use crate::output::{self, Columns, bytes};
-use crate::pcap::{Packet, PacketKind, Protected, Reader};
+use crate::pcap::{self, Packet, PacketKind, Protected, Reader};
+use crate::pods::Pods;
+use crate::policy::few;
 use crate::{signals, store};
+use source::{Copy, START_FAR, Source};
 
 /// Flows that are counted one by one; more are counted in the sums alone.
 const MAX_FLOWS: usize = 512;
 
-/// How long tcpdump may take to begin.
-const START: Duration = Duration::from_secs(10);
+/// Bytes of a packet that are enough to tell it from others.
+const HEADERS: usize = 160;
 
 const EXAMPLES: &str = "\
 Examples:
   testudo capture --node n1 --seconds 5
   testudo capture --node n1 --peer n2 -o json
-  testudo capture --node n1 --write n1.pcap";
+  testudo capture --node n1 --write n1.pcap
+  testudo capture --node n1 --write - | wireshark -k -i -";
 
 /// Watch what a node's link carries: ESP, IKE, clear.
+///
+/// On Kubernetes the packets are taken in the pod of the node's agent and come through the API server; it
+/// takes the right to `create pods/exec` there, and kubectl.
 #[derive(Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct CaptureCommand {
@@ -54,9 +62,28 @@ pub(crate) struct CaptureCommand {
     #[arg(long, value_name = "S", default_value = "5", value_parser = parse_time)]
     seconds: Duration,
 
-    /// Keep the packets in this file too
+    /// Keep the packets in this file too; - is the standard output
     #[arg(long, value_name = "FILE.pcap")]
     write: Option<PathBuf>,
+
+    /// Keep no more of each packet than its headers
+    #[arg(long, hide = true)]
+    headers: bool,
+}
+
+impl CaptureCommand {
+    /// Whether the stream itself is what goes to the standard output.
+    fn streams(&self) -> bool {
+        self.write.as_deref() == Some(Path::new("-"))
+    }
+
+    /// Bytes of each packet that are kept.
+    fn cut(&self) -> usize {
+        match self.write.is_none() || self.headers {
+            true => HEADERS,
+            false => usize::MAX,
+        }
+    }
 }
 
 /// Runs the verb.
@@ -76,9 +103,9 @@ pub(crate) fn run(command: &CaptureCommand, global: &Global) -> Outcome {
         let nodes = store.list::<NodeEncryptionKind>().await?.items;
         anyhow::Ok((policy, nodes))
     })?;
-    let place = Place::find(command, lab, &nodes)?;
+    let place = Place::find(command, lab, &nodes, global)?;
     let protected = protected(policy.as_ref(), &nodes);
-    let filter = filter(command, &nodes, &protected)?;
+    let filter = Filter::new(command, &nodes, &protected)?;
     eprintln!(
         "watching {} of {} for {} s",
         place.interface,
@@ -86,7 +113,11 @@ pub(crate) fn run(command: &CaptureCommand, global: &Global) -> Outcome {
         command.seconds.as_secs_f64()
     );
     let mut summary = Summary::new(&place, command);
-    summary.take(&place, command, &filter, &protected)?;
+    summary.take(&place, command, &filter)?;
+    if command.streams() {
+        eprintln!("{}", summary.text());
+        return Ok(());
+    }
     summary.report(global)
 }
 
@@ -94,7 +125,17 @@ pub(crate) fn run(command: &CaptureCommand, global: &Global) -> Outcome {
 struct Place {
     node: String,
     interface: String,
-    lab: Option<Lab>,
+    at: At,
+}
+
+/// Whose link it is.
+enum At {
+    /// A node's of a lab.
+    Lab(Lab),
+    /// This host's.
+    Here,
+    /// That of a node of a cluster, where an agent's pod runs.
+    Pod(Pods),
 }
 
 impl Place {
@@ -102,6 +143,7 @@ impl Place {
         command: &CaptureCommand,
         lab: Option<Lab>,
         nodes: &[NodeEncryption],
+        global: &Global,
     ) -> anyhow::Result<Self> {
         if let Some(lab) = lab {
             let first = lab.layout().nodes.first().map(|n| n.name.clone());
@@ -115,10 +157,10 @@ impl Place {
             return Ok(Self {
                 node: name,
                 interface,
-                lab: Some(lab),
+                at: At::Lab(lab),
             });
         }
-        // Outside of a lab only this host's own link can be watched.
+        // This host's own link needs nobody's help.
         for node in nodes {
             if command
                 .node
@@ -131,9 +173,12 @@ impl Place {
                 return Ok(Self {
                     node: node.name().to_owned(),
                     interface,
-                    lab: None,
+                    at: At::Here,
                 });
             }
+        }
+        if let Some(pods) = Pods::find(global)? {
+            return Self::pod(command, pods);
         }
         match &command.node {
             Some(node) => bail!("no link of this host has an address of {node}: run it on {node}"),
@@ -141,19 +186,79 @@ impl Place {
         }
     }
 
+    fn pod(command: &CaptureCommand, pods: Pods) -> anyhow::Result<Self> {
+        let Some(node) = &command.node else {
+            let nodes: Vec<String> = pods.nodes().map(str::to_owned).collect();
+            let text = match nodes.is_empty() {
+                true => "no agent's pod runs in this cluster".to_owned(),
+                false => format!("say whose link: --node NAME, of {}", few(&nodes)),
+            };
+            return Err(anyhow::Error::new(Usage(text)));
+        };
+        Ok(Self {
+            node: node.to_string(),
+            interface: "the link".to_owned(),
+            at: At::Pod(pods),
+        })
+    }
+
     fn tcpdump(&self) -> anyhow::Result<Command> {
-        match &self.lab {
+        match &self.at {
             // tcpdump gives up root's rights, and a user's namespace has no other user to become.
-            Some(lab) if matches!(lab.place(), testudo_lab::Place::Inside { .. }) => bail!(
+            At::Lab(lab) if matches!(lab.place(), testudo_lab::Place::Inside { .. }) => bail!(
                 "tcpdump does not run in a lab without root: \
                  testudo lab capture --name {} --node {} --write FILE.pcap",
                 lab.name(),
                 self.node
             ),
-            Some(lab) => lab.command(&self.node, "tcpdump"),
-            None => Ok(Command::new("tcpdump")),
+            At::Lab(lab) => lab.command(&self.node, "tcpdump"),
+            At::Here | At::Pod(_) => Ok(Command::new("tcpdump")),
         }
     }
+
+    /// Begins to take packets.
+    fn open(&self, command: &CaptureCommand, filter: &Filter) -> anyhow::Result<Source> {
+        if let At::Pod(pods) = &self.at {
+            let seconds = format!("{}s", command.seconds.as_secs_f64());
+            let mut words = vec!["capture", "--node", &self.node, "--seconds", &seconds];
+            words.extend(["--write", "-"]);
+            if let Some(peer) = &command.peer {
+                words.extend(["--peer", peer.as_str()]);
+            }
+            if command.cut() == HEADERS {
+                words.push("--headers");
+            }
+            return Source::pod(pods.testudo(&self.node, &words)?);
+        }
+        let mut tcpdump = self.tcpdump()?;
+        tcpdump.args(["-i", &self.interface, "-n", "-U", "-w", "-"]);
+        if command.cut() == HEADERS {
+            tcpdump.args(["-s", &HEADERS.to_string()]);
+        }
+        if let Some(source) = Source::tcpdump(with(tcpdump, &filter.expression()))? {
+            return Ok(source);
+        }
+        if let At::Lab(_) = self.at {
+            bail!("tcpdump is not installed: apt-get install tcpdump");
+        }
+        let filter = filter.clone();
+        let wanted = move |link_type: u32, frame: &[u8]| filter.wants(link_type, frame);
+        Source::own(&self.interface, command.cut(), wanted)
+    }
+
+    /// How long packets may come for.
+    fn patience(&self, command: &CaptureCommand) -> Duration {
+        match self.at {
+            // It ends by itself, and what it has seen is on the way for a while.
+            At::Pod(_) => command.seconds + START_FAR,
+            At::Lab(_) | At::Here => command.seconds,
+        }
+    }
+}
+
+fn with(mut command: Command, argument: &str) -> Command {
+    command.arg(argument);
+    command
 }
 
 /// The link that has one of these addresses, in the present namespace.
@@ -192,26 +297,58 @@ fn protected(policy: Option<&EncryptionPolicy>, nodes: &[NodeEncryption]) -> Pro
     }
 }
 
-fn filter(
-    command: &CaptureCommand,
-    nodes: &[NodeEncryption],
-    protected: &Protected,
-) -> anyhow::Result<String> {
-    let mut wanted = vec!["ip proto 50".to_owned(), "ip6 proto 50".to_owned()];
-    for port in [500, 4500].iter().chain(&protected.overlay_ports) {
-        wanted.push(format!("udp port {port}"));
+/// Which packets are taken.
+#[derive(Clone)]
+struct Filter {
+    protected: Protected,
+    /// Only packets from or to one of these; empty: all.
+    peers: Vec<IpAddr>,
+}
+
+impl Filter {
+    fn new(
+        command: &CaptureCommand,
+        nodes: &[NodeEncryption],
+        protected: &Protected,
+    ) -> anyhow::Result<Self> {
+        let mut peers = Vec::new();
+        if let Some(peer) = &command.peer {
+            let node = nodes.iter().find(|n| n.name() == peer.as_str());
+            let node = node.with_context(|| format!("node \"{peer}\" is not known"))?;
+            peers.clone_from(&node.spec.addresses);
+        }
+        Ok(Self {
+            protected: protected.clone(),
+            peers,
+        })
     }
-    // A filter has a longest length; clusters name one prefix for all pods, or few.
-    let pods = protected.pods.iter().take(64);
-    wanted.extend(pods.map(|net| format!("net {net}")));
-    let mut filter = format!("({})", wanted.join(" or "));
-    if let Some(peer) = &command.peer {
-        let node = nodes.iter().find(|n| n.name() == peer.as_str());
-        let node = node.with_context(|| format!("node \"{peer}\" is not known"))?;
-        let hosts = node.spec.addresses.iter().map(|a| format!("host {a}"));
-        filter += &format!(" and ({})", hosts.collect::<Vec<_>>().join(" or "));
+
+    /// As tcpdump reads it.
+    fn expression(&self) -> String {
+        let mut wanted = vec!["ip proto 50".to_owned(), "ip6 proto 50".to_owned()];
+        for port in [500, 4500].iter().chain(&self.protected.overlay_ports) {
+            wanted.push(format!("udp port {port}"));
+        }
+        // A filter has a longest length; clusters name one prefix for all pods, or few.
+        let pods = self.protected.pods.iter().take(64);
+        wanted.extend(pods.map(|net| format!("net {net}")));
+        let mut filter = format!("({})", wanted.join(" or "));
+        if !self.peers.is_empty() {
+            let hosts = self.peers.iter().map(|a| format!("host {a}"));
+            filter += &format!(" and ({})", hosts.collect::<Vec<_>>().join(" or "));
+        }
+        filter
     }
-    Ok(filter)
+
+    /// Whether a frame is one of them.
+    fn wants(&self, link_type: u32, frame: &[u8]) -> bool {
+        let Some(packet) = pcap::look(link_type, frame, &self.protected) else {
+            return false;
+        };
+        let ends = [packet.source, packet.destination];
+        let of_peer = self.peers.is_empty() || ends.iter().any(|end| self.peers.contains(end));
+        packet.kind != PacketKind::Other && of_peer
+    }
 }
 
 /// What was seen, for programs.
@@ -274,13 +411,27 @@ impl Summary {
         &mut self,
         place: &Place,
         command: &CaptureCommand,
-        filter: &str,
-        protected: &Protected,
+        filter: &Filter,
     ) -> anyhow::Result<()> {
-        let mut tcpdump = Tcpdump::start(place, filter, command.write.as_deref())?;
-        let output = tcpdump.output.take().context("tcpdump has no output")?;
+        let copy = match command.write.as_deref() {
+            None => None,
+            Some(_) if command.streams() => Some(Copy::Stdout),
+            Some(path) => {
+                let file = File::create(path);
+                let shown = path.display();
+                Some(Copy::File(
+                    file.with_context(|| format!("{shown} cannot be written"))?,
+                ))
+            }
+        };
+        let mut source = place.open(command, filter)?;
+        if command.streams() {
+            // For whoever reads the stream, and waits for it to begin.
+            eprintln!("listening on {}", place.interface);
+        }
+        let output = source.output(copy)?;
         let (sender, receiver) = mpsc::sync_channel(1024);
-        let protected = protected.clone();
+        let protected = filter.protected.clone();
         let reader = std::thread::spawn(move || -> anyhow::Result<()> {
             let mut reader = Reader::new(output)?;
             while let Some(packet) = reader.next(&protected) {
@@ -291,19 +442,22 @@ impl Summary {
             Ok(())
         });
         let mut flows = BTreeMap::new();
-        let deadline = Instant::now() + command.seconds;
+        let deadline = Instant::now() + place.patience(command);
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
             match receiver.recv_timeout(left) {
                 Ok(packet) => self.count(&packet, &mut flows),
-                Err(_) => break,
+                Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => break,
             }
         }
-        tcpdump.stop();
+        source.stop()?;
         for packet in receiver {
             self.count(&packet, &mut flows);
         }
-        let _ = reader.join();
+        match reader.join() {
+            Ok(read) => read.context("the capture's stream")?,
+            Err(panic) => std::panic::resume_unwind(panic),
+        }
         self.flows = flows.into_iter().map(line).collect();
         Ok(())
     }
@@ -350,7 +504,11 @@ impl Summary {
         }
         columns.print()?;
         output::line("")?;
-        output::line(&format!(
+        output::line(&self.text())
+    }
+
+    fn text(&self) -> String {
+        format!(
             "{} packets on {} of {} in {} s: {} ESP ({} in UDP), {} IKE, {} clear overlay, {} clear pod, {} other",
             self.packets,
             self.interface,
@@ -362,7 +520,7 @@ impl Summary {
             self.clear_overlay_packets,
             self.clear_pod_packets,
             self.other_packets
-        ))
+        )
     }
 }
 
@@ -385,94 +543,5 @@ fn line((key, (packets, bytes)): (FlowKey, (u64, u64))) -> FlowLine {
         spi: key.spi.map(|spi| format!("{spi:08x}")),
         packets,
         bytes,
-    }
-}
-
-/// A tcpdump that runs; it ends with this value.
-struct Tcpdump {
-    child: Child,
-    output: Option<Tee>,
-}
-
-impl Tcpdump {
-    fn start(place: &Place, filter: &str, file: Option<&Path>) -> anyhow::Result<Self> {
-        let file = file.map(|path| {
-            let shown = path.display();
-            File::create(path).with_context(|| format!("{shown} cannot be written"))
-        });
-        let file = file.transpose()?;
-        let mut command = place.tcpdump()?;
-        command.args(["-i", &place.interface, "-n", "-U", "-w", "-"]);
-        if file.is_none() {
-            // Headers are enough to tell packets apart.
-            command.args(["-s", "160"]);
-        }
-        let spawned = command
-            .arg(filter)
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn();
-        let mut child = match spawned {
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
-                bail!("tcpdump is not installed: apt-get install tcpdump");
-            }
-            other => other.context("tcpdump cannot be started")?,
-        };
-        let input = child.stdout.take().context("tcpdump has no output")?;
-        let output = Some(Tee { input, file });
-        let mut this = Self { child, output };
-        this.wait_until_listening()?;
-        Ok(this)
-    }
-
-    /// Packets are seen from the moment on at which tcpdump says that it listens.
-    fn wait_until_listening(&mut self) -> anyhow::Result<()> {
-        let errors = self.child.stderr.take().context("tcpdump has no errors")?;
-        let (sender, receiver) = mpsc::channel();
-        std::thread::spawn(move || {
-            for line in BufReader::new(errors).lines().map_while(Result::ok) {
-                // After the wait nobody listens, but tcpdump must not block on a full pipe.
-                let _ = sender.send(line);
-            }
-        });
-        let deadline = Instant::now() + START;
-        let mut said = Vec::new();
-        loop {
-            let left = deadline.saturating_duration_since(Instant::now());
-            match receiver.recv_timeout(left) {
-                Ok(line) if line.contains("listening on") => return Ok(()),
-                Ok(line) => said.push(line),
-                Err(_) => bail!("tcpdump did not begin: {}", said.join("; ")),
-            }
-        }
-    }
-
-    fn stop(&mut self) {
-        // What is to be said about a process that is gone already has been said.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-impl Drop for Tcpdump {
-    fn drop(&mut self) {
-        self.stop();
-    }
-}
-
-/// Passes a stream on, and keeps a copy in a file.
-struct Tee {
-    input: std::process::ChildStdout,
-    file: Option<File>,
-}
-
-impl Read for Tee {
-    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
-        let n = self.input.read(buffer)?;
-        if let Some(file) = &mut self.file {
-            file.write_all(&buffer[..n])?;
-        }
-        Ok(n)
     }
 }

@@ -3,6 +3,8 @@
 use std::fmt;
 use std::process::ExitCode;
 
+use crate::plugin;
+
 /// What every verb returns. `Ok` is exit code 0; an error is 1 unless it holds a [`Usage`] or a
 /// [`TimedOut`].
 pub(crate) type Outcome = anyhow::Result<()>;
@@ -49,7 +51,7 @@ pub(crate) fn code(outcome: Outcome) -> ExitCode {
     if error.is::<CheckFailed>() {
         return ExitCode::from(1);
     }
-    eprintln!("testudo: {error:#}");
+    eprintln!("testudo: {}", plugin::said(&format!("{error:#}")));
     let code = match &error {
         e if e.is::<Usage>() => 2,
         e if e.is::<TimedOut>() => 3,

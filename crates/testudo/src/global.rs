@@ -11,6 +11,9 @@ use testudo_store::Location;
 /// How long a verb waits when `--timeout` is not given.
 pub(crate) const DEFAULT_TIMEOUT: Duration = Duration::from_secs(60);
 
+/// Where Testudo is installed when nothing else is said.
+const NAMESPACE: &str = "testudo-system";
+
 /// Flags that every verb knows.
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Everywhere")]
@@ -32,6 +35,10 @@ pub(crate) struct Global {
     /// A context of the kubeconfig
     #[arg(long, global = true, value_name = "NAME")]
     pub(crate) context: Option<String>,
+
+    /// The namespace that Testudo runs in [default: testudo-system]
+    #[arg(short, long, global = true, value_name = "NAME")]
+    pub(crate) namespace: Option<String>,
 
     /// How results are printed
     #[arg(short, long, global = true, value_enum, value_name = "FORMAT")]
@@ -61,6 +68,11 @@ impl Global {
     /// The format asked for, or the table for people.
     pub(crate) fn format(&self) -> Format {
         self.output.unwrap_or(Format::Table)
+    }
+
+    /// Where the agents' pods are.
+    pub(crate) fn namespace(&self) -> &str {
+        self.namespace.as_deref().unwrap_or(NAMESPACE)
     }
 
     /// The longest wait.

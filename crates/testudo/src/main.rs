@@ -1,30 +1,38 @@
 //! The testudo command: one module a noun.
 //!
 //! What programs read goes to standard output, all else to standard error. Exit codes: 0 done,
-//! 1 a check or the work failed, 2 wrong usage, 3 timed out.
+//! 1 a check or the work failed, 2 wrong usage, 3 timed out. Under the name `kubectl-testudo` it is a
+//! plugin of kubectl.
 
 mod agent;
 mod ca;
 mod capture;
 mod certs;
+mod change;
 mod controller;
 mod crds;
 mod demo;
+mod difference;
 mod doctor;
 mod exit;
 mod global;
+mod json_patch;
 mod lab;
 mod logging;
 mod objects;
+mod openshift;
 mod output;
+mod patch;
 mod pcap;
+mod plugin;
+mod pods;
 mod policy;
 mod signals;
 mod status;
 mod store;
 mod tunnels;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::global::Global;
 
@@ -70,6 +78,8 @@ enum Command {
     Ca(ca::CaCommand),
     /// Put the objects of a file into the store.
     Apply(objects::ApplyCommand),
+    /// Change the policy by a merge or JSON patch, OpenShift's of ipsecConfig too.
+    Patch(patch::PatchCommand),
     /// Remove the objects of a file from the store.
     Delete(objects::DeleteCommand),
     /// Print objects of the store.
@@ -87,7 +97,8 @@ enum Command {
 }
 
 fn main() -> std::process::ExitCode {
-    let cli = Cli::parse();
+    let matches = plugin::dressed(Cli::command()).get_matches();
+    let cli = Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
     let daemon = matches!(cli.command, Command::Agent(_) | Command::Controller(_));
     logging::start(daemon, cli.global.verbose);
     let global = &cli.global;
@@ -100,6 +111,7 @@ fn main() -> std::process::ExitCode {
         Command::Certs(command) => certs::run(&command, global),
         Command::Ca(command) => ca::run(&command, global),
         Command::Apply(command) => objects::apply(&command, global),
+        Command::Patch(command) => patch::run(&command, global),
         Command::Delete(command) => objects::delete(&command, global),
         Command::Get(command) => objects::get(&command, global),
         Command::Capture(command) => capture::run(&command, global),

@@ -1,9 +1,10 @@
 //! `testudo apply | delete | get`: the store's objects as manifests.
 
+use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
-use anyhow::bail;
+use anyhow::{Context, bail};
 use clap::Args;
 use serde::Serialize;
 use testudo_model::NodeName;
@@ -11,23 +12,41 @@ use testudo_model::node::NodeEncryptionKind;
 use testudo_store::{AnyObject, DirStore, KindName, Problem, Store, manifest, removed, tokens};
 use testudo_store_kube::AnyStore;
 
+use crate::change::{Done, Manner, report};
 use crate::exit::{CheckFailed, Outcome};
 use crate::global::Global;
+use crate::openshift::Wish;
 use crate::output::{self, Columns, Format};
-use crate::{signals, store};
+use crate::{patch, signals, store};
 
 /// Longest manifest on standard input, in bytes.
 const MAX_INPUT: u64 = 4 << 20;
 
+const APPLY_EXAMPLES: &str = "\
+Examples:
+  testudo apply -f policy.yaml
+  testudo apply -f policy.yaml --diff         what would change
+  testudo apply -f - < policy.yaml
+  testudo apply -f cluster-network-03-config.yml";
+
 /// Put the objects of a file into the store.
+///
+/// OpenShift's ipsecConfig is taken too, as a manifest of networks.operator.openshift.io, as a merge
+/// patch of it or as a JSON patch (a list of operations).
 #[derive(Args)]
-#[command(
-    after_help = "Examples:\n  testudo apply -f policy.yaml\n  testudo apply -f - < policy.yaml"
-)]
+#[command(after_help = APPLY_EXAMPLES)]
 pub(crate) struct ApplyCommand {
     /// The manifest, or - for standard input
-    #[arg(short = 'f', long = "file", value_name = "FILE")]
+    #[arg(
+        short = 'f',
+        long = "file",
+        visible_alias = "filename",
+        value_name = "FILE"
+    )]
     file: PathBuf,
+
+    #[command(flatten)]
+    manner: Manner,
 }
 
 /// Remove an object, or those of a file, from the store.
@@ -70,24 +89,27 @@ pub(crate) struct GetCommand {
     name: Option<String>,
 }
 
-/// What became of one object.
-#[derive(Serialize)]
-struct Done {
-    kind: &'static str,
-    name: String,
-    result: &'static str,
-}
-
 /// `testudo apply -f`.
 pub(crate) fn apply(command: &ApplyCommand, global: &Global) -> Outcome {
-    let objects = load(&command.file)?;
-    let store = store::open_to_write(global)?;
+    let manner = command.manner;
+    let objects = match load(&command.file)? {
+        Loaded::Objects(objects) => objects,
+        Loaded::OpenShift(wish) => return patch::wished(&wish, manner, global),
+    };
+    let store = match manner.only_shows() {
+        true => store::open_to_read(global)?,
+        false => store::open_to_write(global)?,
+    };
     let done = signals::runtime()?.block_on(async {
         let mut done = Vec::new();
         for object in objects {
+            if manner.only_shows() {
+                done.push(Done::would_be(&store, &object, manner).await?);
+                continue;
+            }
             let (kind, name) = (object.kind(), object.name().to_owned());
             let change = object.apply(&store).await?;
-            done.push(said(kind, name, change.as_str()));
+            done.push(Done::new(kind, &name, change.as_str()));
         }
         anyhow::Ok(done)
     })?;
@@ -99,8 +121,12 @@ pub(crate) fn delete(command: &DeleteCommand, global: &Global) -> Outcome {
     let objects = match (&command.file, command.kind, &command.name) {
         (None, Some(kind), Some(name)) => vec![(kind, name.clone())],
         (Some(file), _, _) => {
-            let objects = load(file)?.into_iter();
-            let named = objects.map(|object| (object.kind(), object.name().to_owned()));
+            let Loaded::Objects(objects) = load(file)? else {
+                bail!("OpenShift's Network object stays: to turn IPsec off, apply mode: Disabled");
+            };
+            let named = objects
+                .iter()
+                .map(|object| (object.kind(), object.name().to_owned()));
             named.collect()
         }
         _ => bail!("neither an object nor a file is named"),
@@ -116,7 +142,7 @@ pub(crate) fn delete(command: &DeleteCommand, global: &Global) -> Outcome {
                 true => "deleted",
                 false => "not there",
             };
-            done.push(said(kind, name, result));
+            done.push(Done::new(kind, &name, result));
         }
         anyhow::Ok(done)
     })?;
@@ -172,42 +198,60 @@ impl List {
     }
 }
 
-fn load(file: &Path) -> anyhow::Result<Vec<AnyObject>> {
-    let loaded = match file == Path::new("-") {
-        false => manifest::load(file),
-        true => {
-            let mut text = String::new();
-            let mut input = std::io::stdin().lock().take(MAX_INPUT);
-            input.read_to_string(&mut text)?;
-            manifest::parse(Path::new("standard input"), &text)
-        }
+/// What a file holds.
+enum Loaded {
+    Objects(Vec<AnyObject>),
+    /// A change in OpenShift's words.
+    OpenShift(Wish),
+}
+
+/// The text of a file, or of the standard input where it is named `-`.
+pub(crate) fn read(file: &Path) -> anyhow::Result<String> {
+    let mut text = String::new();
+    let read = match file == Path::new("-") {
+        true => std::io::stdin()
+            .lock()
+            .take(MAX_INPUT)
+            .read_to_string(&mut text),
+        false => File::open(file).and_then(|f| f.take(MAX_INPUT).read_to_string(&mut text)),
     };
-    loaded.map_err(|problems| {
+    read.with_context(|| file.display().to_string())?;
+    Ok(text)
+}
+
+fn load(file: &Path) -> anyhow::Result<Loaded> {
+    let refused = |problems: Vec<Problem>| {
         for problem in &problems {
             eprintln!("{problem}");
         }
         eprintln!("nothing was changed");
-        CheckFailed.into()
-    })
-}
-
-fn said(kind: KindName, name: String, result: &'static str) -> Done {
-    Done {
-        kind: kind.as_str(),
-        name,
-        result,
+        anyhow::Error::new(CheckFailed)
+    };
+    let input = file == Path::new("-");
+    let (named, text) = match input {
+        true => (Path::new("standard input"), Some(read(file)?)),
+        // What is wrong with a file is said below, with more to say.
+        false => (file, read(file).ok()),
+    };
+    let document = text
+        .as_deref()
+        .and_then(|text| serde_saphyr::from_str(text).ok());
+    if let Some(wish) = document.and_then(Wish::read) {
+        return wish.map(Loaded::OpenShift).map_err(|reason| {
+            refused(vec![Problem {
+                file: named.to_owned(),
+                name: None,
+                line: 0,
+                column: 0,
+                reason,
+            }])
+        });
     }
-}
-
-fn report(global: &Global, done: &[Done]) -> Outcome {
-    if global.format().is_data() {
-        return output::data(global.format(), &done);
-    }
-    for one in done {
-        let kind = one.kind.to_ascii_lowercase();
-        output::line(&format!("{kind}/{} {}", one.name, one.result))?;
-    }
-    Ok(())
+    let loaded = match (input, text) {
+        (true, Some(text)) => manifest::parse(named, &text),
+        _ => manifest::load(file),
+    };
+    loaded.map(Loaded::Objects).map_err(refused)
 }
 
 /// What of a kind cannot be read.

@@ -127,6 +127,13 @@ fn network_layer(link_type: u32, frame: &[u8]) -> Option<&[u8]> {
     }
 }
 
+/// One frame, by pcap's link type; `None` where there is no IP in it.
+pub(crate) fn look(link_type: u32, frame: &[u8], protected: &Protected) -> Option<Packet> {
+    let ip = network_layer(link_type, frame)?;
+    let length = u32::try_from(frame.len()).unwrap_or(u32::MAX);
+    classify(ip, length, protected)
+}
+
 impl Protected {
     fn is_pod(&self, header: &IpHeader) -> bool {
         let inside = |ip: &IpAddr| self.pods.iter().any(|net| net.contains(ip));

@@ -9,10 +9,11 @@ use serde::Serialize;
 use testudo_model::policy::{
     CLUSTER, EncryptionPolicyKind, EncryptionPolicySpec, Enforcement, Mode, OverlayType,
 };
-use testudo_model::{ConditionStatus, EncryptionPolicy, Object, Phase};
-use testudo_store::{Event, Location, Store, Watch};
+use testudo_model::{ConditionStatus, EncryptionPolicy, Kind, Object, Phase};
+use testudo_store::{AnyObject, Applied, Event, KindName, Location, Store, Watch};
 use testudo_store_kube::AnyStore;
 
+use crate::change::{Done, Manner, PolicyChange, report};
 use crate::exit::{Outcome, TimedOut};
 use crate::global::Global;
 use crate::{output, signals, store};
@@ -78,7 +79,8 @@ impl From<OverlayName> for OverlayType {
 /// `testudo init`.
 pub(crate) fn init(command: &InitCommand, global: &Global) -> Outcome {
     let store = store::open_to_write(global)?;
-    let change = |spec: &mut EncryptionPolicySpec| {
+    let change = |policy: &mut EncryptionPolicy| {
+        let spec = &mut policy.spec;
         spec.mode = Mode::Full;
         spec.enforcement = match command.permissive {
             true => Enforcement::Permissive,
@@ -94,23 +96,30 @@ pub(crate) fn init(command: &InitCommand, global: &Global) -> Outcome {
         if !command.pod_cidrs.is_empty() {
             spec.overlay.pod_cidrs.clone_from(&command.pod_cidrs);
         }
+        Ok(())
     };
-    signals::runtime()?.block_on(turn(&store, global, true, change))
+    signals::runtime()?.block_on(turn(&store, global, true, &change))
 }
 
 /// `testudo start`.
 pub(crate) fn start(_command: &StartCommand, global: &Global) -> Outcome {
     let store = store::open_to_write(global)?;
-    let change = |spec: &mut EncryptionPolicySpec| spec.mode = Mode::Full;
-    signals::runtime()?.block_on(turn(&store, global, false, change))
+    let change = |policy: &mut EncryptionPolicy| {
+        policy.spec.mode = Mode::Full;
+        Ok(())
+    };
+    signals::runtime()?.block_on(turn(&store, global, false, &change))
 }
 
 /// `testudo stop`.
 pub(crate) fn stop(_command: &StopCommand, global: &Global) -> Outcome {
     let store = store::open_to_write(global)?;
-    let change = |spec: &mut EncryptionPolicySpec| spec.mode = Mode::Disabled;
+    let change = |policy: &mut EncryptionPolicy| {
+        policy.spec.mode = Mode::Disabled;
+        Ok(())
+    };
     // Without a policy nodes stay as they were: that it is off has to be written.
-    signals::runtime()?.block_on(turn(&store, global, true, change))
+    signals::runtime()?.block_on(turn(&store, global, true, &change))
 }
 
 /// What a verb prints for programs.
@@ -128,19 +137,31 @@ async fn turn(
     store: &AnyStore,
     global: &Global,
     create: bool,
-    change: impl Fn(&mut EncryptionPolicySpec),
+    change: &PolicyChange<'_>,
 ) -> Outcome {
     let began = Instant::now();
     // The watch begins before the write, so that no step of the roll-out is missed.
     let watch = store.watch::<EncryptionPolicyKind>().await?;
-    let policy = write(store, create, change).await?;
-    let target = target(&policy);
+    let policy = write(store, create, change).await?.object;
     if global.wait == Some(false) {
+        let target = target(&policy);
         return match global.format().is_data() {
             true => output::data(global.format(), &policy),
             false => output::line(&format!("encryptionpolicy/{CLUSTER}: {target} is wanted")),
         };
     }
+    arrive(store, global, watch, policy, began).await
+}
+
+/// Waits until the cluster is where the policy wants it, and tells where it is.
+async fn arrive(
+    store: &AnyStore,
+    global: &Global,
+    watch: Watch<EncryptionPolicyKind>,
+    policy: EncryptionPolicy,
+    began: Instant,
+) -> Outcome {
+    let target = target(&policy);
     let mut wait = Wait::new(policy, target, began);
     let limit = tokio::time::timeout(global.timeout(), wait.run(watch));
     match limit.await {
@@ -154,22 +175,73 @@ async fn turn(
     wait.report(global)
 }
 
+/// Changes the policy, or shows the change, as `apply` and `patch` do: they wait only if they are told to.
+pub(crate) fn change(
+    global: &Global,
+    manner: Manner,
+    create: bool,
+    change: &PolicyChange<'_>,
+) -> Outcome {
+    let began = Instant::now();
+    let runtime = signals::runtime()?;
+    if manner.only_shows() {
+        let store = store::open_to_read(global)?;
+        let done = runtime.block_on(async {
+            let found = store.get::<EncryptionPolicyKind>(CLUSTER).await?;
+            let wanted = changed(&store, found.clone(), create, change)?;
+            let found = found.map(AnyObject::from);
+            Done::between(found.as_ref(), &wanted.into(), manner)
+        })?;
+        return report(global, &[done]);
+    }
+    let store = store::open_to_write(global)?;
+    runtime.block_on(async {
+        let waits = global.wait == Some(true);
+        let watch = match waits {
+            true => Some(store.watch::<EncryptionPolicyKind>().await?),
+            false => None,
+        };
+        let applied = write(&store, create, change).await?;
+        let result = applied.change.as_str();
+        match watch {
+            None => report(global, &[Done::new(KindName::Policy, CLUSTER, result)]),
+            Some(watch) => {
+                eprintln!("encryptionpolicy/{CLUSTER} {result}");
+                arrive(&store, global, watch, applied.object, began).await
+            }
+        }
+    })
+}
+
+/// The policy as a change makes it.
+fn changed(
+    store: &AnyStore,
+    found: Option<EncryptionPolicy>,
+    create: bool,
+    change: &PolicyChange<'_>,
+) -> anyhow::Result<EncryptionPolicy> {
+    let mut policy = match found {
+        Some(policy) => policy,
+        None if create => Object::new(CLUSTER, first_spec(store)),
+        None => bail!("there is no policy yet: run `testudo init` first"),
+    };
+    let refused = |reason| anyhow::anyhow!("{reason}; nothing was changed");
+    change(&mut policy).map_err(refused)?;
+    EncryptionPolicyKind::validate(CLUSTER, &policy.spec).map_err(refused)?;
+    Ok(policy)
+}
+
 /// Makes the policy what is wanted; once more if someone else wrote meanwhile.
 async fn write(
     store: &AnyStore,
     create: bool,
-    change: impl Fn(&mut EncryptionPolicySpec),
-) -> anyhow::Result<EncryptionPolicy> {
+    change: &PolicyChange<'_>,
+) -> anyhow::Result<Applied<EncryptionPolicyKind>> {
     for _ in 0..8 {
         let found = store.get::<EncryptionPolicyKind>(CLUSTER).await?;
-        let mut policy = match found {
-            Some(policy) => policy,
-            None if create => Object::new(CLUSTER, first_spec(store)),
-            None => bail!("there is no policy yet: run `testudo init` first"),
-        };
-        change(&mut policy.spec);
+        let policy = changed(store, found, create, change)?;
         match store.apply(policy).await {
-            Ok(applied) => return Ok(applied.object),
+            Ok(applied) => return Ok(applied),
             Err(e) if e.is_conflict() => {}
             Err(e) => return Err(e.into()),
         }
@@ -187,7 +259,8 @@ fn first_spec(store: &AnyStore) -> EncryptionPolicySpec {
     spec
 }
 
-fn target(policy: &EncryptionPolicy) -> Phase {
+/// The phase in which the policy's roll-out ends.
+pub(crate) fn target(policy: &EncryptionPolicy) -> Phase {
     match (policy.spec.mode, policy.spec.enforcement) {
         (Mode::Full, Enforcement::Strict) => Phase::Strict,
         (Mode::Full, Enforcement::Permissive) => Phase::Permissive,

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::time::Duration;
 
 use clap::Args;
 use serde::Serialize;
@@ -12,18 +13,20 @@ use testudo_model::{
     CaPhase, Condition, ConditionStatus, EncryptionPolicy, NodeEncryption, NodeName, Phase,
     TrustBundleStatus, UnixTime,
 };
-use testudo_store::Store;
+use testudo_store::{Event, Store};
+use testudo_store_kube::AnyStore;
 
-use crate::exit::Outcome;
+use crate::exit::{Outcome, TimedOut};
 use crate::global::Global;
 use crate::output::{self, Columns, Format};
 use crate::policy::few;
-use crate::{ca, signals, store, tunnels};
+use crate::{ca, policy, signals, store, tunnels};
 
 const EXAMPLES: &str = "\
 Examples:
   testudo status
   testudo status -o json
+  testudo status --wait --timeout 5m     until all is as the policy wants it
   testudo status --tunnels --node n1     every tunnel of n1, asked of its agent";
 
 /// A line a node and a summary; every tunnel with --tunnels.
@@ -42,7 +45,12 @@ pub(crate) struct StatusCommand {
 /// Runs the verb.
 pub(crate) fn run(command: &StatusCommand, global: &Global) -> Outcome {
     let store = store::open_to_read(global)?;
-    let (policy, mut nodes, bundle) = signals::runtime()?.block_on(async {
+    let runtime = signals::runtime()?;
+    let late = match global.wait {
+        Some(true) => runtime.block_on(settled(&store, global.timeout()))?,
+        _ => None,
+    };
+    let (policy, mut nodes, bundle) = runtime.block_on(async {
         let policy = store.get::<EncryptionPolicyKind>(CLUSTER).await?;
         let nodes = store.list::<NodeEncryptionKind>().await?.items;
         let bundle = store.get::<TrustBundleKind>(CLUSTER).await?;
@@ -56,16 +64,112 @@ pub(crate) fn run(command: &StatusCommand, global: &Global) -> Outcome {
         );
     }
     if command.tunnels {
-        return tunnels::show(&nodes, global);
+        tunnels::show(&nodes, global)?;
+    } else {
+        let mut view = View::new(policy, &nodes);
+        view.ca_rotation = bundle
+            .map(|bundle| bundle.status)
+            .filter(|status| status.phase != CaPhase::Settled);
+        match global.format() {
+            Format::Json | Format::Yaml => output::data(global.format(), &view)?,
+            Format::Table => view.print(false)?,
+            Format::Wide => view.print(true)?,
+        }
     }
-    let mut view = View::new(policy, &nodes);
-    view.ca_rotation = bundle
-        .map(|bundle| bundle.status)
-        .filter(|status| status.phase != CaPhase::Settled);
-    match global.format() {
-        Format::Json | Format::Yaml => output::data(global.format(), &view),
-        Format::Table => view.print(false),
-        Format::Wide => view.print(true),
+    match late {
+        None => Ok(()),
+        Some(why) => {
+            let seconds = global.timeout().as_secs_f64();
+            let text = format!("not settled after {seconds} s: {why}");
+            Err(anyhow::Error::new(TimedOut(text)))
+        }
+    }
+}
+
+/// Waits until the cluster is where its policy wants it and every tunnel is up; `Some`: it was not in
+/// time, and why.
+async fn settled(store: &AnyStore, timeout: Duration) -> anyhow::Result<Option<String>> {
+    let mut policies = store.watch::<EncryptionPolicyKind>().await?;
+    let mut watched = store.watch::<NodeEncryptionKind>().await?;
+    let (mut policy, mut nodes) = (None, BTreeMap::new());
+    let mut synced = (false, false);
+    let mut why = "the store has not answered".to_owned();
+    let wait = async {
+        loop {
+            tokio::select! {
+                event = policies.next() => match event {
+                    Some(Event::Added(new) | Event::Modified(new)) => policy = Some(new),
+                    Some(Event::Deleted(_)) => policy = None,
+                    Some(Event::Synced) => synced.0 = true,
+                    Some(Event::Problem(problem)) => why = problem.to_string(),
+                    Some(Event::Solved(_)) => {}
+                    None => break,
+                },
+                event = watched.next() => match event {
+                    Some(Event::Added(node) | Event::Modified(node)) => {
+                        nodes.insert(node.name().to_owned(), node);
+                    }
+                    Some(Event::Deleted(node)) => {
+                        nodes.remove(node.name());
+                    }
+                    Some(Event::Synced) => synced.1 = true,
+                    Some(Event::Problem(problem)) => why = problem.to_string(),
+                    Some(Event::Solved(_)) => {}
+                    None => break,
+                },
+            }
+            if synced != (true, true) {
+                continue;
+            }
+            match unsettled(policy.as_ref(), nodes.values()) {
+                None => return Ok(()),
+                Some(reason) => why = reason,
+            }
+        }
+        Err(anyhow::anyhow!("the store has gone away"))
+    };
+    match tokio::time::timeout(timeout, wait).await {
+        Ok(done) => done.map(|()| None),
+        Err(_) => Ok(Some(why)),
+    }
+}
+
+/// What is still to come; `None`: nothing.
+fn unsettled<'a>(
+    policy: Option<&EncryptionPolicy>,
+    nodes: impl Iterator<Item = &'a NodeEncryption>,
+) -> Option<String> {
+    let Some(policy) = policy else {
+        return Some("there is no policy; see `testudo init`".to_owned());
+    };
+    let (status, target) = (&policy.status, policy::target(policy));
+    if status.observed_generation < policy.metadata.generation {
+        return Some("the controller has not taken the policy up".to_owned());
+    }
+    let on = |text: String| match status.waiting_on.is_empty() {
+        true => Some(text),
+        false => Some(format!("{text}, waiting on {}", few(&status.waiting_on))),
+    };
+    if status.phase != target {
+        return on(format!("at {} on the way to {target}", status.phase));
+    }
+    if status.nodes_acknowledged < status.nodes || !status.waiting_on.is_empty() {
+        let (done, all) = (status.nodes_acknowledged, status.nodes);
+        return on(format!("{done} of {all} nodes acknowledged {target}"));
+    }
+    if status.nodes == 0 && target != Phase::Disabled {
+        return Some("no node is known".to_owned());
+    }
+    let missing: Vec<String> = nodes
+        .filter(|node| node.status.tunnels_up < node.status.tunnels_expected)
+        .map(|node| {
+            let (up, all) = (node.status.tunnels_up, node.status.tunnels_expected);
+            format!("{} ({up} of {all})", node.name())
+        })
+        .collect();
+    match missing.is_empty() {
+        true => None,
+        false => Some(format!("tunnels are missing at {}", few(&missing))),
     }
 }
 
@@ -270,5 +374,56 @@ impl NodeView {
             true => "Ready".to_owned(),
             false => "Progressing".to_owned(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    #[test]
+    fn what_is_waited_for_is_said() {
+        let none: [NodeEncryption; 0] = [];
+        assert!(unsettled(None, none.iter()).unwrap().contains("init"));
+        let mut policy = EncryptionPolicy::new(CLUSTER, Default::default());
+        policy.metadata.generation = 1;
+        let said = |policy: &EncryptionPolicy, nodes: &[NodeEncryption]| {
+            unsettled(Some(policy), nodes.iter())
+        };
+        assert!(said(&policy, &none).unwrap().contains("controller"));
+        policy.status.observed_generation = 1;
+        assert_eq!(said(&policy, &none), None);
+        policy.spec.mode = Mode::Full;
+        policy.status.waiting_on = vec!["n2".into()];
+        assert_eq!(
+            said(&policy, &none).unwrap(),
+            "at Disabled on the way to Strict, waiting on n2"
+        );
+        policy.status.phase = Phase::Strict;
+        policy.status.nodes = 2;
+        policy.status.nodes_acknowledged = 1;
+        assert!(said(&policy, &none).unwrap().contains("1 of 2 nodes"));
+        policy.status.waiting_on.clear();
+        policy.status.nodes_acknowledged = 2;
+        let mut node = node();
+        node.status.tunnels_expected = 1;
+        let found = said(&policy, std::slice::from_ref(&node)).unwrap();
+        assert_eq!(found, "tunnels are missing at n1 (0 of 1)");
+        node.status.tunnels_up = 1;
+        assert_eq!(said(&policy, &[node]), None);
+    }
+
+    fn node() -> NodeEncryption {
+        let node = serde_json::json!({
+            "apiVersion": "testudo.dev/v1alpha1",
+            "kind": "NodeEncryption",
+            "metadata": { "name": "n1" },
+            "spec": {
+                "uid": "00000000-0000-4000-8000-000000000001",
+                "bootId": "00000000-0000-4000-8000-000000000002",
+                "addresses": ["10.0.0.1"],
+                "datapath": "kernel",
+            },
+        });
+        serde_json::from_value(node).unwrap()
     }
 }

@@ -7,6 +7,7 @@ use testudo_store_kube::{AnyStore, Writer};
 
 use crate::exit::Usage;
 use crate::global::Global;
+use crate::plugin;
 
 /// Where a node keeps its store when nothing else is said.
 pub(crate) const DEFAULT_DIR: &str = "/var/lib/testudo";
@@ -17,14 +18,18 @@ struct Surroundings {
     in_cluster: bool,
     /// There is a kubeconfig where kubectl would look for one.
     kubeconfig: bool,
+    /// It was called as a plugin of kubectl.
+    plugin: bool,
 }
 
 /// The store to use: `--store` or `TESTUDO_STORE`, `--kubeconfig` or `--context`, else the cluster that
-/// this runs in, else the kubeconfig's, else that of the lab that runs, else [`DEFAULT_DIR`].
+/// this runs in, else the kubeconfig's, else that of the lab that runs, else [`DEFAULT_DIR`]. A plugin of
+/// kubectl takes what kubectl would, whatever lab runs.
 pub(crate) fn resolve(global: &Global) -> anyhow::Result<Location> {
     let surroundings = Surroundings {
         in_cluster: testudo_store_kube::in_cluster(),
         kubeconfig: has_kubeconfig(),
+        plugin: plugin::is_plugin(),
     };
     if let Some(location) = said(global, &surroundings)? {
         return Ok(location);
@@ -62,7 +67,11 @@ fn said(global: &Global, surroundings: &Surroundings) -> anyhow::Result<Option<L
         ))),
         Some(Location::Directory(root)) => Ok(Some(Location::Directory(root.clone()))),
         Some(Location::Kubernetes(_)) => Ok(Some(Location::Kubernetes(named))),
-        None if is_named || surroundings.in_cluster || surroundings.kubeconfig => {
+        None if is_named
+            || surroundings.in_cluster
+            || surroundings.kubeconfig
+            || surroundings.plugin =>
+        {
             Ok(Some(Location::Kubernetes(named)))
         }
         None => Ok(None),
@@ -116,6 +125,7 @@ mod tests {
         let surroundings = Surroundings {
             in_cluster,
             kubeconfig,
+            plugin: false,
         };
         said(&line.global, &surroundings)
     }

@@ -3,13 +3,15 @@
 use std::path::Path;
 use std::time::Duration;
 
-use serde::Serialize;
+use anyhow::Context;
+use serde::{Deserialize, Serialize};
 use testudo_agent::api::{self, ChildView, Gettable, Request, TunnelView};
 use testudo_model::NodeEncryption;
 
 use crate::exit::{CheckFailed, Outcome};
 use crate::global::Global;
 use crate::output::{self, age, bytes};
+use crate::pods::Pods;
 
 /// How long an agent may take to answer.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -17,23 +19,34 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// Agents asked at once.
 const AT_ONCE: usize = 16;
 
+/// How long the answer of an agent in a pod may take: kubectl, the API server and the kubelet are on the
+/// way.
+const PATIENCE_FAR: Duration = Duration::from_secs(30);
+
 /// What the agents answered, for programs.
-#[derive(Serialize)]
+#[derive(Serialize, Deserialize)]
 struct Answers {
     tunnels: Vec<TunnelView>,
     errors: Vec<Silent>,
 }
 
 /// An agent that did not answer.
-#[derive(Serialize)]
+#[derive(Serialize, Deserialize)]
 struct Silent {
     node: String,
     error: String,
 }
 
 /// Asks the agents of these nodes and prints what they say. Exit code 1 when one did not answer.
+///
+/// An agent whose socket is on this host is asked there; others are in pods of a cluster.
 pub(crate) fn show(nodes: &[NodeEncryption], global: &Global) -> Outcome {
-    let answers = ask_all(nodes);
+    let all_here = nodes.iter().all(|node| socket_here(node).is_some());
+    let pods = match all_here {
+        true => None,
+        false => Pods::find(global)?,
+    };
+    let answers = ask_all(nodes, pods.as_ref());
     if global.format().is_data() {
         output::data(global.format(), &answers)?;
     } else {
@@ -52,14 +65,14 @@ pub(crate) fn show(nodes: &[NodeEncryption], global: &Global) -> Outcome {
     }
 }
 
-fn ask_all(nodes: &[NodeEncryption]) -> Answers {
+fn ask_all(nodes: &[NodeEncryption], pods: Option<&Pods>) -> Answers {
     let mut answers = Answers {
         tunnels: Vec::new(),
         errors: Vec::new(),
     };
     for some in nodes.chunks(AT_ONCE) {
         let replies: Vec<_> = std::thread::scope(|scope| {
-            let asked: Vec<_> = some.iter().map(|n| scope.spawn(|| ask(n))).collect();
+            let asked: Vec<_> = some.iter().map(|n| scope.spawn(|| ask(n, pods))).collect();
             asked
                 .into_iter()
                 .map(std::thread::ScopedJoinHandle::join)
@@ -85,7 +98,16 @@ impl Answers {
     }
 }
 
-fn ask(node: &NodeEncryption) -> anyhow::Result<Vec<TunnelView>> {
+/// The agent's socket, if it is on this host.
+fn socket_here(node: &NodeEncryption) -> Option<&Path> {
+    let socket = node.spec.agent_socket.as_deref().map(Path::new);
+    socket.filter(|socket| socket.exists())
+}
+
+fn ask(node: &NodeEncryption, pods: Option<&Pods>) -> anyhow::Result<Vec<TunnelView>> {
+    if let (Some(pods), None) = (pods, socket_here(node)) {
+        return ask_pod(node.name(), pods);
+    }
     let Some(socket) = &node.spec.agent_socket else {
         anyhow::bail!("its agent has not said where its socket is");
     };
@@ -93,7 +115,26 @@ fn ask(node: &NodeEncryption) -> anyhow::Result<Vec<TunnelView>> {
         get: Gettable::Tunnels,
     };
     let response = api::ask(Path::new(socket), &request, PATIENCE)?;
-    Ok(response.tunnels.unwrap_or_default())
+    let tunnels = response.tunnels.unwrap_or_default();
+    // Agents of other clusters may have their sockets in the same place.
+    match (tunnels.iter().find(|t| t.node != node.name()), pods) {
+        (None, _) => Ok(tunnels),
+        (Some(_), Some(pods)) => ask_pod(node.name(), pods),
+        (Some(other), None) => {
+            anyhow::bail!("{socket} is the socket of the agent of {}", other.node)
+        }
+    }
+}
+
+fn ask_pod(node: &str, pods: &Pods) -> anyhow::Result<Vec<TunnelView>> {
+    let words = ["status", "--tunnels", "--node", node, "-o", "json"];
+    let answer = pods.ask(node, &words, PATIENCE_FAR)?;
+    let answers: Answers = serde_json::from_slice(&answer)
+        .context("what the program in its pod says is not understood: another build")?;
+    match answers.errors.into_iter().next() {
+        Some(silent) => anyhow::bail!("{}", silent.error),
+        None => Ok(answers.tunnels),
+    }
 }
 
 /// One tunnel as a block of lines. No key is ever part of an agent's answer.
