@@ -176,6 +176,7 @@ impl Cluster {
         let store = DirStore::open(&root).unwrap();
         let options = testudo_controller::Options {
             store: format!("dir:{}", root.display()),
+            ..testudo_controller::Options::default()
         };
         let controller = spawn_local(testudo_controller::run(options, std::future::pending()));
         let probe = UdpSocket::bind((Ipv4Addr::new(127, subnet, 0, 1), 0)).unwrap();

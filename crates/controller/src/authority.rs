@@ -17,8 +17,8 @@ use testudo_pki::{
 use testudo_plan::authority::{Standing, Step};
 use tracing::{info, warn};
 
-use crate::register::Register;
-use crate::safe::{Document, Safe, SafeError, Version};
+use crate::register::{Register, ca_of};
+use crate::safe::{Document, Safe, SafeError, Unusable, Version};
 
 pub(crate) use revocation::Revocation;
 
@@ -43,16 +43,20 @@ impl Authority {
     /// is no reason to replace it.
     ///
     /// Certificates after the first are trusted, but do not sign. Revocation lists (`X509 CRL`) of any
-    /// of them are published with the bundle.
+    /// of them are published with the bundle. It must be the CA of the certificates in the `register`.
     pub(crate) async fn open<K: Safe>(
         safe: &K,
+        register: &Register,
         options: &CaOptions,
         asked: Option<u64>,
         now: u64,
         random: &mut Chance,
     ) -> anyhow::Result<Self> {
         let (authority, what) = match Self::load(safe).await? {
-            Some(authority) => (authority, "CA loaded"),
+            Some(authority) => {
+                authority.is_of(register, &safe.place(Document::Authority))?;
+                (authority, "CA loaded")
+            }
             None => {
                 let made = Self::create(safe, options, asked, now, random).await?;
                 (made, "CA made")
@@ -70,9 +74,28 @@ impl Authority {
         let Some(sealed) = safe.read(Document::Authority).await? else {
             return Ok(None);
         };
-        let read = Self::read(sealed.version, &sealed.text);
-        let context = || format!("{}: the CA cannot be used", safe.place(Document::Authority));
-        read.map(Some).with_context(context)
+        match Self::read(sealed.version, &sealed.text) {
+            Ok(read) => Ok(Some(read)),
+            Err(error) => Err(Unusable {
+                reason: "CaUnusable",
+                text: format!(
+                    "{}: the CA cannot be used: {error:#}",
+                    safe.place(Document::Authority)
+                ),
+            }
+            .into()),
+        }
+    }
+
+    /// An error where nodes hold certificates and none is of a CA that stands here: publishing these CAs
+    /// would cut all of them off.
+    fn is_of(&self, register: &Register, place: &str) -> Result<(), Unusable> {
+        let known: Vec<CertificateFacts> = self.bundle.facts().collect();
+        let theirs = register.good_cas();
+        match theirs.is_empty() || known.iter().any(|ca| theirs.contains(ca_of(ca))) {
+            true => Ok(()),
+            false => Err(foreign(place)),
+        }
     }
 
     fn read(version: Version, text: &SecretBytes) -> anyhow::Result<Self> {
@@ -124,7 +147,10 @@ impl Authority {
         now: u64,
         random: &mut Chance,
     ) -> anyhow::Result<Self> {
-        let ca = Ca::generate(options, now, random)?;
+        let ca = match safe.given().await? {
+            Some(given) => given,
+            None => Ca::generate(options, now, random)?,
+        };
         let mut bundle = TrustBundle::new();
         bundle.add(ca.certificate())?;
         let mut standing = Standing::settled(ca.facts().subject.clone());
@@ -138,6 +164,11 @@ impl Authority {
             bundle,
             standing,
         })
+    }
+
+    /// Which text of the document this is.
+    pub(crate) fn version(&self) -> &Version {
+        &self.version
     }
 
     /// What the certificate of the CA that comes or goes says, while it has its key.
@@ -160,7 +191,7 @@ impl Authority {
             return Ok(false);
         }
         let made = match step {
-            Step::Begin(_) => Some(self.successor(safe, options, now, random)?),
+            Step::Begin(_) => Some(self.successor(safe, options, now, random).await?),
             _ => None,
         };
         let next = made.as_ref().map(|ca| ca.facts().subject.as_str());
@@ -223,11 +254,22 @@ impl Authority {
         std::iter::once(&self.ca).chain(&self.other).collect()
     }
 
-    /// Takes up what stands in the safe; whether the rotation stands there where it did.
-    async fn take_up<K: Safe>(&mut self, safe: &K) -> anyhow::Result<bool> {
+    /// Takes up what stands in the safe; whether the rotation stands there where it did. What is gone, or
+    /// broken, or holds CAs that are not those that nodes trust is not taken up: [`Unusable`].
+    pub(crate) async fn take_up<K: Safe>(&mut self, safe: &K) -> anyhow::Result<bool> {
         let fresh = Self::load(safe).await?;
         let place = safe.place(Document::Authority);
-        let fresh = fresh.with_context(|| format!("{place} is gone: restore it"))?;
+        let fresh = fresh.ok_or_else(|| Unusable {
+            reason: "CaMissing",
+            text: format!("{place} is gone: restore it"),
+        })?;
+        if !fresh
+            .bundle
+            .anchors()
+            .any(|der| der == self.ca.certificate())
+        {
+            return Err(foreign(&place).into());
+        }
         let moved = fresh.standing != self.standing;
         *self = fresh;
         if moved {
@@ -254,7 +296,7 @@ impl Authority {
     }
 
     /// A new CA whose name no CA of the bundle has: nodes tell them apart by it.
-    fn successor<K: Safe>(
+    async fn successor<K: Safe>(
         &self,
         safe: &K,
         options: &CaOptions,
@@ -267,13 +309,41 @@ impl Authority {
             self.bundle.len(),
             safe.place(Document::Authority)
         );
+        let taken = |made: &Ca| {
+            let mut known = self.bundle.facts();
+            known.any(|facts| facts.subject == made.facts().subject)
+        };
+        if let Some(given) = safe.given().await? {
+            let place = safe.place(Document::Given);
+            let same = given.facts().fingerprint == self.ca.facts().fingerprint;
+            ensure!(
+                !same,
+                "{place} holds the CA that signs now: put the next one there"
+            );
+            ensure!(
+                !taken(&given),
+                "{place}: a CA of the name {:?} is trusted already, and nodes tell CAs apart by \
+                 their names: give the next one another",
+                given.facts().subject
+            );
+            return Ok(given);
+        }
         loop {
             let made = Ca::generate(options, now, random)?;
-            let taken = |facts: CertificateFacts| facts.subject == made.facts().subject;
-            if !self.bundle.facts().any(taken) {
+            if !taken(&made) {
                 return Ok(made);
             }
         }
+    }
+}
+
+fn foreign(place: &str) -> Unusable {
+    Unusable {
+        reason: "CaForeign",
+        text: format!(
+            "{place} holds other CAs than those whose certificates nodes have: restore it (to change \
+             the CA, `testudo ca rotate`)"
+        ),
     }
 }
 

@@ -1,13 +1,255 @@
-//! Tells of a roll-out's steps in the log.
+//! Leads the roll-out: what [`testudo_plan::rollout`] decides is written into the policy's status and told.
 
-use testudo_model::EncryptionPolicyStatus;
+use std::time::{Duration, Instant};
+
+use testudo_model::policy::CLUSTER;
+use testudo_model::{
+    Condition, ConditionStatus, EncryptionPolicyStatus, NodeEncryption, Phase, UnixTime,
+};
+use testudo_plan::rollout;
+use testudo_store::{Store, StoreError};
 use tracing::{info, warn};
 
-/// Tells what has changed between two statuses of the policy.
-pub(crate) fn log(old: &EncryptionPolicyStatus, new: &EncryptionPolicyStatus) {
+use crate::documents;
+use crate::news::{About, News};
+use crate::numbers::State;
+use crate::run::{Controller, POLICY, seconds};
+use crate::safe::{Gated, Safe};
+
+/// A node that lets a step wait for longer is a straggler.
+const STRAGGLES: Duration = Duration::from_secs(60);
+/// Of stragglers so many are named.
+const NAMED: usize = 8;
+/// A gate that was opened is looked at again after this time.
+const GATE: Duration = Duration::from_secs(5);
+
+/// The step that goes on.
+#[derive(Debug, Default)]
+pub(crate) struct Wave {
+    step: Option<(Phase, u64)>,
+    since: Option<Instant>,
+    told: bool,
+}
+
+impl Wave {
+    /// Takes in which step goes on; whether that is a new one.
+    fn take(&mut self, status: &EncryptionPolicyStatus, now: Instant) {
+        let step = Some((status.phase, status.rollout));
+        if self.step != step {
+            *self = Self {
+                step,
+                since: Some(now),
+                told: false,
+            };
+        }
+    }
+
+    /// When those who are waited for begin to be stragglers.
+    fn until(&self) -> Option<Instant> {
+        Some(self.since? + STRAGGLES)
+    }
+}
+
+impl<S: Store, K: Safe> Controller<S, K> {
+    /// Takes every step of the roll-out that can be taken now.
+    pub(crate) async fn lead(&mut self) -> Result<(), StoreError> {
+        // Bounded: a roll-out has as many steps as there are phases.
+        for _ in 0..8 {
+            let Some(policy) = self.world.policies.objects.get(CLUSTER) else {
+                return Ok(());
+            };
+            let nodes: Vec<NodeEncryption> = self.world.nodes.objects.values().cloned().collect();
+            let unreadable = self.world.nodes.unreadable();
+            let now = UnixTime(i64::try_from(seconds()).unwrap_or(i64::MAX));
+            let mut status = rollout::next(policy, &nodes, &unreadable, now);
+            let trouble = &self.documents.trouble;
+            documents::set_condition(&mut status, policy.metadata.generation, trouble);
+            if status == policy.status {
+                self.name_stragglers(&status);
+                return Ok(());
+            }
+            if is_progress(&policy.status, &status)
+                && let Some(then) = self.hold(POLICY)
+            {
+                self.absent.look_at(then);
+                return Ok(());
+            }
+            let mut policy = policy.clone();
+            let before = std::mem::replace(&mut policy.status, status);
+            match self.store.update_status(&policy).await {
+                Ok(written) => {
+                    self.written[POLICY] = Some(Instant::now());
+                    for news in changes(&before, &policy.status) {
+                        self.safe.tell(news);
+                    }
+                    self.world.policies.put(written);
+                }
+                Err(e) if e.is_conflict() || e.is_not_found() => {
+                    let policies = &mut self.world.policies;
+                    policies.refresh(&self.store, CLUSTER).await?;
+                    return Err(e);
+                }
+                Err(e) => return Err(e),
+            }
+        }
+        Ok(())
+    }
+
+    /// Says once a step who has let it wait for long.
+    fn name_stragglers(&mut self, status: &EncryptionPolicyStatus) {
+        let now = Instant::now();
+        self.wave.take(status, now);
+        let Some(until) = self.wave.until().filter(|_| !status.waiting_on.is_empty()) else {
+            return;
+        };
+        if now < until {
+            self.absent.look_at(until);
+        } else if !self.wave.told {
+            self.wave.told = true;
+            let all = status.waiting_on.len();
+            let named = status.waiting_on.iter().take(NAMED).map(|name| {
+                let node = self.world.nodes.objects.get(name);
+                match node.and_then(not_ready) {
+                    Some(why) => format!("{name} ({why})"),
+                    None => name.clone(),
+                }
+            });
+            let named = named.collect::<Vec<_>>().join(", ");
+            let more = match all.saturating_sub(NAMED) {
+                0 => String::new(),
+                more => format!(" and {more} more"),
+            };
+            let text = format!("{} waits on {all} nodes: {named}{more}", status.phase);
+            warn!("{text}");
+            self.safe
+                .tell(News::bad(About::Policy, "Stragglers", "Wait", text));
+        }
+    }
+
+    /// Lets pods start on nodes whose agents are ready.
+    pub(crate) async fn open_gates(&mut self) -> Result<(), StoreError> {
+        let now = Instant::now();
+        self.opened.retain(|_, at| now < *at + GATE);
+        let policy = self.world.policies.objects.get(CLUSTER);
+        let status = policy.map(|p| p.status.clone()).unwrap_or_default();
+        for gated in self.safe.gated() {
+            let node = self.world.nodes.objects.get(&gated.name);
+            let ready = node.is_some_and(|node| is_ready(node, &gated, &status));
+            if !ready || self.opened.contains_key(&gated.uid) {
+                continue;
+            }
+            self.numbers.beat();
+            let opened = self.safe.open_gate(&gated).await;
+            opened.map_err(|error| StoreError::Unavailable {
+                what: format!(
+                    "the taint of node {} is not taken off: {error:#}",
+                    gated.name
+                ),
+                remedy: "pods wait for it".to_owned(),
+            })?;
+            self.opened.insert(gated.uid, now);
+            self.absent.look_at(now + GATE);
+            self.numbers.gate_opened();
+            info!(node = gated.name, "the agent is ready: pods may start");
+            let text = format!("the agent is ready in {}: pods may start", status.phase);
+            let about = About::Node(gated.name);
+            self.safe
+                .tell(News::good(about, "AgentReady", "RemoveTaint", text));
+        }
+        Ok(())
+    }
+
+    /// Shows Prometheus what is there now.
+    pub(crate) fn show(&self) {
+        let policy = self.world.policies.objects.get(CLUSTER);
+        let status = policy.map(|p| p.status.clone()).unwrap_or_default();
+        let nodes = &self.world.nodes.objects;
+        let unreadable = self.world.nodes.unreadable().len();
+        let acknowledged = |node: &&NodeEncryption| rollout::acknowledged(node, &status);
+        let ready = nodes.values().filter(acknowledged).count();
+        let expected = nodes.len() + unreadable;
+        let late = self
+            .wave
+            .until()
+            .is_some_and(|until| until <= Instant::now());
+        let bundle = &self.authority.bundle;
+        let told = self.world.bundles.objects.get(CLUSTER);
+        self.numbers.events_dropped(self.safe.untold());
+        self.numbers.is(State {
+            phase: status.phase,
+            target: status.target,
+            nodes: expected,
+            ready,
+            stragglers: if late { expected - ready } else { 0 },
+            ca_phase: self.authority.standing.phase,
+            ca_waiting: told.map_or(0, |bundle| bundle.status.waiting),
+            cas: bundle
+                .facts()
+                .map(|ca| (ca.subject, ca.times.not_after))
+                .collect(),
+            revoked: bundle
+                .facts()
+                .map(|ca| {
+                    let (list, _) = bundle.revocations_of(&ca.spki).unwrap_or_default();
+                    (ca.subject, list.revoked.len())
+                })
+                .collect(),
+            unusable: self.documents.trouble.len(),
+        });
+    }
+}
+
+/// Whether the agent of this life of the node has the present step in force.
+fn is_ready(node: &NodeEncryption, gated: &Gated, status: &EncryptionPolicyStatus) -> bool {
+    let same = node.spec.uid.as_str() == gated.uid;
+    // What an agent said before the node was booted again says nothing of now.
+    let boot = gated.boot.is_empty() || node.spec.boot_id.as_str() == gated.boot;
+    let off = status.phase == Phase::Disabled && condition(node, "Ready").is_some_and(holds);
+    same && boot && (off || rollout::acknowledged(node, status))
+}
+
+fn condition<'n>(node: &'n NodeEncryption, kind: &str) -> Option<&'n Condition> {
+    node.status.conditions.iter().find(|c| c.kind == kind)
+}
+
+fn holds(condition: &Condition) -> bool {
+    condition.status == ConditionStatus::True
+}
+
+/// Why a node is not ready, in its own words.
+fn not_ready(node: &NodeEncryption) -> Option<&str> {
+    let ready = condition(node, "Ready")?;
+    (!holds(ready)).then_some(ready.message.as_str())
+}
+
+/// Whether only the count of those has changed who have done a step that still goes on.
+fn is_progress(old: &EncryptionPolicyStatus, new: &EncryptionPolicyStatus) -> bool {
+    let step = |s: &EncryptionPolicyStatus| {
+        let kinds = s.conditions.iter();
+        let kinds: Vec<_> = kinds
+            .map(|c| (c.kind.clone(), c.status, c.reason.clone()))
+            .collect();
+        (
+            s.phase,
+            s.target,
+            s.rollout,
+            s.since,
+            s.observed_generation,
+            kinds,
+        )
+    };
+    !new.waiting_on.is_empty() && !old.waiting_on.is_empty() && step(old) == step(new)
+}
+
+/// Tells in the log what has changed between two statuses of the policy; what others are to hear of it.
+fn changes(old: &EncryptionPolicyStatus, new: &EncryptionPolicyStatus) -> Vec<News> {
+    let mut news = Vec::new();
     if old.target != new.target {
         info!(target = %new.target, "roll-out towards {}", new.target);
+        let text = format!("roll-out towards {}", new.target);
+        news.push(News::good(About::Policy, "RollOut", "Begin", text));
     }
+    let settled = new.waiting_on.is_empty() && new.nodes > 0;
     if old.phase != new.phase {
         info!(
             rollout = new.rollout,
@@ -15,22 +257,47 @@ pub(crate) fn log(old: &EncryptionPolicyStatus, new: &EncryptionPolicyStatus) {
             "phase {}",
             new.phase
         );
+        let text = format!("phase {} (step {})", new.phase, new.rollout);
+        news.push(News::good(About::Policy, "Phase", "Step", text));
     } else if old.waiting_on != new.waiting_on {
         match new.waiting_on.as_slice() {
             [] => info!(phase = %new.phase, nodes = new.nodes, "acknowledged by all nodes"),
-            names => info!(phase = %new.phase, "waiting on {}", names.join(", ")),
+            names => info!(phase = %new.phase, "waiting on {}", first(names)),
+        }
+        if settled && new.phase == new.target {
+            let text = format!("all {} nodes are {}", new.nodes, new.phase);
+            news.push(News::good(About::Policy, "Settled", "Step", text));
         }
     }
     let complaint = |status: &EncryptionPolicyStatus| {
         let mut degraded = status.conditions.iter().filter(|c| c.kind == "Degraded");
         degraded
             .find(|c| !c.message.is_empty())
-            .map(|c| c.message.clone())
+            .map(|c| (c.reason.clone(), c.message.clone()))
     };
     let (before, now) = (complaint(old), complaint(new));
     match now {
-        Some(text) if before.as_ref() != Some(&text) => warn!("degraded: {text}"),
-        None if before.is_some() => info!("no longer degraded"),
+        Some((reason, text)) if before.as_ref().map(|(_, old)| old) != Some(&text) => {
+            warn!("degraded: {text}");
+            // What single nodes complain of changes all the time and stands in the status.
+            if before.is_none() || before.is_some_and(|(old, _)| old != reason) {
+                news.push(News::bad(About::Policy, "Degraded", "Wait", text));
+            }
+        }
+        None if before.is_some() => {
+            info!("no longer degraded");
+            let text = "no longer degraded";
+            news.push(News::good(About::Policy, "AsExpected", "Step", text));
+        }
         _ => {}
+    }
+    news
+}
+
+fn first(names: &[String]) -> String {
+    let text = names[..names.len().min(NAMED)].join(", ");
+    match names.len().saturating_sub(NAMED) {
+        0 => text,
+        more => format!("{text} and {more} more"),
     }
 }

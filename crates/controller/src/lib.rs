@@ -7,8 +7,12 @@
 
 mod admission;
 mod authority;
+mod documents;
 mod election;
+mod fenced;
 mod leader;
+mod news;
+mod numbers;
 mod register;
 mod revocation;
 mod rotation;
@@ -18,11 +22,15 @@ mod signer;
 mod steady;
 mod world;
 
+pub use news::{About, News};
+pub use numbers::Numbers;
 pub use register::Full;
-pub use run::{Options, lead, run, run_on_kubernetes};
+pub use run::{Options, Serving, lead, run, run_on_kubernetes};
 pub use safe::directory::DirSafe;
-pub use safe::kube::{KubeSafe, KubeSafeOptions, LEASE};
-pub use safe::{Document, Members, Safe, SafeError, Sealed, Term, Version};
+pub use safe::kube::{KubeSafe, KubeSafeOptions, KubeTerm, LEASE, TAINT};
+pub use safe::{
+    Document, Fence, Gated, Members, Safe, SafeError, Sealed, Seen, Term, Unusable, Version,
+};
 pub use signer::Denial;
 
 #[cfg(test)]

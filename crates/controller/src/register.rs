@@ -19,7 +19,7 @@ use testudo_crypto::SecretBytes;
 use testudo_pki::{CertificateFacts, Revoked};
 use tracing::warn;
 
-use crate::safe::{Document, Safe, SafeError, Version};
+use crate::safe::{Document, Safe, SafeError, Unusable, Version};
 
 /// The first line.
 const HEAD: &str = "testudo-register 1";
@@ -118,6 +118,12 @@ impl Register {
     pub(crate) fn knows(&self, ca: &str, serial: &str) -> bool {
         self.given()
             .any(|given| given.ca == ca && given.serial == serial)
+    }
+
+    /// The CAs ([`ca_of`]) of all certificates that were not taken back.
+    pub(crate) fn good_cas(&self) -> BTreeSet<&str> {
+        let good = self.given().filter(|given| given.revoked.is_none());
+        good.map(|given| given.ca.as_str()).collect()
     }
 
     /// Notes who is among the nodes of the cluster.
@@ -325,17 +331,39 @@ impl Kept {
         };
         let text = std::str::from_utf8(sealed.text.as_bytes()).context("it is not text");
         let read = text.and_then(Register::from_text);
-        let register = read.with_context(|| {
-            format!(
+        let register = read.map_err(|error| Unusable {
+            reason: "RegisterUnusable",
+            text: format!(
                 "{}: the register of certificates cannot be used; restore it, or move it away if \
-                 no node was ever deleted",
+                 no node was ever deleted: {error:#}",
                 safe.place(Document::Register)
-            )
+            ),
         })?;
         Ok(Self {
             register,
             version: Some(sealed.version),
         })
+    }
+
+    /// Which text of the document this is; `None` where there is none.
+    pub(crate) fn version(&self) -> Option<&Version> {
+        self.version.as_ref()
+    }
+
+    /// Takes up what stands in the safe. What is gone or broken is not taken up: [`Unusable`].
+    pub(crate) async fn take_up<K: Safe>(&mut self, safe: &K) -> anyhow::Result<()> {
+        let fresh = Self::open(safe).await?;
+        if fresh.version.is_none() && self.version.is_some() {
+            let place = safe.place(Document::Register);
+            let text = format!(
+                "{place} with the register of certificates is gone: restore it, or start the \
+                 controller anew, which then knows of no certificate but those that nodes show"
+            );
+            let reason = "RegisterMissing";
+            return Err(Unusable { reason, text }.into());
+        }
+        *self = fresh;
+        Ok(())
     }
 
     /// Keeps `next` if it differs; `false`: somebody has changed it, and it was read again.
@@ -353,7 +381,7 @@ impl Kept {
             }
             Err(error @ SafeError::Changed(_)) => {
                 warn!("{error}");
-                *self = Self::open(safe).await?;
+                self.take_up(safe).await?;
                 Ok(false)
             }
             Err(SafeError::Failed(error)) => Err(error),

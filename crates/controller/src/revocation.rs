@@ -16,6 +16,7 @@ use testudo_pki::hex;
 use testudo_store::{Store, StoreError};
 use tracing::{error, info, warn};
 
+use crate::news::{About, News};
 use crate::register::{Given, Holder, Register, ca_of};
 use crate::run::{Controller, seconds};
 use crate::safe::{Document, Members, Safe};
@@ -27,8 +28,6 @@ const AWAY: Duration = match cfg!(test) {
 };
 /// For so long one may hold a certificate without having been among the nodes.
 const UNSEEN: Duration = Duration::from_secs(3600);
-/// How often the cluster's nodes are looked at where a list of them says who is there.
-const LOOK: Duration = Duration::from_secs(10);
 /// How often an object that somebody writes again and again is removed.
 const SWEEP: Duration = Duration::from_secs(5);
 
@@ -98,10 +97,6 @@ impl<S: Store, K: Safe> Controller<S, K> {
     async fn try_to_keep_out(&mut self) -> anyhow::Result<()> {
         let removed = self.safe.removed().await?;
         let members = self.safe.members().await?;
-        if let Members::These(_) = members {
-            // No watch tells of them.
-            self.absent.look_at(Instant::now() + LOOK);
-        }
         let mut next = self.kept.register.clone();
         self.adopt(&mut next);
         let mut gone = self.find_gone(&mut next, &members);
@@ -139,6 +134,14 @@ impl<S: Store, K: Safe> Controller<S, K> {
                 count,
                 "the node is gone: revoked"
             );
+            self.numbers.revoked(count);
+            let text = format!(
+                "node {} with UID {} is gone: its certificates ({count}) are revoked",
+                holder.name, holder.uid
+            );
+            let about = About::Node(holder.name.clone());
+            self.safe
+                .tell(News::bad(about, "NodeRevoked", "Revoke", text));
         }
         let register = &self.kept.register;
         let done = self.authority.revoke(&self.safe, register, now, sure).await;
@@ -265,7 +268,7 @@ impl<S: Store, K: Safe> Controller<S, K> {
 
     /// Removes what nodes that are out have in the store. An agent that does not know yet that it is out
     /// may write it again.
-    async fn sweep(&mut self, members: &Members) -> Result<(), StoreError> {
+    async fn sweep(&mut self, members: &Members) -> anyhow::Result<()> {
         let register = &self.kept.register;
         let is_out = |name: &str, uid: &str| {
             let gone = match members {
@@ -279,7 +282,9 @@ impl<S: Store, K: Safe> Controller<S, K> {
         };
         let nodes = self.world.nodes.objects.values();
         let out = nodes.filter(|node| is_out(node.name(), node.spec.uid.as_str()));
-        let nodes: Vec<String> = out.map(|node| node.name().to_owned()).collect();
+        let nodes: Vec<(String, String)> = out
+            .map(|node| (node.name().to_owned(), node.spec.uid.to_string()))
+            .collect();
         let requests = self.world.requests.objects.values();
         // What was asked for and not answered yet is answered first.
         let out = requests.filter(|request| {
@@ -289,10 +294,15 @@ impl<S: Store, K: Safe> Controller<S, K> {
         let requests: Vec<String> = out.map(|request| request.name().to_owned()).collect();
         let now = Instant::now();
         self.absent.swept.retain(|_, at| now < *at + SWEEP);
-        for name in nodes {
+        for (name, uid) in nodes {
             if let Some(at) = self.absent.swept.get(&name) {
                 let then = *at + SWEEP;
                 self.absent.look_at(then);
+                continue;
+            }
+            // Who has just come may not be among the members yet.
+            let listed = matches!(members, Members::These(_));
+            if listed && !self.safe.is_gone(&name, &uid).await? {
                 continue;
             }
             self.store.delete::<NodeEncryptionKind>(&name).await?;

@@ -11,7 +11,8 @@ use testudo_plan::authority::{Decision, Known, Life, Step, decide, irrevocable};
 use testudo_store::{Store, StoreError};
 use tracing::{error, info, warn};
 
-use crate::run::{Controller, seconds, settings};
+use crate::news::{About, News};
+use crate::run::{BUNDLE, Controller, seconds, settings};
 use crate::safe::Safe;
 
 /// The part of its life, in tenths, at which a CA is replaced.
@@ -52,6 +53,12 @@ impl<S: Store, K: Safe> Controller<S, K> {
                 Err(error) => {
                     let text = format!("{step:?} is not done: {error:#}");
                     error!("rotation of the CA: {text}");
+                    self.safe.tell(News::bad(
+                        About::Bundle,
+                        "CaRotationHeld",
+                        "Step",
+                        text.clone(),
+                    ));
                     return self.tell(Vec::new(), Some(text)).await;
                 }
             }
@@ -81,6 +88,8 @@ impl<S: Store, K: Safe> Controller<S, K> {
         if self.end_told != text {
             if let Some(text) = &text {
                 warn!(ca = %facts.subject, "{text}");
+                self.safe
+                    .tell(News::bad(About::Bundle, "CaEnds", "Sign", text.clone()));
             }
             self.end_told = text;
         }
@@ -136,7 +145,13 @@ impl<S: Store, K: Safe> Controller<S, K> {
 
     /// Whether the CA is old enough to be replaced: at four fifths of its life, or of the one that the
     /// policy gives a CA now, if that is shorter; a rotation that was taken back puts it off.
+    ///
+    /// A CA that somebody gives is due when it is another than the one that signs.
     fn is_due(&self) -> bool {
+        if let Some(given) = &self.documents.given {
+            let signs = given.fingerprint == self.authority.ca.facts().fingerprint;
+            return !signs && self.put_off().is_none_or(|until| until <= seconds());
+        }
         let times = self.authority.ca.facts().times;
         let made = times.not_before.saturating_add(BACKDATE);
         let life = times.not_after.saturating_sub(made);
@@ -177,13 +192,17 @@ impl<S: Store, K: Safe> Controller<S, K> {
         let other = standing.other.as_deref().unwrap_or_default();
         let text = match step {
             Step::Note(_) => return,
+            Step::Begin(_) if self.is_due() && self.documents.given.is_some() => {
+                format!("begun because another CA is given: {other}")
+            }
             Step::Begin(_) if self.is_due() => format!(
                 "begun by itself: {signer} ends on {}",
                 utc(self.authority.ca.facts().times.not_after)
             ),
             Step::Begin(_) => "begun because the policy asks for it".to_owned(),
             Step::Issue => {
-                return info!(ca = %signer, "rotation of the CA: {signer} signs, not {before}");
+                let text = format!("{signer} signs, not {before}");
+                return self.announce(&text);
             }
             Step::TurnBack if !standing.taken_back => {
                 format!("{before} is no good any more: {signer} signs again")
@@ -192,12 +211,29 @@ impl<S: Store, K: Safe> Controller<S, K> {
                 format!("{other} is no good by the clock and is gone: {signer} stays")
             }
             Step::TurnBack | Step::Drop => format!("taken back: {signer} stays"),
-            Step::Retire => return info!(ca = %signer, "rotation of the CA: {other} is gone"),
+            Step::Retire => {
+                let text = format!("{other} is gone, {signer} stays");
+                return self.announce(&text);
+            }
             Step::Settle if standing.taken_back => format!("taken back: {signer} stayed"),
             Step::Settle => format!("done: {signer} has taken over"),
         };
-        info!(number = standing.rotation, phase = %standing.phase, other, "rotation of the CA: {text}");
+        self.announce(&text);
         self.rotation_note = text;
+    }
+
+    /// Tells of a step.
+    fn announce(&self, text: &str) {
+        let standing = &self.authority.standing;
+        info!(
+            number = standing.rotation,
+            phase = %standing.phase,
+            ca = %standing.signer,
+            "rotation of the CA: {text}"
+        );
+        let text = format!("rotation {}, {}: {text}", standing.rotation, standing.phase);
+        let news = News::good(About::Bundle, "CaRotation", "Step", text);
+        self.safe.tell(news);
     }
 
     /// Writes where the rotation stands, if it is news.
@@ -234,6 +270,12 @@ impl<S: Store, K: Safe> Controller<S, K> {
         if status == *old {
             return Ok(());
         }
+        let step = |s: &TrustBundleStatus| (s.phase, s.rotation, s.answered, s.message.clone());
+        let progress = status.waiting > 0 && old.waiting > 0 && step(&status) == step(old);
+        if progress && let Some(then) = self.hold(BUNDLE) {
+            self.absent.look_at(then);
+            return Ok(());
+        }
         if !status.waiting_on.is_empty() && status.waiting_on != old.waiting_on {
             let on: Vec<String> = status
                 .waiting_on
@@ -246,7 +288,10 @@ impl<S: Store, K: Safe> Controller<S, K> {
         }
         bundle.status = status;
         match self.store.update_status(&bundle).await {
-            Ok(written) => self.world.bundles.put(written),
+            Ok(written) => {
+                self.written[BUNDLE] = Some(Instant::now());
+                self.world.bundles.put(written);
+            }
             Err(e) if e.is_conflict() || e.is_not_found() => {
                 let bundles = &mut self.world.bundles;
                 bundles.refresh(&self.store, CLUSTER).await?;

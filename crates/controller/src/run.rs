@@ -1,37 +1,51 @@
 //! The controller's life from start to stop.
 
+use std::collections::BTreeMap;
 use std::future::Future;
+use std::net::SocketAddr;
 use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::Context;
 use testudo_crypto::SystemRandom;
+use testudo_model::bundle::TrustBundleKind;
 use testudo_model::policy::{CLUSTER, Certificates};
-use testudo_model::{
-    CertificateRequest, CertificateRequestStatus, NodeEncryption, TrustBundle, TrustBundleSpec,
-    UnixTime,
-};
+use testudo_model::{CertificateRequest, CertificateRequestStatus, TrustBundle, TrustBundleSpec};
 use testudo_pki::{CaOptions, chain_to_pem, utc};
-use testudo_plan::rollout;
 use testudo_store::{DirStore, Store, StoreError, no_core_dumps, parse_location};
 use testudo_store_kube::KubeStore;
 use tracing::{debug, error, info, warn};
 
 use crate::authority::Authority;
-use crate::leader;
+use crate::documents::{self, Documents};
+use crate::fenced::Fenced;
+use crate::leader::Wave;
+use crate::news::{About, News};
+use crate::numbers::{Numbers, Standing};
 use crate::register::{Given, Holder, Kept, Register};
 use crate::revocation::{Absent, changed};
 use crate::safe::directory::DirSafe;
 use crate::safe::kube::{KubeSafe, KubeSafeOptions};
-use crate::safe::{Document, Safe, Term};
+use crate::safe::{Document, Safe, Term, Unusable};
 use crate::signer::{Denial, Signer};
 use crate::steady::Steady;
 use crate::world::World;
 
 /// What the controller is told at its start.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Options {
     /// Where the cluster's objects are: `dir:PATH`.
     pub store: String,
+    /// What is shown of it.
+    pub serving: Serving,
+}
+
+/// What is shown over HTTP, and where.
+#[derive(Clone, Debug, Default)]
+pub struct Serving {
+    /// Where metrics, liveness and readiness are served; nowhere without it.
+    pub metrics: Option<SocketAddr>,
+    /// The build, for the metrics.
+    pub version: String,
 }
 
 /// How often everything is looked at although nothing was told.
@@ -43,6 +57,13 @@ const LATER: Duration = Duration::from_secs(3);
 /// How soon it is tried again to lead on Kubernetes, where what is wrong may be put right.
 const ANEW: Duration = Duration::from_secs(5);
 
+/// Progress of a step that goes on is written this often at most: with each node that acknowledges, the
+/// policy would be written once for each node, and read by each.
+const PROGRESS: Duration = Duration::from_secs(1);
+
+/// The same complaint is not logged again before this time.
+const AGAIN: Duration = Duration::from_secs(60);
+
 /// How soon a write that failed is tried again.
 const RETRY: Duration = Duration::from_millis(50);
 
@@ -52,7 +73,9 @@ pub async fn run(options: Options, shutdown: impl Future<Output = ()>) -> anyhow
     let location = parse_location(&options.store).map_err(anyhow::Error::msg)?;
     let store = DirStore::at(&location)?;
     let safe = DirSafe::open(&store);
-    lead(store, safe, &location.to_string(), shutdown).await
+    let numbers = Numbers::new(&options.serving.version, false);
+    let _server = numbers.serve(options.serving.metrics).await?;
+    lead(store, safe, &numbers, &location.to_string(), shutdown).await
 }
 
 /// Runs the controller of a Kubernetes cluster until `shutdown` is ready. What keeps it from working (the
@@ -61,18 +84,33 @@ pub async fn run(options: Options, shutdown: impl Future<Output = ()>) -> anyhow
 pub async fn run_on_kubernetes(
     store: KubeStore,
     options: KubeSafeOptions,
+    serving: Serving,
     shutdown: impl Future<Output = ()>,
 ) -> anyhow::Result<()> {
     tokio::pin!(shutdown);
     let name = format!("kube, namespace {}", options.namespace);
+    let numbers = Numbers::new(&serving.version, true);
+    let _server = numbers.serve(serving.metrics).await?;
+    let mut safe = None;
+    let mut complaint = Complaint::default();
     loop {
         let attempt = async {
-            let safe = KubeSafe::new(store.client().await?, options.clone());
-            lead(store.clone(), safe, &name, &mut shutdown).await
+            let safe = match &safe {
+                Some(safe) => KubeSafe::clone(safe),
+                None => {
+                    let made = KubeSafe::new(store.client().await?, options.clone());
+                    safe.insert(made).clone()
+                }
+            };
+            lead(store.clone(), safe, &numbers, &name, &mut shutdown).await
         };
         match attempt.await {
             Ok(()) => return Ok(()),
-            Err(error) => error!("{error:#}; trying again"),
+            Err(error) => {
+                let text = format!("{error:#}");
+                complaint.say(&text);
+                numbers.unready(Some(text));
+            }
         }
         tokio::select! {
             () = &mut shutdown => return Ok(()),
@@ -86,18 +124,24 @@ pub async fn run_on_kubernetes(
 pub async fn lead<S: Store, K: Safe>(
     store: S,
     safe: K,
+    numbers: &Numbers,
     name: &str,
     shutdown: impl Future<Output = ()>,
 ) -> anyhow::Result<()> {
     no_core_dumps().context("turning core dumps off")?;
     tokio::pin!(shutdown);
+    numbers.stands(Standing::Waits);
     let mut term = tokio::select! {
         () = &mut shutdown => return Ok(()),
         term = safe.lead() => term?,
     };
+    numbers.stands(Standing::Leads);
+    let fence = term.fence();
     let work = async {
-        let mut controller = Controller::open(store, safe).await?;
+        let store = Fenced { store, fence };
+        let mut controller = Controller::open(store, safe, numbers.clone()).await?;
         info!(store = %name, "controller started");
+        numbers.unready(None);
         controller.work().await
     };
     let outcome = tokio::select! {
@@ -105,11 +149,29 @@ pub async fn lead<S: Store, K: Safe>(
         done = work => done,
         why = term.lost() => Err(anyhow::anyhow!("the lead is lost: {why}")),
     };
+    numbers.stands(Standing::Waits);
     term.resign().await;
     if outcome.is_ok() {
         info!("controller stopped");
     }
     outcome
+}
+
+/// Logs errors, and the same one not again and again.
+#[derive(Default)]
+struct Complaint {
+    last: Option<(String, Instant)>,
+}
+
+impl Complaint {
+    fn say(&mut self, text: &str) {
+        let now = Instant::now();
+        let said = |(last, at): &(String, Instant)| last == text && now < *at + AGAIN;
+        if !self.last.as_ref().is_some_and(said) {
+            error!("{text}; trying again");
+            self.last = Some((text.to_owned(), now));
+        }
+    }
 }
 
 /// All that the controller works with.
@@ -128,60 +190,109 @@ pub(crate) struct Controller<S, K> {
     pub(crate) absent: Absent,
     /// What was last logged of the end of the CA that signs.
     pub(crate) end_told: Option<String>,
+    /// What the documents of the safe are like.
+    pub(crate) documents: Documents,
+    /// What is shown to Prometheus.
+    pub(crate) numbers: Numbers,
+    /// The step of the roll-out that goes on.
+    pub(crate) wave: Wave,
+    /// Nodes whose gates were opened, by UID.
+    pub(crate) opened: BTreeMap<String, Instant>,
+    /// When the policy's and the bundle's status were written last.
+    pub(crate) written: [Option<Instant>; 2],
+    /// The part of the round that goes on, for the metrics.
+    part: &'static str,
     /// The bundle as we last published it.
     published: Option<TrustBundleSpec>,
     /// The answers that this run has logged already as denied, by node.
-    warned: std::collections::BTreeMap<String, String>,
+    warned: BTreeMap<String, String>,
 }
 
+/// Which status was written when: the index into [`Controller::written`].
+pub(crate) const POLICY: usize = 0;
+pub(crate) const BUNDLE: usize = 1;
+
 impl<S: Store, K: Safe> Controller<S, K> {
-    async fn open(store: S, safe: K) -> anyhow::Result<Self> {
+    async fn open(store: S, safe: K, numbers: Numbers) -> anyhow::Result<Self> {
         let world = World::open(&store).await?;
-        let settings = settings(&world);
+        match Self::begin(&store, &safe, &world).await {
+            Ok((authority, kept)) => {
+                let told = world.bundles.objects.get(CLUSTER);
+                Ok(Self {
+                    rotation_note: told.map_or_else(String::new, |b| b.status.message.clone()),
+                    steady: Steady::new(Instant::now(), seconds()),
+                    end_told: None,
+                    kept,
+                    absent: Absent::default(),
+                    documents: Documents::default(),
+                    numbers,
+                    wave: Wave::default(),
+                    opened: BTreeMap::new(),
+                    written: [None; 2],
+                    part: "start",
+                    store,
+                    safe,
+                    authority,
+                    world,
+                    published: None,
+                    warned: BTreeMap::new(),
+                })
+            }
+            Err(error) => {
+                documents::tell_of_the_start(&store, &safe, &world, &error).await;
+                Err(error)
+            }
+        }
+    }
+
+    /// Takes up what the safe holds.
+    async fn begin(store: &S, safe: &K, world: &World) -> anyhow::Result<(Authority, Kept)> {
         let options = CaOptions {
-            lifetime: settings.ca_lifetime.0.as_secs(),
+            lifetime: settings(world).ca_lifetime.0.as_secs(),
             ..CaOptions::default()
         };
         let policy = world.policies.objects.get(CLUSTER);
         let asked = policy.map(|p| p.spec.certificates.ca_rotation);
-        let trusted = world.bundles.objects.get(CLUSTER);
-        if trusted.is_some_and(|bundle| !bundle.spec.certificates.is_empty())
-            && safe.read(Document::Authority).await?.is_none()
-        {
-            anyhow::bail!(
+        // The watch may have begun before another controller published it.
+        let trusted = store.get::<TrustBundleKind>(CLUSTER).await;
+        let trusts = |bundle: &TrustBundle| !bundle.spec.certificates.is_empty();
+        let published = match trusted {
+            Ok(bundle) => bundle.as_ref().is_some_and(trusts),
+            // It is there, and will be written anew.
+            Err(StoreError::Invalid(_)) => true,
+            Err(error) => return Err(error.into()),
+        };
+        if published && safe.read(Document::Authority).await?.is_none() {
+            let text = format!(
                 "{} is gone, and nodes trust the CA that was in it: restore it, or delete the \
                  TrustBundle to begin anew with a CA that no node trusts yet",
                 safe.place(Document::Authority)
             );
+            let reason = "CaMissing";
+            return Err(Unusable { reason, text }.into());
         }
+        let kept = Kept::open(safe).await?;
         let random = &mut SystemRandom::new();
-        let authority = Authority::open(&safe, &options, asked, seconds(), random)
+        let register = &kept.register;
+        let authority = Authority::open(safe, register, &options, asked, seconds(), random)
             .await
             .context("the controller cannot sign certificates")?;
-        let told = world.bundles.objects.get(CLUSTER);
-        Ok(Self {
-            rotation_note: told.map_or_else(String::new, |b| b.status.message.clone()),
-            steady: Steady::new(Instant::now(), seconds()),
-            end_told: None,
-            kept: Kept::open(&safe).await?,
-            absent: Absent::default(),
-            store,
-            safe,
-            authority,
-            world,
-            published: None,
-            warned: Default::default(),
-        })
+        Ok((authority, kept))
     }
 
     /// Does what is to be done, again and again; ends only with an error.
     async fn work(&mut self) -> anyhow::Result<()> {
+        let mut complaint = Complaint::default();
         loop {
-            let pause = match self.reconcile().await {
+            self.numbers.beat();
+            let done = self.reconcile().await;
+            self.show();
+            let pause = match done {
                 Ok(()) => self.idle(),
                 Err(e) if e.is_conflict() => RETRY,
                 Err(e) => {
-                    error!("{e}; trying again");
+                    complaint.say(&e.to_string());
+                    self.numbers.failed(self.part);
                     Duration::from_secs(1)
                 }
             };
@@ -189,6 +300,7 @@ impl<S: Store, K: Safe> Controller<S, K> {
                 alive = self.world.changed() => {
                     anyhow::ensure!(alive, "the store's watch has ended");
                 }
+                () = self.safe.changed() => {}
                 () = tokio::time::sleep(pause) => {}
             }
         }
@@ -204,12 +316,27 @@ impl<S: Store, K: Safe> Controller<S, K> {
         self.absent.pause(now).map_or(idle, |pause| idle.min(pause))
     }
 
+    /// Until when a status that only tells of progress is held back; `None`: it may be written now.
+    pub(crate) fn hold(&self, which: usize) -> Option<Instant> {
+        let then = self.written[which]? + PROGRESS;
+        (Instant::now() < then).then_some(then)
+    }
+
     /// Does all that is to be done now.
     async fn reconcile(&mut self) -> Result<(), StoreError> {
+        self.part = "documents";
+        self.see_to_documents().await?;
+        self.part = "bundle";
         self.publish_bundle().await?;
+        self.part = "removal";
         self.keep_out().await?;
+        self.part = "requests";
         self.answer_requests().await?;
+        self.part = "rollout";
         self.lead().await?;
+        self.part = "gates";
+        self.open_gates().await?;
+        self.part = "rotation";
         self.rotate().await
     }
 
@@ -248,10 +375,11 @@ impl<S: Store, K: Safe> Controller<S, K> {
         let mut register = self.kept.register.clone();
         let mut answers = Vec::with_capacity(open.len());
         for mut request in open {
+            self.numbers.beat();
             match self.decide(&request, &mut register).await {
-                Some(status) => {
+                Some((status, denied)) => {
                     request.status = status;
-                    answers.push(request);
+                    answers.push((request, denied));
                 }
                 None => self.absent.look_at(Instant::now() + LATER),
             }
@@ -267,10 +395,14 @@ impl<S: Store, K: Safe> Controller<S, K> {
                 });
             }
         }
-        for request in answers {
+        for (request, denied) in answers {
             let name = request.name().to_owned();
+            self.numbers.beat();
             match self.store.update_status(&request).await {
-                Ok(written) => self.world.requests.put(written),
+                Ok(written) => {
+                    self.tell_of_answer(&written, denied);
+                    self.world.requests.put(written);
+                }
                 Err(e) if e.is_conflict() || e.is_not_found() => {
                     debug!(node = name, "the request changed meanwhile");
                     let requests = &mut self.world.requests;
@@ -283,11 +415,35 @@ impl<S: Store, K: Safe> Controller<S, K> {
         Ok(())
     }
 
+    /// Counts an answer that was given, and tells of it.
+    fn tell_of_answer(&self, request: &CertificateRequest, denied: Option<&'static str>) {
+        let node = &request.spec.node;
+        let about = match testudo_store_kube::name_of(request) {
+            Some(name) => About::Request(name.to_owned()),
+            None => About::Node(node.to_string()),
+        };
+        let news = match (denied, &request.status.denied) {
+            (Some(reason), why) => {
+                self.numbers.denied(reason);
+                let why = why.as_deref().unwrap_or_default();
+                let text = format!("no certificate for node {node}: {why}");
+                News::bad(about, "CertificateDenied", "Deny", text)
+            }
+            (None, _) => {
+                self.numbers.signed();
+                let text = format!("certificate signed for node {node}");
+                News::good(about, "CertificateSigned", "Sign", text)
+            }
+        };
+        self.safe.tell(news);
+    }
+
+    /// The answer to a request, and if it is denied the word for why; `None`: not yet.
     async fn decide(
         &mut self,
         request: &CertificateRequest,
         register: &mut Register,
-    ) -> Option<CertificateRequestStatus> {
+    ) -> Option<(CertificateRequestStatus, Option<&'static str>)> {
         let node = request.name().to_owned();
         let mut status = CertificateRequestStatus {
             answers: Some(request.spec.proof.clone()),
@@ -296,9 +452,19 @@ impl<S: Store, K: Safe> Controller<S, K> {
         let requester = match self.store.requester(request).await {
             Ok(requester) => requester,
             Err(e) => {
-                error!(node, "{e}");
-                status.denied = Some(Denial::TokenUnreadable(e.to_string()).to_string());
-                return Some(status);
+                let denial = match e {
+                    // On an API server that is away, or where the request is gone.
+                    StoreError::Unavailable { .. } | StoreError::NotFound { .. } => {
+                        debug!(node, "{e}");
+                        return None;
+                    }
+                    e => {
+                        error!(node, "{e}");
+                        Denial::TokenUnreadable(e.to_string())
+                    }
+                };
+                status.denied = Some(denial.to_string());
+                return Some((status, Some(denial.reason())));
             }
         };
         let admitted = self.safe.authenticate(request, &requester).await;
@@ -322,6 +488,7 @@ impl<S: Store, K: Safe> Controller<S, K> {
             warn!(node, "{denial}");
             return None;
         }
+        let denied = decided.as_ref().err().map(Denial::reason);
         match decided {
             Ok(issued) => {
                 info!(
@@ -342,37 +509,7 @@ impl<S: Store, K: Safe> Controller<S, K> {
                 status.denied = Some(text);
             }
         }
-        Some(status)
-    }
-
-    /// Takes every step of the roll-out that can be taken now.
-    async fn lead(&mut self) -> Result<(), StoreError> {
-        // Bounded: a roll-out has as many steps as there are phases.
-        for _ in 0..8 {
-            let Some(policy) = self.world.policies.objects.get(CLUSTER) else {
-                return Ok(());
-            };
-            let nodes: Vec<NodeEncryption> = self.world.nodes.objects.values().cloned().collect();
-            let unreadable = self.world.nodes.unreadable();
-            let now = UnixTime(i64::try_from(seconds()).unwrap_or(i64::MAX));
-            let status = rollout::next(policy, &nodes, &unreadable, now);
-            if status == policy.status {
-                return Ok(());
-            }
-            leader::log(&policy.status, &status);
-            let mut policy = policy.clone();
-            policy.status = status;
-            match self.store.update_status(&policy).await {
-                Ok(written) => self.world.policies.put(written),
-                Err(e) if e.is_conflict() || e.is_not_found() => {
-                    let policies = &mut self.world.policies;
-                    policies.refresh(&self.store, CLUSTER).await?;
-                    return Err(e);
-                }
-                Err(e) => return Err(e),
-            }
-        }
-        Ok(())
+        Some((status, denied))
     }
 }
 

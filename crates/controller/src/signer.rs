@@ -56,6 +56,21 @@ pub enum Denial {
     Request(#[from] RequestError),
 }
 
+impl Denial {
+    /// A word for the metrics.
+    pub(crate) fn reason(&self) -> &'static str {
+        match self {
+            Denial::NoToken(_) | Denial::TokenUnreadable(_) => "token",
+            Denial::Stranger(_) => "stranger",
+            Denial::Unknown(_) => "unknown",
+            Denial::ForeignUid { .. } => "foreign_uid",
+            Denial::ProofFormat => "proof",
+            Denial::Full(_) => "full",
+            Denial::Request(_) => "request",
+        }
+    }
+}
+
 impl Signer<'_> {
     /// Signs a request, or says why not. Whose it is was made sure of before ([`crate::Safe`]).
     pub(crate) fn decide(

@@ -35,6 +35,7 @@ impl Running {
     fn start(dir: &Path) -> Self {
         let options = Options {
             store: format!("dir:{}", dir.display()),
+            ..Options::default()
         };
         let (stop, stopped) = oneshot::channel();
         let task = tokio::spawn(run(options, async {
@@ -334,5 +335,6 @@ async fn until_published(store: &DirStore) {
     while !matches!(watch.next().await, Some(Event::Added(_))) {}
 }
 
+mod many;
 mod removal;
 mod rotation;

@@ -202,14 +202,19 @@ impl Trouble {
         solved.into_iter().collect()
     }
 
-    /// Longer each time, and never the same for two: a thousand agents lose their watches at once.
     fn pause(&self) -> Duration {
-        let longest = PAUSES.0 * (1 << self.tries.min(10));
-        let mut random = [0u8; 2];
-        SystemRandom::new().fill(&mut random);
-        let part = f64::from(u16::from_be_bytes(random)) / f64::from(u16::MAX);
-        longest.min(PAUSES.1).mul_f64(0.5 + part / 2.0)
+        pause(self.tries)
     }
+}
+
+/// How long to wait after so many tries that failed: longer each time, and never the same for two, for a
+/// thousand agents lose their watches at once.
+pub fn pause(tries: u32) -> Duration {
+    let longest = PAUSES.0 * (1 << tries.min(10));
+    let mut random = [0u8; 2];
+    SystemRandom::new().fill(&mut random);
+    let part = f64::from(u16::from_be_bytes(random)) / f64::from(u16::MAX);
+    longest.min(PAUSES.1).mul_f64(0.5 + part / 2.0)
 }
 
 /// What was told, and what of it stands in the API under which name.

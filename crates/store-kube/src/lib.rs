@@ -12,6 +12,7 @@
 mod any;
 mod apply;
 mod bound;
+mod call;
 mod convert;
 pub mod crd;
 mod follow;
@@ -22,6 +23,8 @@ mod verdict;
 
 pub use any::AnyStore;
 pub use bound::{BoundNode, bound_node};
+pub use call::{call, calls};
+pub use follow::pause;
 pub use link::{KubeOptions, PATIENCE, Writer, in_cluster};
-pub use request::{SIGNER, USAGES};
+pub use request::{SIGNER, USAGES, name_of};
 pub use store::KubeStore;

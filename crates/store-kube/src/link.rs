@@ -98,13 +98,7 @@ impl Link {
         &self,
         call: impl Future<Output = kube::Result<T>>,
     ) -> Result<T, kube::Error> {
-        match tokio::time::timeout(PATIENCE, call).await {
-            Ok(done) => done,
-            Err(_) => {
-                let text = format!("no answer within {} s", PATIENCE.as_secs());
-                Err(kube::Error::Service(text.into()))
-            }
-        }
+        crate::call::call(PATIENCE, call).await
     }
 }
 

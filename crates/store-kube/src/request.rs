@@ -89,7 +89,7 @@ pub(crate) fn name_for(spec: &CertificateRequestSpec) -> String {
 }
 
 /// The name in the API of a request that was read.
-pub(crate) fn name_of(request: &CertificateRequest) -> Option<&str> {
+pub fn name_of(request: &CertificateRequest) -> Option<&str> {
     request.metadata.annotations.get(NAME).map(String::as_str)
 }
 

@@ -28,7 +28,7 @@ fn open(dir: &Path) -> anyhow::Result<Authority> {
     let random = &mut SystemRandom::new();
     now(async {
         let _term = safe.lead().await?;
-        Authority::open(&safe, &options, None, NOW, random).await
+        Authority::open(&safe, &Register::default(), &options, None, NOW, random).await
     })
 }
 

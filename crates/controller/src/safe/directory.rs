@@ -4,6 +4,7 @@ use std::fs::{File, TryLockError};
 use std::future::{Future, pending, ready};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use anyhow::Context;
 use testudo_crypto::{SecretBytes, sha256};
@@ -12,7 +13,7 @@ use testudo_pki::hex;
 use testudo_store::{DirStore, Requester, files, removed, tokens};
 use tracing::warn;
 
-use super::{Document, Members, Safe, SafeError, Sealed, Term, Version};
+use super::{Document, Fence, Members, Safe, SafeError, Sealed, Term, Version};
 use crate::signer::{Denial, check_proof};
 
 /// `secrets/` of a directory store.
@@ -159,6 +160,10 @@ impl Term for Lock {
         true
     }
 
+    fn fence(&self) -> Fence {
+        Fence(Arc::new(|| true))
+    }
+
     fn lost(&mut self) -> impl Future<Output = String> + Send {
         pending()
     }
@@ -172,6 +177,7 @@ fn name(document: Document) -> &'static str {
     match document {
         Document::Authority => "ca.pem",
         Document::Register => "certificates",
+        Document::Given => "ca-given",
     }
 }
 

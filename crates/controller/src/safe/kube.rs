@@ -1,43 +1,44 @@
 //! The safe of a Kubernetes cluster: Secrets of the controller's namespace, a Lease, and what the API
 //! server knows of nodes and of who asks.
 
+mod events;
+mod follow;
+mod lease;
+mod nodes;
+mod secrets;
+
 use std::collections::BTreeMap;
 use std::future::Future;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::{Node, Secret};
 use kube::Client;
-use kube::api::{Api, ApiResource, DynamicObject, ListParams, PostParams};
-use serde_json::json;
-use testudo_crypto::{Random, SecretBytes, SystemRandom};
-use testudo_model::{CertificateRequest, NodeName, UnixTime};
-use testudo_pki::hex;
+use kube::api::Api;
+use testudo_crypto::SecretBytes;
+use testudo_model::{CertificateRequest, NodeName};
+use testudo_pki::Ca;
 use testudo_store::Requester;
 use testudo_store_kube::USAGES;
-use tokio::sync::watch;
-use tracing::{info, warn};
+use tokio::sync::Notify;
 
-use super::{Document, Members, Safe, SafeError, Sealed, Term, Version};
+use super::{Document, Fence, Gated, Members, Safe, SafeError, Sealed, Seen, Term, Version};
 use crate::admission::{Rules, admit};
-use crate::election::{Action, Election, Record, Settings};
-use crate::run::seconds;
+use crate::news::News;
 use crate::signer::Denial;
 
-/// Name of the Lease.
-pub const LEASE: &str = "testudo-controller";
-/// The key in a Secret.
-const KEY: &str = "document";
-/// A Secret of the API server takes a megabyte.
-const MOST: usize = 1 << 20;
-/// Nodes are listed this often.
-const LIST: Duration = Duration::from_secs(10);
-/// How many nodes come in one answer.
-const PAGE: u32 = 500;
-/// How long a call may take: with [`Settings::renew`] less than the Lease stands.
+use events::Herald;
+use follow::{Followed, Wish};
+pub use lease::{KubeTerm, LEASE};
+use nodes::Known;
+pub use nodes::TAINT;
+
+/// How long a call may take: with the time that a lead lasts without being renewed less than the Lease
+/// stands.
 const CALL: Duration = Duration::from_secs(4);
+/// How long the first list of Nodes is waited for.
+const FIRST: Duration = Duration::from_secs(15);
 
 /// Where a controller's secrets are, and who its agents are.
 #[derive(Clone, Debug)]
@@ -48,96 +49,109 @@ pub struct KubeSafeOptions {
     pub agent: String,
     /// Who we are among the controllers: the pod's name.
     pub me: String,
+    /// The Secret (`kubernetes.io/tls`) in that namespace with the CA to be used; none: the controller
+    /// makes its own.
+    pub given_ca: Option<String>,
 }
 
-/// Secrets, a Lease, Nodes.
+/// Secrets, a Lease, Nodes. All clones are one safe.
+#[derive(Clone)]
 pub struct KubeSafe {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
     client: Client,
     options: KubeSafeOptions,
-    nodes: Mutex<Option<(Instant, BTreeMap<String, String>)>>,
+    herald: Herald,
+    news: Arc<Notify>,
+    /// Begun when there is a lead for the first time.
+    watches: Mutex<Option<Arc<Watches>>>,
+    fence: Mutex<Option<Fence>>,
+}
+
+/// What is followed.
+struct Watches {
+    nodes: Followed<Known>,
+    documents: BTreeMap<Document, Followed<Version>>,
 }
 
 impl KubeSafe {
-    /// That of the cluster that `client` speaks to.
+    /// That of the cluster that `client` speaks to. Must be made inside the runtime that it is used in.
     pub fn new(client: Client, options: KubeSafeOptions) -> Self {
-        Self {
+        let herald = Herald::start(client.clone(), &options.namespace, &options.me);
+        let inner = Inner {
             client,
             options,
-            nodes: Mutex::default(),
+            herald,
+            news: Arc::default(),
+            watches: Mutex::default(),
+            fence: Mutex::default(),
+        };
+        Self {
+            inner: Arc::new(inner),
         }
     }
 
     fn secrets(&self) -> Api<Secret> {
-        Api::namespaced(self.client.clone(), &self.options.namespace)
+        Api::namespaced(self.inner.client.clone(), &self.inner.options.namespace)
     }
 
-    fn all_nodes(&self) -> Api<Node> {
-        Api::all(self.client.clone())
+    fn watches(&self) -> Arc<Watches> {
+        let watches = self.inner.watches.lock();
+        let mut watches = watches.unwrap_or_else(PoisonError::into_inner);
+        let begun = watches.get_or_insert_with(|| Arc::new(self.watch()));
+        Arc::clone(begun)
+    }
+
+    fn watch(&self) -> Watches {
+        let news = || Arc::clone(&self.inner.news);
+        let nodes = Wish {
+            api: Api::all(self.inner.client.clone()),
+            fields: None,
+            what: "Nodes".to_owned(),
+            keep: nodes::keep,
+        };
+        let known = [Document::Authority, Document::Register, Document::Given];
+        let documents = known.into_iter().filter_map(|document| {
+            let name = self.name(document)?;
+            let wish = Wish {
+                api: self.secrets(),
+                fields: Some(format!("metadata.name={name}")),
+                what: self.place(document),
+                keep: secrets::version,
+            };
+            Some((document, Followed::start(wish, news())))
+        });
+        Watches {
+            nodes: Followed::start(nodes, news()),
+            documents: documents.collect(),
+        }
+    }
+
+    /// The Secret of a document.
+    fn name(&self, document: Document) -> Option<&str> {
+        match document {
+            Document::Authority => Some("testudo-ca"),
+            Document::Register => Some("testudo-certificates"),
+            Document::Given => self.inner.options.given_ca.as_deref(),
+        }
     }
 
     /// The UID of the Node of this name now.
     async fn uid_of(&self, name: &str) -> anyhow::Result<Option<String>> {
-        let api = self.all_nodes();
+        let api: Api<Node> = Api::all(self.inner.client.clone());
         let node = call(api.get_metadata_opt(name)).await?;
         Ok(node.and_then(|node| node.metadata.uid))
     }
 
-    async fn list(&self) -> anyhow::Result<BTreeMap<String, String>> {
-        let mut nodes = BTreeMap::new();
-        let mut page = ListParams::default().limit(PAGE);
-        let api = self.all_nodes();
-        loop {
-            let listed = call(api.list_metadata(&page)).await?;
-            let named = listed.items.into_iter().filter_map(|node| {
-                let metadata = node.metadata;
-                Some((metadata.name?, metadata.uid?))
-            });
-            nodes.extend(named);
-            match listed.metadata.continue_.filter(|more| !more.is_empty()) {
-                Some(more) => page = page.continue_token(&more),
-                None => return Ok(nodes),
-            }
-        }
-    }
-
-    async fn write(
-        &self,
-        document: Document,
-        text: &SecretBytes,
-        over: Option<&Version>,
-    ) -> Result<Version, SafeError> {
-        let place = self.place(document);
-        if text.as_bytes().len() > MOST {
-            let length = text.as_bytes().len();
-            return Err(anyhow::anyhow!("{place} would take {length} bytes of {MOST}").into());
-        }
-        let mut secret = Secret {
-            type_: Some("testudo.dev/safe".to_owned()),
-            data: Some(BTreeMap::from([(
-                KEY.to_owned(),
-                ByteString(text.as_bytes().to_vec()),
-            )])),
-            ..Secret::default()
-        };
-        secret.metadata.name = Some(name(document).to_owned());
-        let api = self.secrets();
-        let params = PostParams::default();
-        let written = match over {
-            None => call(api.create(&params, &secret)).await,
-            Some(version) => {
-                secret.metadata.resource_version = Some(version.0.clone());
-                call(api.replace(name(document), &params, &secret)).await
-            }
-        };
-        match written {
-            Ok(written) => {
-                let version = written.metadata.resource_version;
-                Ok(Version(version.context("a Secret without a version")?))
-            }
-            // Also where it is gone: a Secret that is made in its place is another one.
-            Err(error) if [404, 409].contains(&code(&error)) => Err(SafeError::Changed(place)),
-            Err(error) => Err(error.context(place).into()),
-        }
+    /// Whether we lead, for what is about to be written.
+    fn may_write(&self) -> anyhow::Result<()> {
+        let fence = self.inner.fence.lock();
+        let fence = fence.unwrap_or_else(PoisonError::into_inner);
+        let open = fence.as_ref().is_some_and(Fence::is_open);
+        anyhow::ensure!(open, "the lead is lost: nothing is written");
+        Ok(())
     }
 }
 
@@ -145,23 +159,20 @@ impl Safe for KubeSafe {
     type Term = KubeTerm;
 
     async fn lead(&self) -> anyhow::Result<KubeTerm> {
-        KubeTerm::begin(self.client.clone(), &self.options).await
+        let term = KubeTerm::begin(self.inner.client.clone(), &self.inner.options).await?;
+        let fence = self.inner.fence.lock();
+        *fence.unwrap_or_else(PoisonError::into_inner) = Some(term.fence());
+        self.watches();
+        Ok(term)
     }
 
     async fn read(&self, document: Document) -> anyhow::Result<Option<Sealed>> {
-        let place = self.place(document);
-        let read = call(self.secrets().get_opt(name(document))).await;
-        let Some(secret) = read.with_context(|| place.clone())? else {
-            return Ok(None);
+        let name = self.name(document).context("there is no such document")?;
+        let empty = match document {
+            Document::Register => "RegisterUnusable",
+            _ => "CaUnusable",
         };
-        let version = secret.metadata.resource_version;
-        let version = Version(version.context("a Secret without a version")?);
-        let text = secret.data.and_then(|mut data| data.remove(KEY));
-        let text = text.with_context(|| format!("{place} has no {KEY}: restore it"))?;
-        Ok(Some(Sealed {
-            text: SecretBytes::new(text.0),
-            version,
-        }))
+        secrets::read(&self.secrets(), name, &self.place(document), empty).await
     }
 
     async fn replace(
@@ -170,26 +181,32 @@ impl Safe for KubeSafe {
         text: &SecretBytes,
         over: Option<&Version>,
     ) -> Result<Version, SafeError> {
-        self.write(document, text, over).await
+        self.may_write()?;
+        let name = self.name(document).context("there is no such document")?;
+        secrets::write(&self.secrets(), name, &self.place(document), text, over).await
     }
 
     fn place(&self, document: Document) -> String {
-        format!("Secret {}/{}", self.options.namespace, name(document))
+        let namespace = &self.inner.options.namespace;
+        format!("Secret {namespace}/{}", self.name(document).unwrap_or("-"))
     }
 
     async fn members(&self) -> anyhow::Result<Members> {
-        let cached = || {
-            let nodes = self.nodes.lock().unwrap_or_else(PoisonError::into_inner);
-            let (at, nodes) = nodes.as_ref()?;
-            (at.elapsed() < LIST).then(|| nodes.clone())
-        };
-        if let Some(nodes) = cached() {
-            return Ok(Members::These(nodes));
+        let watches = self.watches();
+        let began = Instant::now();
+        loop {
+            let look = watches.nodes.look(|nodes| {
+                let uids = nodes
+                    .iter()
+                    .map(|(name, node)| (name.clone(), node.uid.clone()));
+                uids.collect()
+            });
+            match look {
+                Ok(nodes) => return Ok(Members::These(nodes)),
+                Err(why) if began.elapsed() >= FIRST => anyhow::bail!(why),
+                Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
+            }
         }
-        let nodes = self.list().await.context("the Nodes cannot be listed")?;
-        let mut kept = self.nodes.lock().unwrap_or_else(PoisonError::into_inner);
-        *kept = Some((Instant::now(), nodes.clone()));
-        Ok(Members::These(nodes))
     }
 
     /// Whoever removes a node removes its Node.
@@ -203,12 +220,61 @@ impl Safe for KubeSafe {
     }
 
     async fn is_gone(&self, name: &str, uid: &str) -> anyhow::Result<bool> {
-        let now = self.uid_of(name).await?;
-        let mut kept = self.nodes.lock().unwrap_or_else(PoisonError::into_inner);
-        if let (Some((_, nodes)), Some(uid)) = (kept.as_mut(), &now) {
-            nodes.insert(name.to_owned(), uid.clone());
+        Ok(self.uid_of(name).await?.as_deref() != Some(uid))
+    }
+
+    async fn changed(&self) {
+        self.inner.news.notified().await;
+    }
+
+    fn seen(&self, document: Document) -> Seen {
+        let watches = self.watches();
+        let Some(followed) = watches.documents.get(&document) else {
+            return Seen::Untold;
+        };
+        match followed.look(|secrets| secrets.values().next().cloned()) {
+            Ok(Some(version)) => Seen::Version(version),
+            Ok(None) => Seen::Gone,
+            Err(_) => Seen::Untold,
         }
-        Ok(now.as_deref() != Some(uid))
+    }
+
+    async fn given(&self) -> anyhow::Result<Option<Ca>> {
+        let Some(name) = self.name(Document::Given) else {
+            return Ok(None);
+        };
+        let place = self.place(Document::Given);
+        secrets::given(&self.secrets(), name, &place)
+            .await
+            .map(Some)
+    }
+
+    fn gated(&self) -> Vec<Gated> {
+        let look = self.watches().nodes.look(|nodes| {
+            let tainted = nodes.iter().filter(|(_, node)| node.tainted);
+            let gated = tainted.map(|(name, node)| Gated {
+                name: name.clone(),
+                uid: node.uid.clone(),
+                boot: node.boot.clone(),
+            });
+            gated.collect()
+        });
+        look.unwrap_or_default()
+    }
+
+    async fn open_gate(&self, node: &Gated) -> anyhow::Result<()> {
+        self.may_write()?;
+        let client = self.inner.client.clone();
+        nodes::untaint(client, &node.name, &node.uid).await?;
+        Ok(())
+    }
+
+    fn tell(&self, news: News) {
+        self.inner.herald.tell(news);
+    }
+
+    fn untold(&self) -> u64 {
+        self.inner.herald.dropped()
     }
 
     async fn authenticate(
@@ -223,7 +289,7 @@ impl Safe for KubeSafe {
         };
         let KubeSafeOptions {
             namespace, agent, ..
-        } = &self.options;
+        } = &self.inner.options;
         let rules = Rules {
             agent: format!("system:serviceaccount:{namespace}:{agent}"),
             usages: USAGES.map(str::to_owned).to_vec(),
@@ -234,19 +300,9 @@ impl Safe for KubeSafe {
     }
 }
 
-fn name(document: Document) -> &'static str {
-    match document {
-        Document::Authority => "testudo-ca",
-        Document::Register => "testudo-certificates",
-    }
-}
-
 /// Does a call, and no longer than [`CALL`].
 async fn call<T>(call: impl Future<Output = kube::Result<T>>) -> anyhow::Result<T> {
-    match tokio::time::timeout(CALL, call).await {
-        Ok(done) => done.map_err(Into::into),
-        Err(_) => anyhow::bail!("no answer within {} s", CALL.as_secs()),
-    }
+    Ok(testudo_store_kube::call(CALL, call).await?)
 }
 
 /// The API server's code, or 0.
@@ -254,230 +310,5 @@ fn code(error: &anyhow::Error) -> u16 {
     match error.downcast_ref::<kube::Error>() {
         Some(kube::Error::Api(status)) => status.code,
         _ => 0,
-    }
-}
-
-/// The Lease that is held, and the task that renews it.
-pub struct KubeTerm {
-    shared: Arc<Mutex<Election>>,
-    began: Instant,
-    lost: watch::Receiver<Option<String>>,
-    lease: Lease,
-    task: tokio::task::JoinHandle<()>,
-}
-
-impl KubeTerm {
-    async fn begin(client: Client, options: &KubeSafeOptions) -> anyhow::Result<Self> {
-        let mut salt = [0; 4];
-        SystemRandom::new().fill(&mut salt);
-        let lease = Lease {
-            api: Api::namespaced_with(client, &options.namespace, &resource()),
-            me: format!("{}_{}", options.me, hex(&salt)),
-        };
-        let began = Instant::now();
-        let mut election = Election::new(lease.me.as_str(), Settings::default());
-        let mut told = String::new();
-        loop {
-            let text = match lease.turn(&mut election, began).await {
-                Ok(_) if election.is_held(began.elapsed()) => break,
-                Ok(_) => format!("{} leads", election.holder().unwrap_or("nobody")),
-                Err(error) => format!("the Lease {LEASE} cannot be had: {error:#}"),
-            };
-            if text != told {
-                info!("waiting for the lead: {text}");
-                told = text;
-            }
-            tokio::time::sleep(wait(&election, began)).await;
-        }
-        info!(me = %lease.me, "leading");
-        let shared = Arc::new(Mutex::new(election));
-        let (sender, lost) = watch::channel(None);
-        let task = tokio::spawn(renew(lease.clone(), shared.clone(), began, sender));
-        Ok(Self {
-            shared,
-            began,
-            lost,
-            lease,
-            task,
-        })
-    }
-}
-
-impl Term for KubeTerm {
-    fn is_held(&self) -> bool {
-        let election = self.shared.lock().unwrap_or_else(PoisonError::into_inner);
-        election.is_held(self.began.elapsed())
-    }
-
-    async fn lost(&mut self) -> String {
-        loop {
-            if let Some(why) = self.lost.borrow_and_update().clone() {
-                return why;
-            }
-            if self.lost.changed().await.is_err() {
-                return "nobody renews it".to_owned();
-            }
-        }
-    }
-
-    async fn resign(self) {
-        self.task.abort();
-        if self.is_held()
-            && let Err(error) = self.lease.release().await
-        {
-            warn!("the Lease {LEASE} is left to run out: {error:#}");
-        }
-    }
-}
-
-/// Renews until the lead is lost. That it is lost is told in time, also while a call hangs.
-async fn renew(
-    lease: Lease,
-    shared: Arc<Mutex<Election>>,
-    began: Instant,
-    lost: watch::Sender<Option<String>>,
-) {
-    let lock = || {
-        shared
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
-    };
-    loop {
-        let mut election = lock();
-        let now = began.elapsed();
-        if let Action::Lost(why) = election.next(now) {
-            let _ = lost.send(Some(why));
-            return;
-        }
-        let left = election.until().unwrap_or(now).saturating_sub(now);
-        let turn = tokio::time::timeout(left, lease.turn(&mut election, began)).await;
-        if let Ok(Err(error)) = &turn {
-            warn!("the Lease {LEASE} is not renewed: {error:#}");
-        }
-        if turn.is_ok() {
-            *shared.lock().unwrap_or_else(PoisonError::into_inner) = election.clone();
-        }
-        let left = election
-            .until()
-            .unwrap_or(now)
-            .saturating_sub(began.elapsed());
-        tokio::time::sleep(wait(&election, began).min(left)).await;
-    }
-}
-
-/// How long until the next turn.
-fn wait(election: &Election, began: Instant) -> Duration {
-    match election.next(began.elapsed()) {
-        Action::Wait(time) => time.max(Duration::from_millis(50)),
-        Action::Write { .. } => Duration::from_millis(50),
-        Action::Lost(_) => Duration::ZERO,
-    }
-}
-
-/// The Lease in the API.
-#[derive(Clone)]
-struct Lease {
-    api: Api<DynamicObject>,
-    me: String,
-}
-
-impl Lease {
-    /// Reads it and writes it if that is to be done.
-    async fn turn(&self, election: &mut Election, began: Instant) -> anyhow::Result<()> {
-        let now = began.elapsed();
-        let read = match call(self.api.get_opt(LEASE)).await {
-            Ok(read) => read,
-            Err(error) => {
-                election.failed(now);
-                return Err(error);
-            }
-        };
-        election.read(read.as_ref().map(record), began.elapsed());
-        let now = began.elapsed();
-        let Action::Write { transitions } = election.next(now) else {
-            return Ok(());
-        };
-        let object = self.object(read.as_ref(), &self.me, transitions)?;
-        let params = PostParams::default();
-        let written = match &read {
-            None => call(self.api.create(&params, &object)).await,
-            Some(_) => call(self.api.replace(LEASE, &params, &object)).await,
-        };
-        match written {
-            Ok(written) => election.wrote(record(&written), now),
-            // Somebody was faster, which is no trouble.
-            Err(error) if code(&error) == 409 => election.failed(now),
-            Err(error) => {
-                election.failed(now);
-                return Err(error);
-            }
-        }
-        Ok(())
-    }
-
-    /// Leaves it to whoever comes next.
-    async fn release(&self) -> anyhow::Result<()> {
-        let read = call(self.api.get_opt(LEASE)).await?;
-        if let Some(read) = read.filter(|read| record(read).holder == self.me) {
-            let transitions = record(&read).transitions;
-            let object = self.object(Some(&read), "", transitions)?;
-            call(self.api.replace(LEASE, &PostParams::default(), &object)).await?;
-        }
-        Ok(())
-    }
-
-    fn object(
-        &self,
-        old: Option<&DynamicObject>,
-        holder: &str,
-        transitions: i64,
-    ) -> anyhow::Result<DynamicObject> {
-        let mut object = match old {
-            Some(old) => old.clone(),
-            None => DynamicObject::new(LEASE, &resource()),
-        };
-        let time = UnixTime(i64::try_from(seconds())?).to_rfc3339();
-        let time = format!("{}.000000Z", time.trim_end_matches('Z'));
-        let before = old.map(record);
-        let same = before.is_some_and(|record| record.holder == holder);
-        let acquired = object.data.pointer("/spec/acquireTime").cloned();
-        // Whoever releases it leaves a time of which only that it is positive matters.
-        let lease = match holder {
-            "" => 1,
-            _ => Settings::default().lease.as_secs(),
-        };
-        object.data["spec"] = json!({
-            "holderIdentity": holder,
-            "leaseDurationSeconds": lease,
-            "acquireTime": acquired.filter(|_| same).unwrap_or_else(|| json!(time)),
-            "renewTime": time,
-            "leaseTransitions": transitions,
-        });
-        Ok(object)
-    }
-}
-
-fn record(object: &DynamicObject) -> Record {
-    let spec = &object.data["spec"];
-    let seconds = spec["leaseDurationSeconds"].as_u64();
-    Record {
-        holder: spec["holderIdentity"]
-            .as_str()
-            .unwrap_or_default()
-            .to_owned(),
-        lease: seconds.map_or(Settings::default().lease, Duration::from_secs),
-        version: object.metadata.resource_version.clone().unwrap_or_default(),
-        transitions: spec["leaseTransitions"].as_i64().unwrap_or(0),
-    }
-}
-
-fn resource() -> ApiResource {
-    ApiResource {
-        group: "coordination.k8s.io".to_owned(),
-        version: "v1".to_owned(),
-        api_version: "coordination.k8s.io/v1".to_owned(),
-        kind: "Lease".to_owned(),
-        plural: "leases".to_owned(),
     }
 }

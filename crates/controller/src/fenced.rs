@@ -1,0 +1,102 @@
+//! A store that takes no write of a controller that does not lead any more.
+
+use testudo_model::{CertificateRequest, Kind, Object};
+use testudo_store::{Applied, Listing, Requester, Store, StoreError, Watch};
+
+use crate::safe::Fence;
+
+/// Asks before every single write; reads pass.
+#[derive(Clone)]
+pub(crate) struct Fenced<S> {
+    pub(crate) store: S,
+    pub(crate) fence: Fence,
+}
+
+impl<S: Store> Fenced<S> {
+    fn may_write(&self) -> Result<(), StoreError> {
+        match self.fence.is_open() {
+            true => Ok(()),
+            false => Err(StoreError::Unavailable {
+                what: "the lead is lost".to_owned(),
+                remedy: "nothing is written".to_owned(),
+            }),
+        }
+    }
+}
+
+impl<S: Store> Store for Fenced<S> {
+    async fn get<K: Kind>(&self, name: &str) -> Result<Option<Object<K>>, StoreError> {
+        self.store.get(name).await
+    }
+
+    async fn list<K: Kind>(&self) -> Result<Listing<K>, StoreError> {
+        self.store.list().await
+    }
+
+    async fn create<K: Kind>(&self, object: Object<K>) -> Result<Object<K>, StoreError> {
+        self.may_write()?;
+        self.store.create(object).await
+    }
+
+    async fn apply<K: Kind>(&self, object: Object<K>) -> Result<Applied<K>, StoreError> {
+        self.may_write()?;
+        self.store.apply(object).await
+    }
+
+    async fn update_status<K: Kind>(&self, object: &Object<K>) -> Result<Object<K>, StoreError> {
+        self.may_write()?;
+        self.store.update_status(object).await
+    }
+
+    async fn delete<K: Kind>(&self, name: &str) -> Result<bool, StoreError> {
+        self.may_write()?;
+        self.store.delete::<K>(name).await
+    }
+
+    async fn watch<K: Kind>(&self) -> Result<Watch<K>, StoreError> {
+        self.store.watch().await
+    }
+
+    async fn requester(&self, request: &CertificateRequest) -> Result<Requester, StoreError> {
+        self.store.requester(request).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use testudo_model::policy::EncryptionPolicyKind;
+    use testudo_model::{EncryptionPolicy, EncryptionPolicySpec};
+    use testudo_store::DirStore;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn who_does_not_lead_reads_and_writes_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let leads = Arc::new(AtomicBool::new(true));
+        let ask = Arc::clone(&leads);
+        let store = Fenced {
+            store: DirStore::open(dir.path()).unwrap(),
+            fence: Fence(Arc::new(move || ask.load(Ordering::Relaxed))),
+        };
+        let policy = EncryptionPolicy::new("cluster", EncryptionPolicySpec::default());
+        let mut made = store.create(policy.clone()).await.unwrap();
+        leads.store(false, Ordering::Relaxed);
+        made.status.nodes = 7;
+        let deleted = store.delete::<EncryptionPolicyKind>("cluster").await;
+        for refused in [
+            store.create(policy.clone()).await.map(drop),
+            store.apply(policy).await.map(drop),
+            store.update_status(&made).await.map(drop),
+            deleted.map(drop),
+        ] {
+            let error = refused.unwrap_err();
+            assert!(error.to_string().contains("the lead is lost"), "{error}");
+        }
+        let read = store.get::<EncryptionPolicyKind>("cluster").await.unwrap();
+        assert_eq!(read.unwrap().status.nodes, 0);
+    }
+}
