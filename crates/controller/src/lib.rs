@@ -14,6 +14,7 @@ mod leader;
 mod news;
 mod numbers;
 mod register;
+mod requests;
 mod revocation;
 mod rotation;
 mod run;
