@@ -21,6 +21,7 @@ pub mod keeper;
 mod kernel;
 mod keys;
 mod linger;
+mod memory;
 mod metrics;
 mod node;
 mod objects;

@@ -120,6 +120,11 @@ impl Node {
             "What is wrong now; status has the words",
         );
         problems.gauge([], status.problems.len() as f64);
+        let reachable = page.gauge(
+            "testudo_store_reachable",
+            "Whether the store can be reached; what it said last is in force while it cannot",
+        );
+        reachable.gauge([], f64::from(u8::from(status.store_away_since.is_none())));
         if let Some(mtu) = status.effective_mtu {
             let family = page.gauge(
                 "testudo_effective_mtu_bytes",

@@ -29,6 +29,7 @@ use crate::enforcement::{Enforcement, PolicyFile};
 use crate::host::Host;
 use crate::identity::Identity;
 use crate::keys::KeyExport;
+use crate::memory::{self, Memory};
 use crate::metrics::Readiness;
 use crate::objects::{Objects, Told};
 use crate::publish::News;
@@ -58,6 +59,11 @@ pub(crate) struct Node {
     pub(crate) options: Options,
     pub(crate) identity: Identity,
     pub(crate) objects: Objects,
+    memory: Memory,
+    /// Since when the store cannot be reached, and why.
+    pub(crate) away: Option<(UnixTime, String)>,
+    /// When it was back the last time, and how long it had been away, seconds.
+    pub(crate) was_away: Option<(UnixTime, i64)>,
     pub(crate) core: Core,
     pub(crate) certificates: Certificates,
     pub(crate) host: Box<dyn Host>,
@@ -141,6 +147,9 @@ impl Node {
         Ok(Node {
             identity,
             objects: Objects::new(),
+            memory: Memory::open(&options.state_dir),
+            away: None,
+            was_away: None,
             core: Core::new(engine, keys),
             certificates,
             host,
@@ -178,12 +187,17 @@ impl Node {
     /// One round: from what is wanted and what stands to the steps that are missing.
     pub(crate) fn update(&mut self, now: Now) {
         self.core.handle_timeout(now);
+        self.update_store(now);
+        if !self.objects.is_known() {
+            self.looked = now.monotonic;
+            return;
+        }
         let due = self.own_deadline(now) <= now.monotonic;
         // A bell that was lost would be a policy that is never in force.
         self.rung |= due;
         let asks = self.rung && self.enforcing.is_some();
         let news = self.changed || self.core.changed || asks;
-        if !self.objects.is_synced() || !(due || news) {
+        if !(due || news) {
             return;
         }
         if due || self.changed {
@@ -214,6 +228,41 @@ impl Node {
         self.looked = now.monotonic;
         self.changed = false;
         self.update_news(now);
+        // Before anybody hears of it.
+        if self.objects.is_synced() {
+            self.memory.keep(&mut self.objects, self.acknowledged, now);
+        }
+    }
+
+    /// Whether the store is there, said once each way; at the start, what to do without it.
+    fn update_store(&mut self, now: Now) {
+        match (self.objects.away.values().next(), &self.away) {
+            (Some(why), None) => {
+                tracing::warn!("{why}; what the store said last stays in force");
+                self.away = Some((now.wall, why.clone()));
+                self.changed = true;
+            }
+            (None, Some((since, _))) => {
+                let seconds = now.wall.0.saturating_sub(since.0);
+                tracing::info!(seconds, "the store answers again");
+                self.was_away = Some((now.wall, seconds));
+                self.away = None;
+                self.changed = true;
+            }
+            _ => {}
+        }
+        let waited = now.monotonic.since(Monotonic::default()) >= memory::PATIENCE;
+        if !self.objects.is_synced()
+            && (waited || self.away.is_some())
+            && let Some(kept) = self.memory.take()
+        {
+            tracing::warn!(
+                written = %kept.written,
+                "going on with what the store said to an earlier run"
+            );
+            self.objects.stand_in(kept, &self.identity.name);
+            self.changed = true;
+        }
     }
 
     /// Takes in what the store tells.
@@ -247,6 +296,9 @@ impl Node {
             }
         };
         sooner(self.open.map(|retry| retry.due));
+        if self.memory.is_there() && !self.objects.is_synced() {
+            sooner(Some(Monotonic::default() + memory::PATIENCE));
+        }
         if self.has_identity && self.is_open() {
             sooner(self.calls.values().map(|retry| retry.due).min());
             sooner(self.unset.values().map(|retry| retry.due).min());

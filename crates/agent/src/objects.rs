@@ -1,6 +1,6 @@
 //! What the store holds, as far as an agent cares, kept up to date by its watches.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use testudo_model::bundle::TrustBundleKind;
 use testudo_model::node::NodeEncryptionKind;
@@ -10,6 +10,8 @@ use testudo_model::{
     CertificateRequest, EncryptionPolicy, Kind, NodeEncryption, NodeName, Object, TrustBundle,
 };
 use testudo_store::{Event, Problem, Store, StoreError, Watch};
+
+use crate::memory::Kept;
 
 /// The last good state of every object.
 #[derive(Debug, Default)]
@@ -23,7 +25,31 @@ pub(crate) struct Objects {
     pub(crate) request: Option<CertificateRequest>,
     /// By file: what cannot be read.
     pub(crate) problems: BTreeMap<String, String>,
+    /// By watch: why the store itself cannot be reached.
+    pub(crate) away: BTreeMap<String, String>,
     unsynced: u8,
+    /// What an earlier run left stands in for what the store has not told yet.
+    stands_in: bool,
+    told: FirstTold,
+    weight: Weight,
+}
+
+/// What the watches have told before all of them had told what stood at their beginning.
+#[derive(Debug, Default)]
+struct FirstTold {
+    policy: bool,
+    nodes: BTreeSet<String>,
+}
+
+/// How much of what has changed would matter to a start without the store.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Weight {
+    #[default]
+    Nothing,
+    /// Statuses.
+    Little,
+    /// The policy and its phase, the CAs, who the nodes are.
+    Much,
 }
 
 /// The watches that feed [`Objects`].
@@ -85,6 +111,58 @@ impl Objects {
         self.unsynced == 0
     }
 
+    /// Whether there is something to go by: what the store tells, or what it told an earlier run.
+    pub(crate) fn is_known(&self) -> bool {
+        self.is_synced() || self.stands_in
+    }
+
+    /// Goes on with what an earlier run left, where the store has not told better.
+    pub(crate) fn stand_in(&mut self, kept: Kept, own: &NodeName) {
+        if self.is_synced() {
+            return;
+        }
+        self.stands_in = true;
+        if self.policy.is_none() {
+            self.policy = kept.policy;
+        }
+        if self.bundle.is_none() {
+            self.bundle = kept.bundle;
+        }
+        for mut node in kept.nodes {
+            if node.name() == own.as_str() {
+                node.status.acknowledged = kept.acknowledged;
+            }
+            if let Err(at) = self.place(node.name()) {
+                self.nodes.insert(at, node);
+            }
+        }
+    }
+
+    /// What has changed since [`Objects::lighten`].
+    pub(crate) fn weight(&self) -> Weight {
+        self.weight
+    }
+
+    /// All that has changed is on disk.
+    pub(crate) fn lighten(&mut self) {
+        self.weight = Weight::Nothing;
+    }
+
+    fn weigh(&mut self, weight: Weight) {
+        self.weight = self.weight.max(weight);
+    }
+
+    /// All watches have told what stood at their beginning: what stood in and is not there any more goes.
+    fn synced(&mut self) {
+        let told = std::mem::take(&mut self.told);
+        if !std::mem::take(&mut self.stands_in) {
+            return;
+        }
+        self.policy_gone |= self.policy.is_some() && !told.policy;
+        self.nodes.retain(|node| told.nodes.contains(node.name()));
+        self.weigh(Weight::Much);
+    }
+
     /// The node of this name.
     pub(crate) fn node(&self, name: &str) -> Option<&NodeEncryption> {
         let at = self.place(name).ok()?;
@@ -100,6 +178,14 @@ impl Objects {
         match told {
             Told::Policy(event) => match self.common(event) {
                 Some(Known::There(policy)) if policy.name() == CLUSTER => {
+                    let step =
+                        |policy: &EncryptionPolicy| (policy.status.phase, policy.status.rollout);
+                    let same = self
+                        .policy
+                        .as_ref()
+                        .is_some_and(|old| old.spec == policy.spec && step(old) == step(&policy));
+                    self.weigh(if same { Weight::Little } else { Weight::Much });
+                    self.told.policy = true;
                     self.policy = Some(policy);
                     self.policy_gone = false;
                 }
@@ -109,17 +195,32 @@ impl Objects {
             },
             Told::Bundle(event) => match self.common(event) {
                 Some(Known::There(bundle)) if bundle.name() == CLUSTER => {
+                    self.weigh(Weight::Much);
                     self.bundle = Some(bundle);
                 }
                 // Without it nobody could be trusted: the last one stays.
                 _ => {}
             },
             Told::Node(event) => match self.common(event) {
-                Some(Known::There(node)) => match self.place(node.name()) {
-                    Ok(at) => self.nodes[at] = node,
-                    Err(at) => self.nodes.insert(at, node),
-                },
+                Some(Known::There(node)) => {
+                    if !self.is_synced() {
+                        self.told.nodes.insert(node.name().to_owned());
+                    }
+                    match self.place(node.name()) {
+                        Ok(at) => {
+                            let same = self.nodes[at].spec == node.spec;
+                            self.weigh(if same { Weight::Little } else { Weight::Much });
+                            self.nodes[at] = node;
+                        }
+                        Err(at) => {
+                            self.weigh(Weight::Much);
+                            self.nodes.insert(at, node);
+                        }
+                    }
+                }
                 Some(Known::Gone(node)) => {
+                    self.told.nodes.remove(node.name());
+                    self.weigh(Weight::Much);
                     if let Ok(at) = self.place(node.name()) {
                         self.nodes.remove(at);
                     }
@@ -143,6 +244,15 @@ impl Objects {
         match event {
             Event::Added(object) | Event::Modified(object) => Some(Known::There(object)),
             Event::Deleted(object) => Some(Known::Gone(object)),
+            // All watches lose a store that is away: that is said once, by whoever asks for `away`.
+            Event::Problem(problem) if problem.is_of_the_store() => {
+                self.away.insert(file(&problem), problem.reason);
+                None
+            }
+            Event::Solved(problem) if problem.is_of_the_store() => {
+                self.away.remove(&file(&problem));
+                None
+            }
             Event::Problem(problem) => {
                 tracing::warn!("{problem}; the last good version stays in force");
                 self.problems.insert(file(&problem), problem.to_string());
@@ -154,6 +264,9 @@ impl Objects {
             }
             Event::Synced => {
                 self.unsynced = self.unsynced.saturating_sub(1);
+                if self.unsynced == 0 {
+                    self.synced();
+                }
                 None
             }
         }

@@ -9,7 +9,7 @@ use testudo_model::{
     CertificateRequest, CertificateRequestSpec, NodeEncryption, NodeEncryptionSpec,
     NodeEncryptionStatus, NodeName,
 };
-use testudo_store::{Store, change_status};
+use testudo_store::{Store, StoreError, change_status};
 use tokio::sync::watch;
 
 /// After a failed write.
@@ -61,6 +61,7 @@ impl Drop for Publisher {
 async fn publish<S: Store>(store: S, node: NodeName, mut news: watch::Receiver<Option<News>>) {
     let mut written: Option<News> = None;
     let mut complained = String::new();
+    let mut away = false;
     while news.changed().await.is_ok() {
         loop {
             let Some(now) = news.borrow_and_update().clone() else {
@@ -70,11 +71,17 @@ async fn publish<S: Store>(store: S, node: NodeName, mut news: watch::Receiver<O
                 Ok(()) => {
                     written = Some(now);
                     complained.clear();
+                    away = false;
                     break;
                 }
                 Err(error) => {
                     let text = format!("{error:#}");
-                    if text != complained {
+                    // The words of single failures differ while a store is away.
+                    let unavailable = error
+                        .downcast_ref::<StoreError>()
+                        .is_some_and(|error| matches!(error, StoreError::Unavailable { .. }));
+                    let again = std::mem::replace(&mut away, unavailable) && unavailable;
+                    if text != complained && !again {
                         tracing::warn!("{text}; trying on");
                         complained = text;
                     }

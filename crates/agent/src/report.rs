@@ -41,7 +41,7 @@ impl Node {
         }
     }
 
-    fn conditions(&self, now: Now) -> [Condition; 2] {
+    fn conditions(&self, now: Now) -> [Condition; 3] {
         let problems = self.problems();
         let phase = self.acknowledged.map_or(Phase::Disabled, |a| a.phase);
         let waits = self.objects.policy.as_ref().is_some_and(|policy| {
@@ -78,7 +78,23 @@ impl Node {
             (true, true) => make("Ready", false, "Progressing", self.progress(phase)),
             (false, _) => make("Ready", false, "Degraded", problems.join("; ")),
         };
-        [ready, degraded]
+        // Written when it is back, mostly: then it says how long nobody could hear of this node.
+        let reachable = match (&self.away, self.was_away) {
+            (Some((since, why)), _) => make(
+                "StoreReachable",
+                false,
+                "Away",
+                format!("not reachable since {since}: {why}"),
+            ),
+            (None, Some((at, seconds))) => make(
+                "StoreReachable",
+                true,
+                "Back",
+                format!("back at {at} after {seconds} s"),
+            ),
+            (None, None) => make("StoreReachable", true, "AsExpected", String::new()),
+        };
+        [ready, degraded, reachable]
     }
 
     /// What the present step waits for.
@@ -206,6 +222,7 @@ impl Node {
             rotation: self.rotation_done,
             certificate_not_after: self.certificates.facts().map(|f| f.not_after),
             problems: self.problems(),
+            store_away_since: self.away.as_ref().map(|(since, _)| *since),
             uptime: now.monotonic.0.as_secs(),
         }
     }

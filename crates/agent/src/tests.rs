@@ -2,6 +2,7 @@
 //! memory.
 
 mod authorities;
+mod away;
 mod changes;
 mod metrics;
 mod mishaps;
@@ -228,9 +229,12 @@ impl Cluster {
     }
 
     fn start(&mut self, node: u8) {
+        self.start_with(node, self.store.clone());
+    }
+
+    fn start_with(&mut self, node: u8, store: impl Store) {
         let options = self.options(node);
         let host = Box::new(self.hosts[&node].clone());
-        let store = self.store.clone();
         let (stop, stopped) = oneshot::channel();
         let task = spawn_local(async move {
             let (host, enforcement) = close_first(&options, host)?;

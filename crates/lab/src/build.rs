@@ -1,6 +1,5 @@
 //! Makes the namespaces, links, addresses and routes that a [`Layout`] plans.
 
-use std::collections::BTreeMap;
 use std::io::Write;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::{AsFd, OwnedFd};
@@ -258,36 +257,66 @@ fn connect(layout: &Layout, node: &NodeLayout, netns: &OwnedFd) -> Result<()> {
         return Ok(());
     }
     let mut netlink = Netlink::open_in(netns.as_fd())?;
-    let others = || layout.nodes.iter().filter(|other| other.name != node.name);
+    for other in &layout.nodes {
+        if other.name != node.name {
+            reach(layout, &mut netlink, node, other)?;
+        }
+    }
+    Ok(())
+}
+
+/// The ways from a node, whose namespace `netlink` speaks to, to one other node's pods.
+fn reach(
+    layout: &Layout,
+    netlink: &mut Netlink,
+    node: &NodeLayout,
+    other: &NodeLayout,
+) -> Result<()> {
     if layout.overlay == Overlay::Routed {
         let link = netlink.link_index(INTERFACE)?;
-        for other in others() {
-            for cidr in &other.pod_cidrs {
-                let via = of_family(&other.addresses, cidr.addr())
-                    .context("routed pods have the underlay's families")?;
-                netlink.add_route(&Route {
-                    via: Some(via),
-                    ..Route::dev(*cidr, link)
-                })?;
-            }
+        for cidr in &other.pod_cidrs {
+            let via = of_family(&other.addresses, cidr.addr())
+                .context("routed pods have the underlay's families")?;
+            netlink.add_route(&Route {
+                via: Some(via),
+                ..Route::dev(*cidr, link)
+            })?;
         }
-    } else {
-        let mut made = BTreeMap::new();
-        for other in others() {
-            let name = layout.overlay_device(other).context("no overlay")?;
-            let device = match made.get(&name) {
-                Some(device) => *device,
-                None => add_overlay(&mut netlink, layout, node, &name, other)?,
-            };
-            made.insert(name, device);
-            if layout.overlay == Overlay::Vxlan {
-                netlink.add_fdb(FdbEntry {
-                    link: device,
-                    mac: MacAddress(other.vtep_mac),
-                    remote: other.primary(),
-                })?;
-            }
-            over(&mut netlink, device, other)?;
+        return Ok(());
+    }
+    let name = layout.overlay_device(other).context("no overlay")?;
+    let device = match netlink.link(&name)? {
+        // VXLAN's reaches all.
+        Some(_) => netlink.link_index(&name)?,
+        None => add_overlay(netlink, layout, node, &name, other)?,
+    };
+    if layout.overlay == Overlay::Vxlan {
+        netlink.add_fdb(FdbEntry {
+            link: device,
+            mac: MacAddress(other.vtep_mac),
+            remote: other.primary(),
+        })?;
+    }
+    over(netlink, device, other)
+}
+
+/// Builds one node more, of a layout that has it already, and the others' ways to it.
+pub(crate) fn add(layout: &Layout, node: &NodeLayout, namespaces: &Namespaces) -> Result<()> {
+    let underlay = namespaces.open(&layout.underlay_netns)?;
+    let mut switch = Netlink::open_in(underlay.as_fd())?;
+    let bridge = switch.link_index(UNDERLAY_BRIDGE)?;
+    let netns = namespaces.create(&node.netns)?;
+    build_node(layout, node, &netns, namespaces)?;
+    let host = (node.name.as_str(), &node.addresses[..]);
+    plug_in(&mut switch, &underlay, bridge, host, &netns)?;
+    connect(layout, node, &netns)?;
+    masquerade(layout, node, &netns)?;
+    for other in &layout.nodes {
+        if other.name != node.name {
+            let netns = namespaces.open(&other.netns)?;
+            let mut netlink = Netlink::open_in(netns.as_fd())?;
+            reach(layout, &mut netlink, other, node)
+                .with_context(|| format!("the ways from {} to {}", other.name, node.name))?;
         }
     }
     Ok(())

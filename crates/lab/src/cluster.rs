@@ -11,6 +11,7 @@ use testudo_model::{
     node::NodeEncryptionKind, policy,
 };
 use testudo_store::{DirStore, Store, tokens};
+use testudo_store_kube::{AnyStore, Writer};
 
 use crate::lab::Lab;
 use crate::lifecycle::{Progress, tail};
@@ -66,7 +67,7 @@ impl Cluster {
 impl Lab {
     /// Reads the store.
     pub fn cluster(&self) -> Result<Cluster> {
-        let store = DirStore::open_read_only(self.store_dir())?;
+        let store = AnyStore::open_read_only(&self.location(), Writer::Cli)?;
         block_on(async {
             let policy = store.get::<EncryptionPolicyKind>(CLUSTER).await?;
             let nodes = store.list::<NodeEncryptionKind>().await?;
@@ -94,12 +95,20 @@ impl Lab {
     pub(crate) fn fill_store(&self) -> Result<()> {
         let store = DirStore::open(self.store_dir())?;
         for node in &self.layout().nodes {
-            let name = NodeName::new(node.name.clone())?;
-            let token = tokens::ensure(&store, &name)?;
-            // The node's own copy: only who holds it can ask for this node's name.
-            let file = self.join_token(&node.name);
-            crate::place::write_atomic(&file, token.to_hex().as_bytes())?;
+            self.give_token(&node.name)?;
         }
+        block_on(self.fill(&store))
+    }
+
+    /// A join token for a node, and the node's own copy: only who holds it can ask for this node's name.
+    pub(crate) fn give_token(&self, node: &str) -> Result<()> {
+        let store = DirStore::open(self.store_dir())?;
+        let token = tokens::ensure(&store, &NodeName::new(node)?)?;
+        crate::place::write_atomic(&self.join_token(node), token.to_hex().as_bytes())
+    }
+
+    /// The policy.
+    pub(crate) async fn fill<S: Store>(&self, store: &S) -> Result<()> {
         let mut spec = EncryptionPolicySpec {
             mode: Mode::Disabled,
             ..Default::default()
@@ -116,10 +125,13 @@ impl Lab {
                 _ => Vec::new(),
             },
         };
-        block_on(async {
-            store.apply(EncryptionPolicy::new(CLUSTER, spec)).await?;
-            Ok(())
-        })
+        let mut policy = EncryptionPolicy::new(CLUSTER, spec);
+        if self.server().is_some() {
+            let label = (crate::kube::LABEL.to_owned(), self.name().to_owned());
+            policy.metadata.labels.extend([label]);
+        }
+        store.apply(policy).await?;
+        Ok(())
     }
 
     /// A datapath that was asked for by name is there.
@@ -174,7 +186,7 @@ fn degraded(conditions: &[Condition]) -> Option<String> {
 }
 
 /// Runs a short piece of asynchronous work to its end, also when the caller is inside a runtime.
-fn block_on<T: Send>(work: impl Future<Output = Result<T>> + Send) -> Result<T> {
+pub(crate) fn block_on<T: Send>(work: impl Future<Output = Result<T>> + Send) -> Result<T> {
     std::thread::scope(|scope| {
         let run = || -> Result<T> {
             tokio::runtime::Builder::new_current_thread()

@@ -2,11 +2,13 @@
 
 use std::fs;
 use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 
+use crate::kube;
 use crate::lab::{Daemon, Lab, enter_on_spawn};
 use crate::ovs::Ovs;
 use crate::ovs::ovn::Central;
@@ -234,11 +236,28 @@ impl Keeper {
 
 fn controller_command(lab: &Lab) -> Command {
     let mut command = Command::new(&lab.spec().binary);
+    command.arg("controller");
+    match lab.server() {
+        None => {
+            command
+                .arg("--store")
+                .arg(format!("dir:{}", lab.store_dir().display()));
+        }
+        Some(_) => {
+            let kubeconfig = kube::kubeconfig_of_controller(lab);
+            by_kubeconfig(&mut command, &kubeconfig);
+            command.args(["--namespace", kube::NAMESPACE]);
+        }
+    }
     command
-        .arg("controller")
-        .arg("--store")
-        .arg(format!("dir:{}", lab.store_dir().display()));
-    command
+}
+
+/// The daemon goes by this file, whatever its shell says.
+fn by_kubeconfig(command: &mut Command, file: &Path) {
+    for name in ["KUBECONFIG", "TESTUDO_STORE", "POD_NAMESPACE"] {
+        command.env_remove(name);
+    }
+    command.arg("--kubeconfig").arg(file);
 }
 
 fn agent_command(lab: &Lab, name: &str) -> Result<Command> {
@@ -251,14 +270,20 @@ fn agent_command(lab: &Lab, name: &str) -> Result<Command> {
     let mut command = Command::new(&lab.spec().binary);
     command
         .args(["agent", "--node", name])
-        .arg("--store")
-        .arg(format!("dir:{}", lab.store_dir().display()))
         .arg("--state-dir")
         .arg(directory.join("state"))
         .arg("--socket")
-        .arg(lab.agent_socket(name))
-        .arg("--join-token-file")
-        .arg(lab.join_token(name));
+        .arg(lab.agent_socket(name));
+    match lab.server() {
+        None => {
+            command
+                .arg("--store")
+                .arg(format!("dir:{}", lab.store_dir().display()))
+                .arg("--join-token-file")
+                .arg(lab.join_token(name));
+        }
+        Some(_) => by_kubeconfig(&mut command, &kube::kubeconfig_of_agent(lab, name)),
+    }
     for address in &node.addresses {
         command.arg("--address").arg(address.to_string());
     }

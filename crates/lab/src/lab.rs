@@ -6,6 +6,7 @@
 //!           store/          the directory store
 //!           nodes/n1/       the agent's state, socket and join token; Open vSwitch's in ovs/
 //!           ovn/            OVN's databases
+//!           kube/           only with an API server: see `kube`
 //!           controller/     the controller's state (the CA key)
 //!           logs/           one file a process
 //!           keys/           only with --danger-export-keys: keys in Wireshark's formats
@@ -20,15 +21,17 @@ use std::process::{Command, ExitStatus};
 
 use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
+use testudo_store::Location;
+use testudo_store_kube::{AnyStore, Writer};
 
 use crate::keeper::Role;
 use crate::layout::Layout;
 use crate::namespaces::{Namespaces, inside};
 use crate::ovs::Ovs;
 use crate::ovs::ovn::Central;
-use crate::place::{Place, read_json};
+use crate::place::{Place, read_json, write_json};
 use crate::process::{MARK, Process};
-use crate::spec::{DEFAULT_NAME, LabSpec, check_name};
+use crate::spec::{DEFAULT_NAME, KubeSpec, LabSpec, check_name};
 use crate::userns;
 
 /// Format of `lab.json`.
@@ -137,6 +140,24 @@ impl Lab {
         }
     }
 
+    /// The same lab as another manifest has it.
+    pub(crate) fn with(&self, spec: LabSpec, layout: Layout) -> Self {
+        let manifest = Manifest {
+            spec,
+            layout,
+            ..self.manifest.clone()
+        };
+        Self {
+            manifest,
+            ..self.clone()
+        }
+    }
+
+    /// Writes `lab.json`.
+    pub(crate) fn write(&self) -> Result<()> {
+        write_json(&self.directory.join("lab.json"), &self.manifest)
+    }
+
     /// The lab's name.
     pub fn name(&self) -> &str {
         &self.manifest.spec.name
@@ -167,9 +188,43 @@ impl Lab {
         &self.place
     }
 
-    /// The directory store; `--store dir:PATH` for every other command.
+    /// The directory store; `--store dir:PATH` for every other command. Not there where the objects are in an
+    /// API server: see [`Lab::location`].
     pub fn store_dir(&self) -> PathBuf {
         self.directory.join("store")
+    }
+
+    /// Where its objects are: what `--store` or `--kubeconfig` of every other command names.
+    pub fn location(&self) -> Location {
+        match self.spec().kube {
+            Some(_) => crate::kube::location(self),
+            None => Location::Directory(self.store_dir()),
+        }
+    }
+
+    /// Whether these are its objects: the same directory, or by any kubeconfig the same API server.
+    pub fn is_at(&self, location: &Location) -> bool {
+        match (location, self.server()) {
+            (Location::Kubernetes(at), Some(server)) => {
+                let named = KubeSpec {
+                    kubeconfig: at.kubeconfig.clone(),
+                    context: at.context.clone(),
+                    server: String::new(),
+                };
+                crate::kube::choose(&named).is_ok_and(|(found, _)| found == server)
+            }
+            (location, _) => *location == self.location(),
+        }
+    }
+
+    /// The API server's URL, if its objects are in one.
+    pub fn server(&self) -> Option<&str> {
+        self.spec().kube.as_ref().map(|kube| kube.server.as_str())
+    }
+
+    /// Its objects, for who reads and writes as the command line does.
+    pub(crate) fn store(&self) -> Result<AnyStore> {
+        Ok(AnyStore::open(&self.location(), Writer::Cli)?)
     }
 
     /// The directory of a node's agent.

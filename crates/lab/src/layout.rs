@@ -209,7 +209,8 @@ impl Layout {
 }
 
 impl NodeLayout {
-    fn new(spec: &LabSpec, index: u16) -> Self {
+    /// The node of this number.
+    pub(crate) fn new(spec: &LabSpec, index: u16) -> Self {
         let (pods_v4, pods_v6) = pod_families(spec);
         let byte = u8::try_from(index).expect("validated: at most 200 nodes");
         let name = format!("n{index}");

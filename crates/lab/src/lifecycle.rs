@@ -16,7 +16,7 @@ use crate::lab::{Lab, Manifest, VERSION};
 use crate::layout::{Layout, NodeLayout, is_namespace_of};
 use crate::namespaces::{Namespaces, identity};
 use crate::ovs;
-use crate::place::{Place, make_directory, write_json};
+use crate::place::{Place, make_directory};
 use crate::process::{MARK, Process, command_line, in_namespace, marked, wait_gone};
 use crate::spec::{Datapath, LabSpec, Switch, check_name};
 use crate::userns;
@@ -41,7 +41,7 @@ pub type Progress<'a> = &'a mut dyn FnMut(&str);
 
 /// Makes a lab and starts its processes. Leftovers of an earlier lab of the same name are removed
 /// first when no process of it lives. When this fails nothing is left.
-pub fn up(spec: LabSpec, progress: Progress<'_>) -> Result<Lab> {
+pub fn up(mut spec: LabSpec, progress: Progress<'_>) -> Result<Lab> {
     spec.validate()?;
     if spec.switch() == Switch::Ovs {
         ovs::check(&spec)?;
@@ -51,6 +51,15 @@ pub fn up(spec: LabSpec, progress: Progress<'_>) -> Result<Lab> {
         !matches!(place, Place::Inside { .. }),
         "a lab cannot be made from inside of another"
     );
+    let admin = match &mut spec.kube {
+        Some(kube) => {
+            crate::kube::check(&place)?;
+            let (server, kubeconfig) = crate::kube::choose(kube)?;
+            kube.server = server;
+            Some(kubeconfig)
+        }
+        None => None,
+    };
     let layout = Layout::new(&spec);
     let needs_tun = |node: &NodeLayout| spec.datapath_of(&node.name) != Datapath::Kernel;
     if spec.daemons && layout.nodes.iter().any(needs_tun) {
@@ -64,8 +73,9 @@ pub fn up(spec: LabSpec, progress: Progress<'_>) -> Result<Lab> {
         spec,
         layout,
     };
-    let lab = Lab::from_parts(place, manifest.clone());
-    let spawned = prepare(&lab, &manifest).and_then(|()| spawn_supervisor(&lab));
+    let lab = Lab::from_parts(place, manifest);
+    let prepared = prepare(&lab, admin.as_deref(), progress);
+    let spawned = prepared.and_then(|()| spawn_supervisor(&lab));
     // From here on the supervisor's mark keeps others away.
     drop(lock);
     let made = spawned.and_then(|child| wait_ready(&lab, child, progress));
@@ -100,13 +110,17 @@ pub fn down(name: &str, progress: Progress<'_>) -> Result<bool> {
         None
     });
     let mut found = false;
+    let mut elsewhere = Ok(false);
     if let Some(lab) = &lab {
         found |= end_processes(lab, progress)?;
+        elsewhere = crate::kube::remove(lab, progress);
     }
     let lock = place.lock()?;
     found |= remove(&place, name, progress)?;
     drop(lock);
     place.remove_empty();
+    // Nothing is left here, whatever is left there.
+    found |= elsewhere?;
     Ok(found)
 }
 
@@ -193,16 +207,23 @@ fn clear_leftovers(place: &Place, name: &str, progress: Progress<'_>) -> Result<
     Ok(())
 }
 
-/// The directory, the manifest and the nodes' join tokens.
-fn prepare(lab: &Lab, manifest: &Manifest) -> Result<()> {
+/// The directory, the manifest and what lets nodes in: join tokens, or all that is in the API server, for
+/// which `admin` is the kubeconfig.
+fn prepare(lab: &Lab, admin: Option<&[u8]>, progress: Progress<'_>) -> Result<()> {
     make_directory(lab.directory())?;
     make_directory(&lab.directory().join("logs"))?;
-    make_directory(&lab.store_dir())?;
     for node in &lab.layout().nodes {
         make_directory(&lab.node_dir(&node.name))?;
     }
-    lab.fill_store()?;
-    write_json(&lab.directory().join("lab.json"), manifest)
+    let Some(admin) = admin else {
+        make_directory(&lab.store_dir())?;
+        lab.fill_store()?;
+        return lab.write();
+    };
+    // Whatever happens from here on, `down` finds what is to be removed there.
+    crate::kube::keep(lab, admin)?;
+    lab.write()?;
+    crate::kube::install(lab, progress)
 }
 
 fn spawn_supervisor(lab: &Lab) -> Result<Child> {

@@ -123,6 +123,18 @@ impl Family {
     }
 }
 
+/// The API server whose nodes a lab's nodes are.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KubeSpec {
+    /// The kubeconfig that names it; none: what kubectl would take.
+    pub kubeconfig: Option<PathBuf>,
+    /// A context of it; none: its current one.
+    pub context: Option<String>,
+    /// Its URL, which [`crate::up`] fills in.
+    #[serde(default)]
+    pub server: String,
+}
+
 /// The options of a lab.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LabSpec {
@@ -149,6 +161,9 @@ pub struct LabSpec {
     pub keying: Keying,
     /// The underlay's address families.
     pub family: Family,
+    /// The objects are in an API server; none: in a directory of the lab's own.
+    #[serde(default)]
+    pub kube: Option<KubeSpec>,
     /// Whether a controller and agents run. Without them the lab is its namespaces only.
     pub daemons: bool,
     /// Whether agents write their keys in Wireshark's formats into the lab's directory.
@@ -171,6 +186,7 @@ impl LabSpec {
             datapath_of: Vec::new(),
             keying: Keying::Certificate,
             family: Family::V4,
+            kube: None,
             daemons: true,
             danger_export_keys: false,
             binary,

@@ -11,6 +11,7 @@ use rustix::process::Signal;
 
 use crate::build::{build, plug_into_ovs};
 use crate::keeper::{Keeper, Role};
+use crate::kube::Care;
 use crate::lab::{Lab, State};
 use crate::lifecycle::tail;
 use crate::ovs::ovn::Central;
@@ -25,7 +26,7 @@ const PATIENCE: Duration = Duration::from_millis(600);
 /// Runs the supervisor of a lab whose directory is prepared. Returns after SIGTERM.
 pub fn supervise(name: &str) -> Result<()> {
     let signals = Signals::block()?;
-    let lab = Lab::open(Some(name))?;
+    let mut lab = Lab::open(Some(name))?;
     let supervisor = Process::current().context("read /proc/self/stat: is /proc mounted?")?;
     let mut state = State {
         supervisor,
@@ -48,14 +49,36 @@ pub fn supervise(name: &str) -> Result<()> {
         write_json(&lab.state_path(), &state)?;
         return Err(error);
     }
+    let care = if lab.spec().daemons {
+        Care::start(&lab)
+    } else {
+        Ok(None)
+    };
+    let care = match care {
+        Ok(care) => care,
+        Err(error) => {
+            stop(&mut daemons);
+            state.error = Some(format!("{error:#}"));
+            write_json(&lab.state_path(), &state)?;
+            return Err(error);
+        }
+    };
     if lab.spec().daemons {
         let nodes = lab.layout().nodes.iter();
         let agents = nodes.map(|node| Role::Agent(node.name.clone()));
         let all = std::iter::once(Role::Controller).chain(agents);
         daemons.extend(all.map(|role| Keeper::new(role, lab.clone())));
     }
+    let mut reload = false;
     loop {
-        let mut changed = !state.ready;
+        let mut changed = !state.ready || reload;
+        if std::mem::take(&mut reload) {
+            lab = Lab::open(Some(name))?;
+            if let Some(care) = &care {
+                care.tell(&lab);
+            }
+            follow(&lab, &mut daemons, &mut state);
+        }
         for daemon in &mut daemons {
             changed |= daemon.reap();
             changed |= daemon.start_if_due();
@@ -66,8 +89,10 @@ pub fn supervise(name: &str) -> Result<()> {
             write_json(&lab.state_path(), &state)?;
         }
         let due = daemons.iter().filter_map(Keeper::wait).min();
-        if signals.wait(due)? {
-            break;
+        match signals.wait(due)? {
+            Heard::Nothing => {}
+            Heard::Reload => reload = true,
+            Heard::End => break,
         }
     }
     stop(&mut daemons);
@@ -119,6 +144,26 @@ fn switches(lab: &Lab, daemons: &mut Vec<Keeper>) -> Result<()> {
     Ok(())
 }
 
+/// Agents as the lab has nodes now: those of nodes that are gone are ended, new ones begin.
+fn follow(lab: &Lab, daemons: &mut Vec<Keeper>, state: &mut State) {
+    let stays = |keeper: &Keeper| match keeper.role() {
+        Role::Agent(node) => lab.layout().node(node).is_some(),
+        _ => true,
+    };
+    let (kept, mut gone): (Vec<_>, Vec<_>) = daemons.drain(..).partition(stays);
+    *daemons = kept;
+    stop(&mut gone);
+    for keeper in &gone {
+        state.agents.remove(&keeper.role().name());
+    }
+    for node in &lab.layout().nodes {
+        let role = Role::Agent(node.name.clone());
+        if daemons.iter().all(|keeper| *keeper.role() != role) {
+            daemons.push(Keeper::new(role, lab.clone()));
+        }
+    }
+}
+
 fn record(state: &mut State, daemons: &[Keeper]) {
     for daemon in daemons {
         let (name, entry) = (daemon.role().name(), daemon.entry());
@@ -148,7 +193,16 @@ fn stop(daemons: &mut [Keeper]) {
     daemons.iter_mut().for_each(Keeper::kill);
 }
 
-/// SIGTERM, SIGINT and SIGCHLD as a descriptor.
+/// What signals asked for.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Heard {
+    Nothing,
+    /// `lab.json` is another one.
+    Reload,
+    End,
+}
+
+/// SIGTERM, SIGINT, SIGHUP and SIGCHLD as a descriptor.
 struct Signals {
     fd: OwnedFd,
 }
@@ -160,7 +214,7 @@ impl Signals {
         // the same valid set.
         let fd = unsafe {
             libc::sigemptyset(set.as_mut_ptr());
-            for signal in [libc::SIGTERM, libc::SIGINT, libc::SIGCHLD] {
+            for signal in [libc::SIGTERM, libc::SIGINT, libc::SIGHUP, libc::SIGCHLD] {
                 libc::sigaddset(set.as_mut_ptr(), signal);
             }
             libc::pthread_sigmask(libc::SIG_BLOCK, set.as_ptr(), std::ptr::null_mut());
@@ -174,8 +228,8 @@ impl Signals {
         Ok(Self { fd })
     }
 
-    /// Waits for a signal, at most `most`. True: it is time to end.
-    fn wait(&self, most: Option<Duration>) -> Result<bool> {
+    /// Waits for a signal, at most `most`.
+    fn wait(&self, most: Option<Duration>) -> Result<Heard> {
         let timeout = most.map_or(-1, |most| {
             i32::try_from(most.as_millis())
                 .unwrap_or(i32::MAX)
@@ -188,18 +242,23 @@ impl Signals {
         };
         // SAFETY: one valid pollfd.
         unsafe { libc::poll(&mut poll, 1, timeout) };
-        let mut end = false;
+        let mut heard = Heard::Nothing;
         loop {
             let mut info = std::mem::MaybeUninit::<libc::signalfd_siginfo>::uninit();
             let size = size_of::<libc::signalfd_siginfo>();
             // SAFETY: the buffer is as long as said.
             let read = unsafe { libc::read(self.fd.as_raw_fd(), info.as_mut_ptr().cast(), size) };
             if usize::try_from(read) != Ok(size) {
-                return Ok(end);
+                return Ok(heard);
             }
             // SAFETY: the kernel has filled the whole structure.
             let number = unsafe { info.assume_init() }.ssi_signo;
-            end |= number == libc::SIGTERM as u32 || number == libc::SIGINT as u32;
+            let now = match i32::try_from(number) {
+                Ok(libc::SIGTERM | libc::SIGINT) => Heard::End,
+                Ok(libc::SIGHUP) => Heard::Reload,
+                _ => Heard::Nothing,
+            };
+            heard = heard.max(now);
         }
     }
 }

@@ -394,6 +394,19 @@ mod tests {
     }
 
     #[test]
+    fn an_event_that_comes_again_is_not_told_again() {
+        let mut state = Told::default();
+        told(&mut state, vec![policy(1, "a", "Full")]);
+        let mut events = Vec::new();
+        state.changed(policy(1, "a", "Full"), &mut events);
+        assert_eq!(events, []);
+        for _ in 0..2 {
+            state.gone("cluster", &mut events);
+        }
+        assert!(matches!(&events[..], [Event::Deleted(_)]), "{events:?}");
+    }
+
+    #[test]
     fn the_last_good_version_goes_on_until_the_object_is_mended_or_gone() {
         let mut state = Told::default();
         told(&mut state, vec![policy(1, "a", "Full")]);

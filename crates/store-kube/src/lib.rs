@@ -20,6 +20,7 @@ mod link;
 mod request;
 mod store;
 mod verdict;
+mod whoami;
 
 pub use any::AnyStore;
 pub use bound::{BoundNode, bound_node};

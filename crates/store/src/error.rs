@@ -22,6 +22,12 @@ pub struct Problem {
 }
 
 impl Problem {
+    /// Whether it is the store itself that cannot be reached, rather than an object that cannot be read:
+    /// then a URL stands in the place of the file.
+    pub fn is_of_the_store(&self) -> bool {
+        self.name.is_none() && self.file.to_string_lossy().contains("://")
+    }
+
     pub(crate) fn of_file(file: &Path, name: Option<&str>, reason: impl Into<String>) -> Problem {
         Problem {
             file: file.to_owned(),

@@ -8,7 +8,8 @@ use anyhow::Context;
 use clap::{Args, Subcommand};
 use testudo_lab::spec::DEFAULT_NAME;
 use testudo_lab::{
-    Datapath, Family, Keying, Lab, LabSpec, Links, Load, LoadOptions, Overlay, Switch, Tap,
+    Datapath, Family, Keying, KubeSpec, Lab, LabSpec, Links, Load, LoadOptions, Overlay, Switch,
+    Tap,
 };
 
 use testudo_model::policy;
@@ -39,6 +40,8 @@ enum Verb {
     Capture(Capture),
     /// Numbered datagrams between the nodes' first pods; counts what is lost
     Load(LoadCommand),
+    /// Add a node to a lab that is up, or throw one out
+    Node(Node),
     /// Run a command in a node (n1), a pod (n1/p1) or the underlay
     Exec(Exec),
     /// Show the main job: clear text turning into ESP, rotations without a loss
@@ -105,6 +108,29 @@ struct Down {
 }
 
 #[derive(Args)]
+struct Node {
+    #[command(subcommand)]
+    verb: NodeVerb,
+}
+
+#[derive(Subcommand)]
+enum NodeVerb {
+    /// One more, with as many pods as the others
+    Add(Name),
+    /// Its certificates are revoked, its peers drop it, and its namespaces go
+    Delete(DeleteNode),
+}
+
+#[derive(Args)]
+struct DeleteNode {
+    #[command(flatten)]
+    name: Name,
+    /// n4
+    #[arg(value_name = "NODE")]
+    node: String,
+}
+
+#[derive(Args)]
 struct Exec {
     #[command(flatten)]
     name: Name,
@@ -150,8 +176,8 @@ struct LoadCommand {
 pub(crate) struct Running {
     /// Its name.
     pub(crate) name: String,
-    /// Its store's directory.
-    pub(crate) store: PathBuf,
+    /// Where its objects are.
+    pub(crate) location: Location,
 }
 
 /// Runs the verb.
@@ -164,6 +190,7 @@ pub(crate) fn run(command: LabCommand, global: &Global) -> Outcome {
         Verb::Capture(options) => capture(&options, global),
         Verb::Load(options) => load(&options, global),
         Verb::Exec(options) => exec(&options),
+        Verb::Node(options) => node(&options.verb),
         Verb::Demo(command) => crate::demo::run(&command),
         Verb::Supervise(name) => {
             let name = name.name.context("--name is missing")?;
@@ -178,14 +205,14 @@ pub(crate) fn running() -> Vec<Running> {
     labs.iter()
         .map(|lab| Running {
             name: lab.name().to_owned(),
-            store: lab.store_dir(),
+            location: lab.location(),
         })
         .collect()
 }
 
 /// How pods' packets cross the underlay in the lab whose store this is.
 pub(crate) fn overlay_of(store: &std::path::Path) -> Option<policy::Overlay> {
-    let lab = of_store(store)?;
+    let lab = of_location(&Location::Directory(store.to_owned()))?;
     let layout = lab.layout();
     Some(policy::Overlay {
         kind: match layout.overlay {
@@ -202,9 +229,9 @@ pub(crate) fn overlay_of(store: &std::path::Path) -> Option<policy::Overlay> {
 }
 
 /// The lab whose store this is.
-pub(crate) fn of_store(store: &std::path::Path) -> Option<Lab> {
+pub(crate) fn of_location(location: &Location) -> Option<Lab> {
     let labs = Lab::list().unwrap_or_default();
-    labs.into_iter().find(|lab| lab.store_dir() == store)
+    labs.into_iter().find(|lab| lab.is_at(location))
 }
 
 fn datapath_of(text: &str) -> Result<(String, Datapath), String> {
@@ -224,6 +251,7 @@ fn up(options: Up, global: &Global) -> Outcome {
         datapath_of: options.datapath_of,
         keying: options.keying,
         family: options.family,
+        kube: kubernetes(global)?,
         daemons: !options.no_daemons,
         danger_export_keys: options.danger_export_keys,
         binary: std::env::current_exe().context("find this program")?,
@@ -242,12 +270,56 @@ fn up(options: Up, global: &Global) -> Outcome {
     Ok(())
 }
 
+/// The API server that the lab's nodes are to be nodes of, which has to be said: a kubeconfig of the shell
+/// does not make a lab one of a cluster that is used.
+fn kubernetes(global: &Global) -> anyhow::Result<Option<KubeSpec>> {
+    let named = global.kubeconfig.is_some() || global.context.is_some();
+    match &global.store {
+        Some(Location::Kubernetes(_)) => {}
+        None if named => {}
+        Some(Location::Directory(_)) if named => {
+            return Err(Usage(
+                "a directory and an API server are both named: leave out --store and \
+                 TESTUDO_STORE, or --kubeconfig and --context"
+                    .to_owned(),
+            )
+            .into());
+        }
+        // A lab's directory store is its own.
+        Some(Location::Directory(_)) | None => return Ok(None),
+    }
+    Ok(Some(KubeSpec {
+        kubeconfig: global.kubeconfig.clone(),
+        context: global.context.clone(),
+        server: String::new(),
+    }))
+}
+
+/// The flags of a verb that name a store.
+pub(crate) fn flags(location: &Location) -> String {
+    match location {
+        Location::Directory(path) => format!("--store dir:{}", path.display()),
+        Location::Kubernetes(at) => match &at.kubeconfig {
+            Some(file) => format!("--kubeconfig {}", file.display()),
+            None => "--store kube".to_owned(),
+        },
+    }
+}
+
+/// Where a lab's objects are, for people.
+fn where_of(lab: &Lab) -> String {
+    match lab.server() {
+        Some(server) => format!("API server {server}   {}", flags(&lab.location())),
+        None => format!("store {}", lab.location()),
+    }
+}
+
 /// What switches the lab's encryption on, typed in this shell: with a kubeconfig or several labs
 /// around, the bare verb means something else.
 fn init_line(lab: &Lab, global: &Global) -> String {
     match crate::store::resolve(global) {
-        Ok(Location::Directory(found)) if found == lab.store_dir() => "testudo init".to_owned(),
-        _ => format!("testudo init --store dir:{}", lab.store_dir().display()),
+        Ok(found) if found == lab.location() => "testudo init".to_owned(),
+        _ => format!("testudo init {}", flags(&lab.location())),
     }
 }
 
@@ -278,11 +350,11 @@ fn status(lab: &Lab, global: &Global) -> Outcome {
     let pid =
         |pid: Option<i32>| pid.map_or_else(|| "not running".to_owned(), |pid| pid.to_string());
     output::line(&format!(
-        "lab {}   phase {}   controller {}   store dir:{}",
+        "lab {}   phase {}   controller {}   {}",
         status.name,
         status.phase,
         pid(status.controller_pid),
-        lab.store_dir().display()
+        where_of(lab)
     ))?;
     let mut columns = Columns::new(["NAME", "NAMESPACE", "ADDRESS", "AGENT", "DATAPATH"]);
     for node in &status.nodes {
@@ -304,6 +376,21 @@ fn status(lab: &Lab, global: &Global) -> Outcome {
             "its supervisor is gone: what dies is not started again. testudo lab down --name {}",
             status.name
         );
+    }
+    Ok(())
+}
+
+fn node(verb: &NodeVerb) -> Outcome {
+    match verb {
+        NodeVerb::Add(name) => {
+            let (lab, node) = open_inside(name)?.add_node(&mut say)?;
+            eprintln!("node {node} is in lab {}", lab.name());
+        }
+        NodeVerb::Delete(options) => {
+            let lab = open_inside(&options.name)?;
+            lab.remove_node(&options.node, &mut say)?;
+            eprintln!("node {} is gone from lab {}", options.node, lab.name());
+        }
     }
     Ok(())
 }

@@ -37,11 +37,17 @@ pub(crate) fn resolve(global: &Global) -> anyhow::Result<Location> {
     let mut labs = crate::lab::running();
     match labs.len() {
         0 => Ok(Location::Directory(PathBuf::from(DEFAULT_DIR))),
-        1 => Ok(Location::Directory(labs.remove(0).store)),
+        1 => Ok(labs.remove(0).location),
         _ => {
             let choices: Vec<String> = labs
                 .iter()
-                .map(|lab| format!("  --store dir:{}   (lab {})", lab.store.display(), lab.name))
+                .map(|lab| {
+                    format!(
+                        "  {}   (lab {})",
+                        crate::lab::flags(&lab.location),
+                        lab.name
+                    )
+                })
                 .collect();
             Err(anyhow::Error::new(Usage(format!(
                 "{} labs run; say which one is meant:\n{}",
@@ -106,7 +112,7 @@ pub(crate) fn open_dir(global: &Global, instead: &str) -> anyhow::Result<DirStor
 
 /// The lab whose store this is.
 pub(crate) fn lab_of(store: &AnyStore) -> Option<testudo_lab::Lab> {
-    crate::lab::of_store(store.dir()?.root())
+    crate::lab::of_location(&store.location())
 }
 
 #[cfg(test)]

@@ -51,9 +51,17 @@ const TABLE: [(&str, &[&str]); 24] = [
     ),
     (
         "controller",
-        &["model", "crypto", "pki", "plan", "store", "store-kube"],
+        &[
+            "model",
+            "crypto",
+            "pki",
+            "plan",
+            "store",
+            "store-kube",
+            "metrics",
+        ],
     ),
-    ("lab", &["model", "netlink", "store"]),
+    ("lab", &["model", "netlink", "store", "store-kube"]),
     ("kube-env", &["netlink"]),
     (
         "interop",

@@ -13,7 +13,8 @@ const NEVER_GIVEN: [u32; 8] = [7, 12, 21, 26, 33, 48, 54, 66];
 /// Adds what is wrong with the table to `breaches`.
 pub(crate) fn check(root: &Path, breaches: &mut Vec<String>) -> anyhow::Result<()> {
     let text = std::fs::read_to_string(root.join(TABLE)).context(TABLE)?;
-    let rows: Vec<&str> = text.lines().filter(|l| l.starts_with("| L")).collect();
+    let is_row = |line: &&str| line.starts_with("| L") || line.starts_with("| W");
+    let rows: Vec<&str> = text.lines().filter(is_row).collect();
     for number in ROWS.filter(|n| !NEVER_GIVEN.contains(n)) {
         let start = format!("| L{number:02} |");
         let count = rows.iter().filter(|row| row.starts_with(&start)).count();

@@ -261,6 +261,9 @@ pub struct StatusView {
     pub certificate_not_after: Option<UnixTime>,
     /// What is wrong now, a sentence each.
     pub problems: Vec<String>,
+    /// Since when the store cannot be reached; what it said last is in force.
+    #[serde(default)]
+    pub store_away_since: Option<UnixTime>,
     /// Seconds since the agent began.
     pub uptime: u64,
 }

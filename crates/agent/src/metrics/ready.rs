@@ -59,7 +59,7 @@ impl Node {
         let parts = ["datapath", "sockets", "traffic", "key"];
         let mut problems = parts.iter().filter_map(|part| self.problems.get(part));
         let seen = Seen {
-            synced: self.objects.is_synced(),
+            synced: self.objects.is_known(),
             problem: problems.next().map(String::as_str),
             phase: self.acknowledged.map(|acknowledged| acknowledged.phase),
             tunnels: self.core.tunnels.count(),

@@ -10,6 +10,7 @@ use rustix::process::Signal;
 use serde_json::Value;
 use testudo_agent::api::{Actions, Request, Response, TunnelView, ask};
 use testudo_lab::{Process, marked};
+use testudo_store::Location;
 
 use super::{Answer, BINARY, run, testudo, wait_until};
 
@@ -78,6 +79,22 @@ impl Lab {
     /// Makes it with a program of this path, which its daemons are started from again, too.
     #[track_caller]
     pub(crate) fn up_with(program: &Path, options: Options) -> Self {
+        Self::up_by(program, &[], options)
+    }
+
+    /// Makes it with nodes of the API server that a kubeconfig names.
+    #[track_caller]
+    pub(crate) fn up_on(kubeconfig: &Path, options: Options) -> Self {
+        let kubeconfig = kubeconfig.to_str().expect("a path of text");
+        Self::up_by(
+            Path::new(BINARY),
+            &["--store", "kube", "--kubeconfig", kubeconfig],
+            options,
+        )
+    }
+
+    #[track_caller]
+    fn up_by(program: &Path, flags: &[&str], options: Options) -> Self {
         let name = unique_name();
         let nodes = options.nodes.to_string();
         let pods = options.pods.to_string();
@@ -96,7 +113,7 @@ impl Lab {
             arguments.push("--danger-export-keys");
         }
         let mut command = Command::new(program);
-        command.args(&arguments);
+        command.args(flags).args(&arguments);
         run(command).ok();
         let lab = testudo_lab::Lab::open(Some(&name)).expect("a lab that is up can be opened");
         Self {
@@ -168,6 +185,11 @@ impl Lab {
         &self.lab
     }
 
+    /// Its nodes are others now.
+    pub(crate) fn again(&mut self) {
+        self.lab = testudo_lab::Lab::open(Some(&self.name)).expect("it is up");
+    }
+
     /// `dir:PATH` of its store.
     pub(crate) fn store(&self) -> String {
         format!("dir:{}", self.lab.store_dir().display())
@@ -176,8 +198,14 @@ impl Lab {
     /// Runs a verb on its store.
     #[track_caller]
     pub(crate) fn testudo(&self, arguments: &[&str]) -> Answer {
-        let store = self.store();
-        let mut all = vec!["--store", &store];
+        let (flag, value) = match self.lab.location() {
+            Location::Directory(_) => ("--store", self.store()),
+            Location::Kubernetes(at) => {
+                let file = at.kubeconfig.expect("a lab's own kubeconfig");
+                ("--kubeconfig", file.display().to_string())
+            }
+        };
+        let mut all = vec![flag, &value];
         all.extend(arguments);
         testudo(&all)
     }
