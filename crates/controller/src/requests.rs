@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use testudo_crypto::SystemRandom;
 use testudo_model::{CertificateRequest, CertificateRequestStatus};
-use testudo_pki::{chain_to_pem, utc};
+use testudo_pki::{CertificateFacts, chain_to_pem, utc};
 use testudo_store::{Store, StoreError};
 use tracing::{debug, error, info, warn};
 
@@ -88,6 +88,12 @@ impl<S: Store, K: Safe> Controller<S, K> {
             }
             (None, _) => {
                 self.numbers.signed();
+                let pem = request.status.certificate.as_deref().unwrap_or_default();
+                let chain = testudo_pki::chain_from_pem(pem).unwrap_or_default();
+                if let Some(Ok(facts)) = chain.first().map(|der| CertificateFacts::read(der)) {
+                    let (serial, until) = (facts.serial, utc(facts.times.not_after));
+                    info!(node = %node, serial, until, "certificate signed");
+                }
                 let text = format!("certificate signed for node {node}");
                 News::good(about, "CertificateSigned", "Sign", text)
             }
@@ -148,12 +154,6 @@ impl<S: Store, K: Safe> Controller<S, K> {
         let denied = decided.as_ref().err().map(Denial::reason);
         match decided {
             Ok(issued) => {
-                info!(
-                    node,
-                    serial = issued.facts.serial,
-                    until = %utc(issued.facts.times.not_after),
-                    "certificate signed"
-                );
                 self.warned.remove(&node);
                 status.certificate = Some(chain_to_pem(&[issued.der]));
             }

@@ -37,7 +37,9 @@ pub(crate) fn used(world: &World) {
     let controller = world.controller("given", &["--ca-secret", "given-ca"]);
     until_told(world, "GivenCaMissing");
     assert_eq!(world.get("secret testudo-ca"), None, "no other CA is made");
-    assert_ne!(controller.page("/readyz").unwrap().0, 200);
+    wait("it is not ready", || {
+        (controller.page("/readyz")?.0 == 503).then_some(())
+    });
     world.apply(&secret(&first));
     let signs = |ca: &Ca| {
         wait("the CA signs", || {
