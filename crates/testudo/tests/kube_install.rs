@@ -187,17 +187,28 @@ fn helm_installs_upgrades_and_removes_it_under_traffic() {
     world.testudo(&["init", "--overlay", "vxlan", "--timeout", "240s"]);
     sealed(&world);
     agents_have_no_more_than_they_need(&world);
+    nothing_was_forbidden(&world);
     upgraded_without_a_clear_packet(&world);
     removed(&world);
 }
 
 fn install(world: &World) {
     world.kubectl(&["create", "namespace", NAMESPACE]);
+    // As nodes are that were registered with it: nothing but ours may start on them.
+    let taint = "testudo.dev/agent-not-ready=:NoSchedule";
+    world.kubectl(&["taint", "node", "--all", taint]);
     let archive = text(&world.chart.archive);
     let values = "--set=agent.datapath=user,modules.load=false";
     world.helm(&["install", "testudo", archive, values, "--wait", PATIENCE]);
     let ready = world.kubectl(&["get", "nodeenc", "-o", "name"]);
     assert_eq!(ready.lines().count(), usize::from(NODES), "{ready}");
+    wait_until("the end of the startup taint", seconds(120), || {
+        let taints = world.kubectl(&["get", "node", "-o", "jsonpath={.items[*].spec.taints}"]);
+        match taints.contains("agent-not-ready") {
+            false => Ok(()),
+            true => Err(format!("{taints}\n{}", world.state())),
+        }
+    });
 }
 
 /// One on each node; the first sends to the second all the time.
@@ -285,6 +296,31 @@ fn agents_have_no_more_than_they_need(world: &World) {
         "{said}"
     );
     assert!(said.contains("keep CapEff: 0000000000000400"), "{said}");
+}
+
+/// What they asked of the API server their roles have.
+fn nothing_was_forbidden(world: &World) {
+    let labels = "app.kubernetes.io/part-of=testudo";
+    let words = [
+        "logs",
+        "-n",
+        NAMESPACE,
+        "-l",
+        labels,
+        "--all-containers",
+        "--tail=-1",
+    ];
+    let logs = world.kubectl(&words);
+    assert!(logs.contains("leading"), "{logs}");
+    let refused: Vec<&str> = logs
+        .lines()
+        .filter(|line| line.contains("forbid"))
+        .collect();
+    assert!(refused.is_empty(), "{refused:#?}");
+    let events = world.kubectl(&["get", "events", "-A", "-o", "jsonpath={.items[*].reason}"]);
+    for reason in ["AgentReady", "CertificateSigned", "Phase"] {
+        assert!(events.contains(reason), "{reason}: {events}");
+    }
 }
 
 /// The agents are replaced, one node at a time. With the userspace datapath packets are lost meanwhile, and
