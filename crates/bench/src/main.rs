@@ -8,6 +8,7 @@ mod daemons;
 mod ends;
 mod ike;
 mod kernel;
+mod kube;
 mod ovn;
 mod report;
 mod usage;
@@ -19,6 +20,8 @@ testudo-bench ike [-o json] [--rounds N] [--without-baseline]
     CPU, memory and rate of key exchanges, charon and libreswan beside them where they are unpacked
 testudo-bench kernel [-o json] [--rounds N] [--peers N]
     SAs and policies of many peers in this machine's kernel, `ip -batch` beside them
+testudo-bench kube --testudo FILE [-o json] [--nodes N] [--minutes N] [--without-watches]
+    what 1,000 nodes cost an API server and the controller: at rest, in a roll-out, in a rotation
 testudo-bench ovn --testudo FILE --ovs FOLDER --ipsec FOLDER [-o json] [--rounds N]
               [--only testudo|ovn] [--events rebooted,third,...]
     what pods' traffic over real OVN suffers from changes of IPsec, OVN's own beside ours
@@ -34,6 +37,10 @@ fn main() -> ExitCode {
         },
         ["kernel", rest @ ..] => match kernel::Options::read(rest) {
             Some(options) => kernel::run(&options),
+            None => return usage_error(),
+        },
+        ["kube", rest @ ..] => match kube::Options::read(rest) {
+            Some(options) => kube::run(&options),
             None => return usage_error(),
         },
         ["ovn", rest @ ..] => match ovn::Options::read(rest) {

@@ -41,6 +41,9 @@ cargo xtask COMMAND
             [--logs FOLDER]
                     packets lost and in clear while IPsec of pods on real OVN is switched,
                     renewed, killed and restarted, OVN's own IPsec beside ours; in a guest
+  bench kube [-o json] [--nodes N] [--without-watches]
+                    what 1,000 nodes cost a real API server and the controller: requests, bytes,
+                    CPU and memory, at rest and in a rotation; the agents are simulated
   guest [--kernel uml|6.1|newest] [--cpus N] [--memory MIB] [--timeout SECONDS]
         [--shared FOLDER] [--fetch] -- COMMAND ARGS...
                     a command under a real Linux kernel with ESP, on this machine's files
@@ -126,6 +129,17 @@ fn bench(arguments: &[&str]) -> anyhow::Result<u8> {
     }
     if let Some((&"ovn", rest)) = arguments.split_first() {
         return bench_ovn(&build(PROGRAM, &["--bin", "testudo"])?, rest);
+    }
+    if let Some((&"kube", rest)) = arguments.split_first() {
+        kube::ensure()?;
+        let program = build(PROGRAM, &["--bin", "testudo"])?;
+        let testudo = program.with_file_name("testudo").display().to_string();
+        let words = [&["kube", "--testudo", &testudo], rest].concat();
+        let status = std::process::Command::new(&program)
+            .args(words)
+            .status()
+            .with_context(|| program.display().to_string())?;
+        return Ok(u8::try_from(status.code().unwrap_or(1)).unwrap_or(1));
     }
     // Beside it the library that answers for the kernel where another daemon is measured.
     let also = ["--example", "pretend_xfrm"];
