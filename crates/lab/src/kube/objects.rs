@@ -13,9 +13,8 @@ use testudo_model::Kind;
 use testudo_model::bundle::TrustBundleKind;
 use testudo_model::node::NodeEncryptionKind;
 use testudo_model::policy::{CLUSTER, EncryptionPolicyKind};
-use testudo_model::request::CertificateRequestKind;
 use testudo_store::{Store, StoreError};
-use testudo_store_kube::{KubeOptions, KubeStore, Writer, crd};
+use testudo_store_kube::{KubeOptions, KubeStore, SIGNER, Writer, crd};
 
 use crate::lab::Lab;
 
@@ -47,6 +46,12 @@ const CRD: Known = (
     "v1",
     "CustomResourceDefinition",
     "customresourcedefinitions",
+);
+const REQUEST: Known = (
+    "certificates.k8s.io",
+    "v1",
+    "CertificateSigningRequest",
+    "certificatesigningrequests",
 );
 const ACCOUNT: Known = ("", "v1", "ServiceAccount", "serviceaccounts");
 
@@ -210,12 +215,15 @@ impl Api {
         nodes.extend(own.map(|node| (node.name.clone(), String::new())));
         // First what the daemons wrote: they do not run any more.
         for name in nodes.keys() {
-            self.delete::<CertificateRequestKind>(name).await?;
             self.delete::<NodeEncryptionKind>(name).await?;
         }
         self.delete::<TrustBundleKind>(CLUSTER).await?;
         self.delete::<EncryptionPolicyKind>(CLUSTER).await?;
         let params = DeleteParams::default();
+        // Also of nodes that went before.
+        let requests = ListParams::default().fields(&format!("spec.signerName={SIGNER}"));
+        gone(self.of(REQUEST).delete_collection(&params, &requests).await)
+            .context("delete the certificate requests")?;
         // Those in the lab's namespace go with that.
         let elsewhere = |known| -> kube::Api<DynamicObject> {
             kube::Api::namespaced_with(self.client.clone(), "default", &resource(known))
