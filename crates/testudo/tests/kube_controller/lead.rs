@@ -94,6 +94,7 @@ pub(crate) fn outage(world: &World, daemons: &[&Daemon]) {
         assert_eq!(daemon.metric("testudo_controller_leader"), Some(0.0));
     }
     world.cluster.start_component(Component::ApiServer).unwrap();
+    world.cluster.ready().unwrap();
     let leads = |daemon: &&&Daemon| leads(world, daemon);
     wait("one leads again", || {
         (daemons.iter().filter(leads).count() == 1).then_some(())
