@@ -42,7 +42,7 @@ pub(super) fn start(node: NodeStore, nodes: u32, watches: bool, progress: Arc<Pr
         // Not all at the same instant.
         tokio::time::sleep(TURN.mul_f64(f64::from(node.number) / 4.0)).await;
         let name = node.name.clone();
-        let agent = Agent {
+        let mut agent = Agent {
             node,
             nodes,
             progress,
@@ -51,8 +51,11 @@ pub(super) fn start(node: NodeStore, nodes: u32, watches: bool, progress: Arc<Pr
             asked: None,
             made: 0,
         };
-        if let Err(error) = agent.live(watches).await {
-            eprintln!("{name}: {error:#}");
+        // As a real one, it goes on trying.
+        while let Err(error) = agent.live(watches).await {
+            eprintln!("{name}: {error:#}; once more");
+            agent.asked = None;
+            tokio::time::sleep(Duration::from_secs(1)).await;
         }
     });
 }
@@ -70,7 +73,7 @@ struct Agent {
 }
 
 impl Agent {
-    async fn live(mut self, all: bool) -> anyhow::Result<()> {
+    async fn live(&mut self, all: bool) -> anyhow::Result<()> {
         let store = self.node.store.clone();
         let mut policies = store.watch::<EncryptionPolicyKind>().await?;
         let mut bundles = store.watch::<TrustBundleKind>().await?;
