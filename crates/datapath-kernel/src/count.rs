@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use testudo_datapath::{Counters, DatapathError, Whose};
 use testudo_model::{ClearTraffic, PeerId, SaId};
-use testudo_netlink::{Nft, XfrmDirection};
+use testudo_netlink::XfrmDirection;
 
 use crate::core::{Core, refused};
 use crate::pairs::{counters, drops};
@@ -105,14 +105,13 @@ impl Core {
         Ok(Whose::count(peers))
     }
 
-    /// The firewall whose counters count, if there is one. To ask it starts a program: not under
-    /// the lock.
-    pub(crate) fn counting_firewall(&self) -> Option<Nft> {
+    /// Whether there is a firewall whose counters count.
+    pub(crate) fn firewall_counts(&self) -> bool {
         let drops_clear = self.policy.as_ref().is_some_and(|policy| {
             policy.clear_inbound == ClearTraffic::Drop
                 || policy.clear_outbound == ClearTraffic::Drop
         });
-        (drops_clear && !self.told_no_nft).then(|| self.nft.clone())
+        drops_clear && !self.told_no_nft
     }
 }
 

@@ -383,10 +383,12 @@ impl Datapath for KernelDatapath {
     fn counters(&self) -> Counters {
         let (mut all, firewall) = {
             let mut core = lock(&self.core);
-            (core.counters(&self.before), core.counting_firewall())
+            (core.counters(&self.before), core.firewall_counts())
         };
-        for (reason, number) in firewall.iter().flat_map(nft::drops) {
-            count::add(&mut all.drops, reason, number);
+        if firewall {
+            for (reason, number) in nft::drops() {
+                count::add(&mut all.drops, reason, number);
+            }
         }
         all
     }

@@ -4,7 +4,7 @@
 
 use testudo_datapath::{ClearMatch, DatapathError, FIREWALL_COUNTERS, FIREWALL_TABLE, firewall};
 use testudo_model::TrafficPolicy;
-use testudo_netlink::{Nft, NftError};
+use testudo_netlink::{Nft, NftError, counted_packets};
 
 /// Makes the table say what the policy says. `Some`: this kernel has no such tables, why, and the
 /// policies that block hold alone.
@@ -34,9 +34,9 @@ pub fn remove(nft: &Nft) -> Result<(), DatapathError> {
         .map_err(|error| refused(&error))
 }
 
-/// Clear packets that the table dropped so far, by direction; nothing when it is not there.
-pub fn drops(nft: &Nft) -> Vec<(&'static str, u64)> {
-    nft.packets(FIREWALL_TABLE, &FIREWALL_COUNTERS)
+/// Clear packets that the table dropped so far, by direction; nothing where there is none.
+pub fn drops() -> Vec<(&'static str, u64)> {
+    counted_packets(FIREWALL_TABLE, &FIREWALL_COUNTERS).unwrap_or_default()
 }
 
 fn refused(error: &NftError) -> DatapathError {

@@ -11,6 +11,7 @@
 
 mod abi;
 mod address;
+mod counters;
 mod error;
 mod link;
 mod message;
@@ -24,6 +25,7 @@ mod transport;
 mod xfrm;
 
 pub use address::Address;
+pub use counters::counted_packets;
 pub use error::{Error, Result};
 pub use link::{Geneve, Link, LinkChange, LinkKind, NewLink, Vxlan};
 pub use neighbour::{FdbEntry, MacAddress, Neighbour};

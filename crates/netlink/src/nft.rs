@@ -135,15 +135,6 @@ impl Nft {
         }
     }
 
-    /// Packets counted so far by these named counters of a table of the family `inet`; what is
-    /// not there is left out.
-    pub fn packets(&self, table: &str, counters: &[&'static str]) -> Vec<(&'static str, u64)> {
-        let Ok(text) = self.run(&["-j", "list", "counters", "table", "inet", table], "") else {
-            return Vec::new();
-        };
-        packets(&text, counters)
-    }
-
     /// Runs nft with a script on its standard input and gives its standard output.
     fn run(&self, arguments: &[&str], script: &str) -> Result<String, Unrun> {
         let mut child = Command::new(&self.program)
@@ -239,22 +230,6 @@ fn wait(child: &mut Child) -> Result<bool, Unrun> {
     }
 }
 
-fn packets(json: &str, counters: &[&'static str]) -> Vec<(&'static str, u64)> {
-    let Ok(json) = serde_json::from_str::<serde_json::Value>(json) else {
-        return Vec::new();
-    };
-    let items = json["nftables"]
-        .as_array()
-        .map(Vec::as_slice)
-        .unwrap_or_default();
-    let count = |name: &'static str| {
-        let mut all = items.iter().map(|item| &item["counter"]);
-        let found = all.find(|counter| counter["name"] == name)?;
-        Some((name, found["packets"].as_u64()?))
-    };
-    counters.iter().copied().filter_map(count).collect()
-}
-
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::PermissionsExt as _;
@@ -262,19 +237,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn counters_are_found_by_name() {
-        let json = r#"{"nftables": [{"metainfo": {"version": "1.0.6"}},
-            {"counter": {"family": "inet", "name": "b", "packets": 7, "bytes": 700}},
-            {"counter": {"family": "inet", "name": "a", "packets": 0, "bytes": 0}}]}"#;
-        assert_eq!(packets(json, &["a", "b", "c"]), [("a", 0), ("b", 7)]);
-        assert_eq!(packets("no such table", &["a"]), []);
-    }
-
-    #[test]
     fn a_program_that_is_not_there_is_named() {
         let nft = Nft::new("/nonexistent/nft");
         assert!(matches!(nft.apply(""), Err(NftError::NoProgram)));
-        assert!(nft.remove_table("t").is_ok() && nft.packets("t", &["a"]).is_empty());
+        assert!(nft.remove_table("t").is_ok());
     }
 
     #[test]

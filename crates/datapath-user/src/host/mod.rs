@@ -14,8 +14,6 @@ mod sysctl;
 use std::collections::{BTreeMap, HashSet};
 use std::net::IpAddr;
 use std::path::PathBuf;
-use std::sync::{Mutex, PoisonError};
-use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
 use testudo_datapath::{DatapathError, Whose};
@@ -63,25 +61,16 @@ impl HostOptions {
     }
 }
 
-/// How long counters that were read are good for: to read them starts a program.
-const COUNTERS_LIFE: Duration = Duration::from_millis(200);
-
 /// The host's rules of the network namespace of the calling thread.
 #[derive(Debug)]
 pub struct HostRules {
     options: HostOptions,
-    counters: Mutex<Option<(Instant, Drops)>>,
 }
-
-type Drops = Vec<(&'static str, u64)>;
 
 impl HostRules {
     /// Rules that steer to `options.device`. Touches nothing yet.
     pub fn new(options: HostOptions) -> Self {
-        Self {
-            options,
-            counters: Mutex::default(),
-        }
+        Self { options }
     }
 
     /// Makes the kernel give the local table a trie of its own, as the first routing rule of a
@@ -157,15 +146,7 @@ impl HostRules {
 
     /// Packets that the host's rules dropped so far, by reason.
     pub fn drops(&self) -> Vec<(&'static str, u64)> {
-        let mut kept = self.counters.lock().unwrap_or_else(PoisonError::into_inner);
-        match kept.as_ref() {
-            Some((read, drops)) if read.elapsed() < COUNTERS_LIFE => drops.clone(),
-            _ => {
-                let drops = nft::counters(&self.options);
-                *kept = Some((Instant::now(), drops.clone()));
-                drops
-            }
-        }
+        nft::counters()
     }
 
     /// Routing rules of ours that stand now.

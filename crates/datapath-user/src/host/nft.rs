@@ -2,7 +2,7 @@
 
 use testudo_datapath::{ClearMatch, DatapathError, FIREWALL_COUNTERS, FIREWALL_TABLE, firewall};
 use testudo_model::TrafficPolicy;
-use testudo_netlink::{Nft, NftError};
+use testudo_netlink::{Nft, NftError, counted_packets};
 
 use super::HostOptions;
 
@@ -23,8 +23,8 @@ pub(super) fn remove(options: &HostOptions) -> Result<(), DatapathError> {
 }
 
 /// Packets dropped by the table so far; nothing when it is not there.
-pub(super) fn counters(options: &HostOptions) -> Vec<(&'static str, u64)> {
-    Nft::new(&options.nft).packets(FIREWALL_TABLE, &FIREWALL_COUNTERS)
+pub(super) fn counters() -> Vec<(&'static str, u64)> {
+    counted_packets(FIREWALL_TABLE, &FIREWALL_COUNTERS).unwrap_or_default()
 }
 
 fn refused(error: NftError) -> DatapathError {
