@@ -1,0 +1,104 @@
+//! Two nodes of one cluster with different datapaths: the kernel's own ESP on one, ours on the other.
+//! Needs a kernel with ESP and with nftables for IP: `cargo xtask guest --kernel newest`.
+
+mod common;
+
+use rustix::process::Signal;
+use testudo_agent::api::{Actions, TunnelView};
+
+use common::{Lab, Load, Options, Watch, begin, seconds, wait_until};
+
+/// Datagrams a second, in all: an emulated processor carries them besides everything else.
+const RATE: u32 = 200;
+
+/// From nothing to Strict, new keys, an orderly restart of each agent, and off again. Nothing is in clear
+/// while it is Strict; nothing is lost but what is sent while the node whose agent carries its packets is
+/// without one.
+#[test]
+fn a_cluster_of_both_datapaths_is_strict_and_off_again() {
+    let test = "a_cluster_of_both_datapaths_is_strict_and_off_again";
+    assert!(
+        std::env::var_os("TESTUDO_GUEST").is_some(),
+        "this test needs a kernel with ESP: cargo xtask guest -- THIS-PROGRAM {test}"
+    );
+    let _turn = begin(test).expect("guests run as root");
+    let lab = Lab::up(Options {
+        nodes: 2,
+        datapath: "kernel",
+        datapath_of: Some("n2=user"),
+        ..Options::VXLAN
+    });
+    let load = Load::ring(&lab, RATE);
+    let took = lab.testudo(&["init", "--timeout", "180s"]).ok().took;
+    println!("init took {:.2} s", took.as_secs_f32());
+    load.run_for(seconds(1));
+    let status = lab.status();
+    assert_eq!(status["phase"], "Strict", "{status:#}");
+    let nodes = status["nodes"].as_array().expect("nodes");
+    let datapaths: Vec<_> = nodes.iter().map(|node| &node["datapath"]).collect();
+    assert_eq!(datapaths, ["kernel", "user"], "{status:#}");
+    let clear = Watch::clear(&lab);
+    let report = lab.verify().ok().json();
+    assert_eq!(report["wire"]["clear_protected_packets"], 0, "{report:#}");
+    for node in ["n1", "n2"] {
+        let before = rekeys(&lab);
+        lab.act(node, Actions::RekeyChild);
+        wait_until("a rekeyed child", seconds(60), || {
+            let now = rekeys(&lab);
+            (now >= before + 2).then_some(()).ok_or(format!("{now}"))
+        });
+    }
+    load.run_for(seconds(1));
+    // The kernel goes on without its agent, and our peer with it.
+    restart(&lab, "n1");
+    load.run_for(seconds(1));
+    let mut sent = load.stop_without_loss();
+    // The other's packets stop with its agent, at both ends, and come back with the next one.
+    let load = Load::ring_unseen(&lab, RATE);
+    load.run_for(seconds(1));
+    let from = load.now();
+    restart(&lab, "n2");
+    load.wait_all_arrive(seconds(60));
+    let back = load.now() - from;
+    for outcome in load.stop() {
+        let (lost, sent) = (outcome.lost(), outcome.sent);
+        println!(
+            "{}: {lost} of {sent} lost, back after {back:?}",
+            outcome.flow
+        );
+    }
+    clear.stop_with_none();
+    let load = Load::ring(&lab, RATE);
+    load.run_for(seconds(1));
+    lab.testudo(&["stop", "--timeout", "180s"]).ok();
+    load.run_for(seconds(1));
+    sent += load.stop_without_loss();
+    println!("{sent} datagrams, none lost");
+    lab.down();
+}
+
+#[track_caller]
+fn rekeys(lab: &Lab) -> u64 {
+    let of = |node| wait_until("an agent's answer", seconds(60), || lab.tunnels(node));
+    let all = ["n1", "n2"].into_iter().flat_map(of);
+    all.map(|tunnel| tunnel.child_rekeys).sum()
+}
+
+/// Stops an agent as for a new build; the next one has SAs of its own.
+#[track_caller]
+fn restart(lab: &Lab, node: &str) {
+    let spi = || -> Result<String, String> {
+        let tunnels: Vec<TunnelView> = lab.tunnels(node)?;
+        let tunnel = tunnels.first().filter(|tunnel| tunnel.up);
+        let child = tunnel.and_then(|tunnel| tunnel.children.first());
+        Ok(child.ok_or("no child")?.spi_in.clone())
+    };
+    let before = wait_until("a child", seconds(60), spi);
+    let old = lab.agent(node);
+    assert!(old.signal(Signal::TERM));
+    wait_until("SAs of the next agent", seconds(90), || {
+        let now = spi()?;
+        (now != before).then_some(()).ok_or(now)
+    });
+    assert_ne!(lab.agent(node), old);
+}
