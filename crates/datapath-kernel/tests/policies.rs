@@ -372,7 +372,7 @@ fn the_firewall_alone_drops_clear_packets_and_counts_them() {
         }
         Err(error) => panic!("{error}"),
     }
-    let drops = || world.n1.run(|| nft::drops());
+    let drops = || world.n1.run(nft::drops);
     assert_eq!(drops(), [("clear_inbound", 0), ("clear_outbound", 0)]);
     for (ours, theirs) in [("10.0.0.1", "10.0.0.2"), ("fd00::1", "fd00::2")] {
         assert!(!world.to_n2(ours, theirs, PORT) && !world.to_n1(theirs, ours, PORT));

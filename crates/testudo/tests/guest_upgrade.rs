@@ -12,6 +12,13 @@ mod common;
 mod exit;
 #[path = "../src/logging.rs"]
 mod logging;
+#[path = "../src/plugin.rs"]
+#[allow(
+    dead_code,
+    unused_imports,
+    reason = "errors are told under the name that it was called by; its tests run elsewhere"
+)]
+mod plugin;
 #[path = "../src/signals.rs"]
 mod signals;
 

@@ -22,6 +22,9 @@ const MANNER: Manner = Manner {
 /// A guest's start, which has limits of its own; this is beyond them.
 const START: Duration = Duration::from_secs(600);
 
+/// What an emulated guest has, MiB: labs with Open vSwitch and OVN run there.
+const EMULATED_MEMORY: &str = "2048";
+
 /// The kernel that is an ordinary process.
 const UML: &str = "uml";
 
@@ -186,7 +189,7 @@ fn one_guest(kernel: &str, tests: &[Test]) -> anyhow::Result<Vec<Tally>> {
         .env("RUST_BACKTRACE", "1");
     // Without a name it is user-mode-linux, and where that cannot be had another.
     if kernel != UML {
-        guest.args(["--kernel", kernel]);
+        guest.args(["--kernel", kernel, "--memory", EMULATED_MEMORY]);
     }
     guest.arg("--");
     let mut results: Vec<Tally> = Vec::new();
