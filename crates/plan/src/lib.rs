@@ -24,6 +24,7 @@
 pub mod authority;
 #[cfg(test)]
 mod chance;
+mod disputes;
 pub mod node;
 mod peers;
 pub mod renewal;

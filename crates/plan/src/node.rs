@@ -9,8 +9,8 @@ use testudo_model::{
     ProtectedFlows, SaMode, TrafficPolicy, TrafficSelector,
 };
 
-use crate::peers;
 use crate::traffic;
+use crate::{disputes, peers};
 
 /// What an agent knows.
 pub struct Known<'a> {
@@ -167,8 +167,11 @@ pub fn plan(known: &Known<'_>) -> Decision {
         ]);
     };
     let mut problems = Vec::new();
-    let others = peers::others(known.own, known.nodes, &mut problems);
-    peers::strange_pods(&overlay, known.own, &others, &mut problems);
+    let claimed = peers::others(known.own, known.nodes);
+    peers::quarrels(known.own, &claimed, &mut problems);
+    peers::strange_pods(&overlay, known.own, &claimed, &mut problems);
+    let nodes = disputes::settled(known, &overlay);
+    let others = peers::others(known.own, &nodes);
     let wanted = peers::wanted(&overlay, spec.full.encapsulation, known.own, &others);
     let standing = Standing {
         known,

@@ -12,11 +12,10 @@ use crate::node::{AddressPair, ChildWanted, PeerWanted};
 /// UDP's protocol number.
 const UDP: u8 = 17;
 
-/// The other nodes in the order of their names, and what is wrong among them.
+/// The other nodes in the order of their names.
 pub(crate) fn others<'a>(
     own: &NodeEncryption,
     nodes: &'a [NodeEncryption],
-    problems: &mut Vec<String>,
 ) -> Vec<&'a NodeEncryption> {
     let mut others: Vec<&NodeEncryption> = nodes
         .iter()
@@ -24,12 +23,15 @@ pub(crate) fn others<'a>(
         .collect();
     others.sort_by(|a, b| a.name().cmp(b.name()));
     others.dedup_by(|a, b| a.name() == b.name());
-    quarrels(own, &others, problems);
     others
 }
 
-/// What two nodes claim at once. IKE finds out who is who: only one of them has the certificate.
-fn quarrels(own: &NodeEncryption, others: &[&NodeEncryption], problems: &mut Vec<String>) {
+/// Says what two nodes claim at once. Whose it is meanwhile, [`crate::disputes`] decides.
+pub(crate) fn quarrels(
+    own: &NodeEncryption,
+    others: &[&NodeEncryption],
+    problems: &mut Vec<String>,
+) {
     let mut uids = BTreeMap::new();
     let mut addresses = BTreeMap::new();
     let mut cidrs = Vec::new();

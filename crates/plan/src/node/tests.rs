@@ -461,6 +461,87 @@ fn what_two_nodes_claim_at_once_is_told() {
     }
 }
 
+fn addresses_of(plan: &NodePlan, peer: &str) -> Vec<String> {
+    let peers = plan
+        .peers
+        .iter()
+        .filter(|wanted| wanted.peer.as_str() == peer);
+    let ends = peers.flat_map(|wanted| &wanted.addresses);
+    ends.map(|pair| pair.remote.to_string()).collect()
+}
+
+// A node that was taken over claims another's address: what is sent there must not go to it.
+#[test]
+fn a_disputed_address_stays_with_whom_it_was_and_a_new_one_is_nobodys() {
+    let own = node(1, None);
+    let policy = policy(Phase::Strict, Phase::Strict);
+    let mut thief = node(3, None);
+    thief.spec.addresses.push("10.0.0.2".parse().unwrap());
+    thief.spec.addresses.push("10.0.0.1".parse().unwrap());
+    let nodes = [own.clone(), node(2, None), thief];
+    let previous = before(Outbound::Encrypt, ClearTraffic::Drop);
+    let known = Known {
+        policy: &policy,
+        own: &own,
+        nodes: &nodes,
+        facts: &Facts::new(),
+        previous: Some(&previous),
+    };
+    let plan = doit(&known);
+    assert_eq!(addresses_of(&plan, "n2"), ["10.0.0.2"]);
+    assert_eq!(addresses_of(&plan, "n3"), ["10.0.0.3"]);
+    let traffic = plan.traffic.unwrap();
+    let n3 = traffic.peers.iter().find(|peer| peer.peer.as_str() == "n3");
+    assert_eq!(
+        n3.unwrap().addresses,
+        ["10.0.0.3".parse::<IpAddr>().unwrap()]
+    );
+    // Nobody had it: neither has it now.
+    let first = doit(&Known {
+        previous: None,
+        ..known
+    });
+    assert_eq!(addresses_of(&first, "n2"), [""; 0]);
+    assert_eq!(addresses_of(&first, "n3"), ["10.0.0.3"]);
+    assert!(first.waiting.is_empty() || first.waiting[0].peer.as_str() == "n2");
+}
+
+#[test]
+fn a_disputed_prefix_stays_with_whom_it_was() {
+    let own = node(1, None);
+    let mut policy = policy(Phase::Strict, Phase::Strict);
+    policy.spec.overlay.kind = OverlayType::Routed;
+    policy.spec.overlay.pod_cidrs = vec!["10.244.0.0/16".parse().unwrap()];
+    let mut thief = node(3, None);
+    thief.spec.pod_cidrs = vec![
+        "10.244.2.128/25".parse().unwrap(),
+        "10.244.0.0/16".parse().unwrap(),
+    ];
+    let nodes = [node(2, None), thief];
+    let known = |previous| Known {
+        policy: &policy,
+        own: &own,
+        nodes: &nodes,
+        facts: &NOTHING,
+        previous,
+    };
+    static NOTHING: Facts = Facts::new();
+    let alone = doit(&Known {
+        nodes: &nodes[..1],
+        ..known(None)
+    });
+    let traffic = doit(&known(alone.traffic.as_ref())).traffic.unwrap();
+    let pods = |name: &str| {
+        let peer = traffic.peers.iter().find(|peer| peer.peer.as_str() == name);
+        peer.map(|peer| peer.pod_cidrs.clone()).unwrap_or_default()
+    };
+    assert_eq!(
+        pods("n2"),
+        ["10.244.2.0/24".parse::<ipnet::IpNet>().unwrap()]
+    );
+    assert_eq!(pods("n3"), []);
+}
+
 // A node may claim any prefix in its own object: what is not the cluster's must not be drawn into
 // its tunnel, least of all the nodes' own addresses.
 #[test]
