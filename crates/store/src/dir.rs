@@ -29,7 +29,7 @@ use crate::watch::Watch;
 mod follow;
 
 /// How long a writer waits for the others.
-const LOCK_PATIENCE: Duration = Duration::from_secs(5);
+const LOCK_PATIENCE: Duration = Duration::from_secs(15);
 
 /// What to do about a directory that cannot be used.
 const OTHER_PLACE: &str =

@@ -564,6 +564,25 @@ fn an_agent_writes_its_own_objects_alone(world: &World) {
         &["--subresource=status", "--force-conflicts"],
     );
     assert!(said.err.contains("writes no other"), "{}", said.err);
+    // One that cannot be removed, or goes with another object.
+    for metadata in [
+        json!({ "name": "n1", "finalizers": ["example.org/stays"] }),
+        json!({ "name": "n1", "ownerReferences": [{
+            "apiVersion": "v1", "kind": "Node", "name": "n2", "uid": uid2,
+        }] }),
+    ] {
+        let mut object = node_encryption("n1", &uid1);
+        object["metadata"] = metadata;
+        let file = world.file(&object);
+        let words = ["apply", "--server-side", "--field-manager=testudo-agent"];
+        let said = world.with_token(&token, &[&words[..], &["-f", text(&file)]].concat());
+        let told = "neither finalizers nor owners";
+        assert!(
+            !said.done && said.err.contains(told),
+            "{object}: {}",
+            said.err
+        );
+    }
     // People may, where a role lets them.
     let file = world.file(&node_encryption("n3", "u3"));
     assert!(world.kubectl(&["apply", "-f", text(&file)]).done);
@@ -571,11 +590,14 @@ fn an_agent_writes_its_own_objects_alone(world: &World) {
 
 fn a_request_is_for_its_own_node_and_signer(world: &World) {
     let token = world.token(Some("n1"));
+    let field = "jsonpath={.metadata.uid}";
+    let [uid1, uid2] = ["n1", "n2"].map(|n| world.kubectl(&["get", "node", n, "-o", field]).out);
     let pkcs10 = pkcs10();
-    let request = |name: &str, node: &str, signer: &str| {
+    let request = |name: &str, node: &str, uid: &str, signer: &str| {
+        let annotations = json!({ "testudo.dev/node": node, "testudo.dev/uid": uid });
         let file = world.file(&json!({
             "apiVersion": "certificates.k8s.io/v1", "kind": "CertificateSigningRequest",
-            "metadata": { "name": name, "annotations": { "testudo.dev/node": node } },
+            "metadata": { "name": name, "annotations": annotations },
             "spec": {
                 "signerName": signer, "request": pkcs10,
                 "usages": ["digital signature", "ipsec end system"],
@@ -584,18 +606,26 @@ fn a_request_is_for_its_own_node_and_signer(world: &World) {
         world.with_token(&token, &["create", "-f", text(&file)])
     };
     let told = "asks signer testudo.dev/node for its own certificate";
-    for (name, node, signer) in [
-        ("of-another", "n2", "testudo.dev/node"),
-        ("a-client", "n1", "kubernetes.io/kube-apiserver-client"),
+    let ours = "testudo.dev/node";
+    for (name, node, uid, signer) in [
+        ("of-another", "n2", &uid2, ours),
+        // The Node that was made anew under the same name is another one.
+        ("of-the-next", "n1", &uid2, ours),
+        (
+            "a-client",
+            "n1",
+            &uid1,
+            "kubernetes.io/kube-apiserver-client",
+        ),
     ] {
-        let said = request(name, node, signer);
+        let said = request(name, node, uid, signer);
         assert!(
             !said.done && said.err.contains(told),
             "{name}: {}",
             said.err
         );
     }
-    let own = request("its-own", "n1", "testudo.dev/node");
+    let own = request("its-own", "n1", &uid1, ours);
     assert!(own.done, "{}", own.err);
 }
 
@@ -647,6 +677,7 @@ fn the_controller_makes_its_own_secrets_and_takes_off_its_own_taint(world: &Worl
     for refused in [
         json!({ "metadata": { "labels": { "a": "b" } } }),
         json!({ "metadata": { "annotations": { "a": "b" } } }),
+        json!({ "metadata": { "finalizers": ["example.org/stays"] } }),
         json!({ "spec": { "unschedulable": true } }),
         json!({ "spec": { "taints": [{ "key": "other", "effect": "NoExecute" }] } }),
     ] {
