@@ -59,11 +59,24 @@ pub(crate) fn admit(
         ));
     }
     match node {
-        None => deny(format!("there is no node {name}")),
-        Some(known) if known != uid => deny(format!(
-            "node {name} has UID {known}, and the request is for {uid}"
+        None => return deny(format!("there is no node {name}")),
+        Some(known) if known != uid => {
+            return deny(format!(
+                "node {name} has UID {known}, and the request is for {uid}"
+            ));
+        }
+        Some(_) => {}
+    }
+    // The name alone says nothing of which machine asks: the token of a pod goes on being good for a while
+    // after its Node was removed, also when another has come under the name.
+    let stale = |why: String| Err(Denial::OtherLife(why));
+    match &who.node_uids[..] {
+        [made_for] if made_for == uid => Ok(()),
+        [made_for] => stale(format!(
+            "the token was made for an earlier node {name} with UID {made_for}, and the request is for {uid}"
         )),
-        Some(_) => Ok(()),
+        [] => stale("the token does not say the UID of its node".to_owned()),
+        many => stale(format!("the token has {} UIDs of nodes", many.len())),
     }
 }
 
@@ -95,6 +108,7 @@ mod tests {
             username: rules.agent.clone(),
             groups: vec!["system:serviceaccounts".to_owned()],
             nodes: vec!["n1".to_owned()],
+            node_uids: vec!["u1".to_owned()],
             usages: vec![
                 "ipsec end system".to_owned(),
                 "digital signature".to_owned(),
@@ -158,6 +172,18 @@ mod tests {
                 }
                 (Some(part), Ok(())) => panic!("let in: {part}, {who:?}"),
             }
+        }
+        // The Node is the one asked for, and the token is that of another life of it.
+        for (uids, part) in [
+            (&["u0"][..], "earlier node n1 with UID u0"),
+            (&[], "does not say the UID"),
+            (&["u1", "u0"], "2 UIDs"),
+            (&["u1", "u1"], "2 UIDs"),
+        ] {
+            let who = with(&|who| who.node_uids = texts(uids));
+            let denial = admit(&rules, &request, &who, Some("u1")).unwrap_err();
+            assert!(denial.to_string().contains(part), "{denial}: {part}");
+            assert_eq!(denial.reason(), "other_life");
         }
     }
 }

@@ -34,6 +34,9 @@ pub enum Denial {
     /// It is not the node that asks.
     #[error("{0}")]
     Stranger(String),
+    /// It is a node of that name that asks, but not the one that has the name now.
+    #[error("{0}")]
+    OtherLife(String),
     /// Nobody knows yet: it is asked again, and nothing is answered meanwhile.
     #[error("it is not known whose the request is: {0}")]
     Unknown(String),
@@ -62,6 +65,7 @@ impl Denial {
         match self {
             Denial::NoToken(_) | Denial::TokenUnreadable(_) => "token",
             Denial::Stranger(_) => "stranger",
+            Denial::OtherLife(_) => "other_life",
             Denial::Unknown(_) => "unknown",
             Denial::ForeignUid { .. } => "foreign_uid",
             Denial::ProofFormat => "proof",

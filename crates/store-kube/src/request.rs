@@ -39,8 +39,10 @@ const MADE: &str = "testudo.dev/made";
 /// Annotation of the object in the store: its name in the API. Set when it is read.
 const NAME: &str = "testudo.dev/certificatesigningrequest";
 
-/// Where a bound token's node stands in the extras of the user (KEP-4193).
+/// Where a bound token's node stands in the extras of the user (KEP-4193): its name, and the UID that it
+/// had when the token was made. Tokens bound to a pod have both as well as those bound to a Node.
 const NODE_EXTRA: &str = "authentication.kubernetes.io/node-name";
+const NODE_UID_EXTRA: &str = "authentication.kubernetes.io/node-uid";
 
 /// Whether `K` is the kind that becomes a `CertificateSigningRequest`.
 pub(crate) fn is_request<K: Kind>() -> bool {
@@ -218,11 +220,12 @@ pub(crate) fn requester(raw: &DynamicObject) -> Authenticated {
     };
     let username = raw.data.pointer("/spec/username").and_then(Value::as_str);
     // RFC 6901: a slash in a key is ~1.
-    let node = format!("/spec/extra/{}", NODE_EXTRA.replace('/', "~1"));
+    let extra = |key: &str| texts(&format!("/spec/extra/{}", key.replace('/', "~1")));
     Authenticated {
         username: username.unwrap_or_default().to_owned(),
         groups: texts("/spec/groups"),
-        nodes: texts(&node),
+        nodes: extra(NODE_EXTRA),
+        node_uids: extra(NODE_UID_EXTRA),
         usages: texts("/spec/usages"),
     }
 }
@@ -284,11 +287,15 @@ mod tests {
 
     #[test]
     fn the_api_servers_word_on_the_writer_is_taken() {
-        let writer = requester(&raw(bound("n1"), json!({}), json!([])));
+        let extra = json!({ NODE_EXTRA: ["n1"], NODE_UID_EXTRA: ["uid-1"] });
+        let writer = requester(&raw(extra, json!({}), json!([])));
         assert_eq!(writer.nodes, ["n1"]);
+        assert_eq!(writer.node_uids, ["uid-1"]);
         assert_eq!(writer.groups, ["g"]);
         assert_eq!(writer.usages, USAGES);
         assert!(writer.username.ends_with(":testudo-agent"));
+        let writer = requester(&raw(bound("n1"), json!({}), json!([])));
+        assert!(writer.node_uids.is_empty());
     }
 
     #[test]

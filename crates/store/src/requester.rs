@@ -22,6 +22,9 @@ pub struct Authenticated {
     /// The nodes to which its token is bound (`authentication.kubernetes.io/node-name`): one, or none
     /// where the token is not bound.
     pub nodes: Vec<String>,
+    /// The UIDs of those (`authentication.kubernetes.io/node-uid`), as they were when the token was made:
+    /// a pod's token outlives its Node for a while, and a Node made anew under the name is another.
+    pub node_uids: Vec<String>,
     /// The key usages asked for.
     pub usages: Vec<String>,
 }
