@@ -321,8 +321,23 @@ pub(crate) struct Kept {
 }
 
 impl Kept {
-    /// Takes it up; one that cannot be read is not replaced by an empty one.
-    pub(crate) async fn open<K: Safe>(safe: &K) -> anyhow::Result<Self> {
+    /// Takes it up at the start. Where no CA was ever `published` an empty one is made, before any node can
+    /// trust what is signed; where one was, a register that is not there was lost, and an empty one in its
+    /// place would forget who holds what: [`Unusable`].
+    pub(crate) async fn begin<K: Safe>(safe: &K, published: bool) -> anyhow::Result<Self> {
+        let mut kept = Self::open(safe).await?;
+        if kept.version.is_none() {
+            if published {
+                return Err(missing(safe).into());
+            }
+            let text = SecretBytes::new(kept.register.to_text().into_bytes());
+            kept.version = Some(safe.replace(Document::Register, &text, None).await?);
+        }
+        Ok(kept)
+    }
+
+    /// As it stands; one that cannot be read is not replaced by an empty one.
+    async fn open<K: Safe>(safe: &K) -> anyhow::Result<Self> {
         let Some(sealed) = safe.read(Document::Register).await? else {
             return Ok(Self {
                 register: Register::default(),
@@ -354,13 +369,7 @@ impl Kept {
     pub(crate) async fn take_up<K: Safe>(&mut self, safe: &K) -> anyhow::Result<()> {
         let fresh = Self::open(safe).await?;
         if fresh.version.is_none() && self.version.is_some() {
-            let place = safe.place(Document::Register);
-            let text = format!(
-                "{place} with the register of certificates is gone: restore it, or start the \
-                 controller anew, which then knows of no certificate but those that nodes show"
-            );
-            let reason = "RegisterMissing";
-            return Err(Unusable { reason, text }.into());
+            return Err(missing(safe).into());
         }
         *self = fresh;
         Ok(())
@@ -386,6 +395,18 @@ impl Kept {
             }
             Err(SafeError::Failed(error)) => Err(error),
         }
+    }
+}
+
+/// The register is gone, and nobody but a person can say that an empty one may take its place.
+fn missing<K: Safe>(safe: &K) -> Unusable {
+    Unusable {
+        reason: "RegisterMissing",
+        text: format!(
+            "{} with the register of certificates is gone: restore it. To begin with an empty one, which \
+             knows of no certificate but those that nodes show, make it with the one line \"{HEAD}\"",
+            safe.place(Document::Register)
+        ),
     }
 }
 
@@ -469,6 +490,38 @@ mod tests {
         assert_eq!(register.serials_of("a").len(), 0);
         register.forget(Some(NOW + MARGIN + 11), &both);
         assert_eq!(register, Register::default());
+    }
+
+    #[tokio::test]
+    async fn one_that_is_lost_is_not_replaced_by_an_empty_one_once_a_ca_is_published() {
+        let dir = tempfile::tempdir().unwrap();
+        let safe = crate::DirSafe::open(&testudo_store::DirStore::open(dir.path()).unwrap());
+        // The first start of all: it is made, and the next start finds it.
+        let first = Kept::begin(&safe, false).await.unwrap();
+        assert!(first.version().is_some());
+        let mut kept = Kept::begin(&safe, true).await.unwrap();
+        assert_eq!(kept.version(), first.version());
+        let mut next = kept.register.clone();
+        next.give(holder("n1", "u1"), given("a", 1, NOW)).unwrap();
+        assert!(kept.put(&safe, next.clone()).await.unwrap());
+
+        let file = dir.path().join("secrets/certificates");
+        std::fs::remove_file(&file).unwrap();
+        for error in [
+            Kept::begin(&safe, true).await.err().unwrap(),
+            kept.take_up(&safe).await.unwrap_err(),
+        ] {
+            let unusable = error.downcast::<Unusable>().unwrap();
+            assert_eq!(unusable.reason, "RegisterMissing");
+        }
+        assert!(!file.exists());
+        // Nothing that was known is forgotten.
+        assert_eq!(kept.register, next);
+
+        // On purpose, by hand.
+        testudo_store::files::write_private(&file, HEAD.as_bytes()).unwrap();
+        let empty = Kept::begin(&safe, true).await.unwrap();
+        assert_eq!(empty.register, Register::default());
     }
 
     #[test]

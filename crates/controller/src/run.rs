@@ -266,7 +266,7 @@ impl<S: Store, K: Safe> Controller<S, K> {
             let reason = "CaMissing";
             return Err(Unusable { reason, text }.into());
         }
-        let kept = Kept::open(safe).await?;
+        let kept = Kept::begin(safe, published).await?;
         let random = &mut SystemRandom::new();
         let register = &kept.register;
         let authority = Authority::open(safe, register, &options, asked, seconds(), random)
