@@ -14,14 +14,12 @@ use crate::documents;
 use crate::news::{About, News};
 use crate::numbers::State;
 use crate::run::{Controller, POLICY, seconds};
-use crate::safe::{Gated, Safe};
+use crate::safe::Safe;
 
 /// A node that lets a step wait for longer is a straggler.
 const STRAGGLES: Duration = Duration::from_secs(60);
 /// Of stragglers so many are named.
 const NAMED: usize = 8;
-/// A gate that was opened is looked at again after this time.
-const GATE: Duration = Duration::from_secs(5);
 
 /// The step that goes on.
 #[derive(Debug, Default)]
@@ -126,39 +124,6 @@ impl<S: Store, K: Safe> Controller<S, K> {
         }
     }
 
-    /// Lets pods start on nodes whose agents are ready.
-    pub(crate) async fn open_gates(&mut self) -> Result<(), StoreError> {
-        let now = Instant::now();
-        self.opened.retain(|_, at| now < *at + GATE);
-        let policy = self.world.policies.objects.get(CLUSTER);
-        let status = policy.map(|p| p.status.clone()).unwrap_or_default();
-        for gated in self.safe.gated() {
-            let node = self.world.nodes.objects.get(&gated.name);
-            let ready = node.is_some_and(|node| is_ready(node, &gated, &status));
-            if !ready || self.opened.contains_key(&gated.uid) {
-                continue;
-            }
-            self.numbers.beat();
-            let opened = self.safe.open_gate(&gated).await;
-            opened.map_err(|error| StoreError::Unavailable {
-                what: format!(
-                    "the taint of node {} is not taken off: {error:#}",
-                    gated.name
-                ),
-                remedy: "pods wait for it".to_owned(),
-            })?;
-            self.opened.insert(gated.uid, now);
-            self.absent.look_at(now + GATE);
-            self.numbers.gate_opened();
-            info!(node = gated.name, "the agent is ready: pods may start");
-            let text = format!("the agent is ready in {}: pods may start", status.phase);
-            let about = About::Node(gated.name);
-            self.safe
-                .tell(News::good(about, "AgentReady", "RemoveTaint", text));
-        }
-        Ok(())
-    }
-
     /// Shows Prometheus what is there now.
     pub(crate) fn show(&self) {
         let policy = self.world.policies.objects.get(CLUSTER);
@@ -199,20 +164,11 @@ impl<S: Store, K: Safe> Controller<S, K> {
     }
 }
 
-/// Whether the agent of this life of the node has the present step in force.
-fn is_ready(node: &NodeEncryption, gated: &Gated, status: &EncryptionPolicyStatus) -> bool {
-    let same = node.spec.uid.as_str() == gated.uid;
-    // What an agent said before the node was booted again says nothing of now.
-    let boot = gated.boot.is_empty() || node.spec.boot_id.as_str() == gated.boot;
-    let off = status.phase == Phase::Disabled && condition(node, "Ready").is_some_and(holds);
-    same && boot && (off || rollout::acknowledged(node, status))
-}
-
-fn condition<'n>(node: &'n NodeEncryption, kind: &str) -> Option<&'n Condition> {
+pub(crate) fn condition<'n>(node: &'n NodeEncryption, kind: &str) -> Option<&'n Condition> {
     node.status.conditions.iter().find(|c| c.kind == kind)
 }
 
-fn holds(condition: &Condition) -> bool {
+pub(crate) fn holds(condition: &Condition) -> bool {
     condition.status == ConditionStatus::True
 }
 
@@ -294,7 +250,8 @@ fn changes(old: &EncryptionPolicyStatus, new: &EncryptionPolicyStatus) -> Vec<Ne
     news
 }
 
-fn first(names: &[String]) -> String {
+/// Those at the head of a list, and how many more there are.
+pub(crate) fn first(names: &[String]) -> String {
     let text = names[..names.len().min(NAMED)].join(", ");
     match names.len().saturating_sub(NAMED) {
         0 => text,

@@ -10,6 +10,7 @@ mod authority;
 mod documents;
 mod election;
 mod fenced;
+mod gates;
 mod leader;
 mod news;
 mod numbers;

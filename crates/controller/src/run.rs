@@ -18,6 +18,7 @@ use tracing::{error, info, warn};
 use crate::authority::Authority;
 use crate::documents::{self, Documents};
 use crate::fenced::Fenced;
+use crate::gates::Gates;
 use crate::leader::Wave;
 use crate::numbers::{Numbers, Standing};
 use crate::register::Kept;
@@ -154,12 +155,12 @@ pub async fn lead<S: Store, K: Safe>(
 
 /// Logs errors, and the same one not again and again.
 #[derive(Default)]
-struct Complaint {
+pub(crate) struct Complaint {
     last: Option<(String, Instant)>,
 }
 
 impl Complaint {
-    fn say(&mut self, text: &str) {
+    pub(crate) fn say(&mut self, text: &str) {
         let now = Instant::now();
         let said = |(last, at): &(String, Instant)| last == text && now < *at + AGAIN;
         if !self.last.as_ref().is_some_and(said) {
@@ -191,8 +192,8 @@ pub(crate) struct Controller<S, K> {
     pub(crate) numbers: Numbers,
     /// The step of the roll-out that goes on.
     pub(crate) wave: Wave,
-    /// Nodes whose gates were opened, by UID.
-    pub(crate) opened: BTreeMap<String, Instant>,
+    /// What was done with the gates of nodes.
+    pub(crate) gates: Gates,
     /// When the policy's and the bundle's status were written last.
     pub(crate) written: [Option<Instant>; 2],
     /// The part of the round that goes on, for the metrics.
@@ -208,7 +209,7 @@ pub(crate) const POLICY: usize = 0;
 pub(crate) const BUNDLE: usize = 1;
 
 impl<S: Store, K: Safe> Controller<S, K> {
-    async fn open(store: S, safe: K, numbers: Numbers) -> anyhow::Result<Self> {
+    pub(crate) async fn open(store: S, safe: K, numbers: Numbers) -> anyhow::Result<Self> {
         let world = World::open(&store).await?;
         match Self::begin(&store, &safe, &world).await {
             Ok((authority, kept)) => {
@@ -222,7 +223,7 @@ impl<S: Store, K: Safe> Controller<S, K> {
                     documents: Documents::default(),
                     numbers,
                     wave: Wave::default(),
-                    opened: BTreeMap::new(),
+                    gates: Gates::default(),
                     written: [None; 2],
                     part: "start",
                     store,
@@ -318,7 +319,7 @@ impl<S: Store, K: Safe> Controller<S, K> {
     }
 
     /// Does all that is to be done now.
-    async fn reconcile(&mut self) -> Result<(), StoreError> {
+    pub(crate) async fn reconcile(&mut self) -> Result<(), StoreError> {
         self.part = "documents";
         self.see_to_documents().await?;
         self.part = "bundle";
@@ -331,7 +332,7 @@ impl<S: Store, K: Safe> Controller<S, K> {
         self.part = "rollout";
         self.lead().await?;
         self.part = "gates";
-        self.open_gates().await?;
+        self.open_gates().await;
         self.part = "rotation";
         self.rotate().await?;
         self.part = "requests";

@@ -28,6 +28,10 @@ pub(crate) struct ControllerCommand {
     #[arg(long, value_name = "NAME")]
     ca_secret: Option<String>,
 
+    /// On Kubernetes: leave the taint testudo.dev/agent-not-ready on nodes whose agents are ready
+    #[arg(long)]
+    keep_startup_taint: bool,
+
     /// Serve metrics, liveness and readiness over HTTP there, as in 0.0.0.0:9712 [default: nowhere]
     #[arg(long, value_name = "ADDRESS:PORT")]
     metrics: Option<SocketAddr>,
@@ -50,6 +54,7 @@ pub(crate) fn run(command: ControllerCommand, global: &Global) -> Outcome {
                 namespace: command.namespace,
                 agent: command.agent_service_account,
                 given_ca: command.ca_secret,
+                keep_taint: command.keep_startup_taint,
                 me: std::env::var("HOSTNAME").unwrap_or_else(|_| "controller".to_owned()),
             };
             let running =

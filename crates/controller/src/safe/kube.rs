@@ -49,6 +49,8 @@ pub struct KubeSafeOptions {
     pub agent: String,
     /// Who we are among the controllers: the pod's name.
     pub me: String,
+    /// Whether the start-up taint of nodes stays as it is: somebody else takes it off.
+    pub keep_taint: bool,
     /// The Secret (`kubernetes.io/tls`) in that namespace with the CA to be used; none: the controller
     /// makes its own.
     pub given_ca: Option<String>,
@@ -250,6 +252,9 @@ impl Safe for KubeSafe {
     }
 
     fn gated(&self) -> Vec<Gated> {
+        if self.inner.options.keep_taint {
+            return Vec::new();
+        }
         let look = self.watches().nodes.look(|nodes| {
             let tainted = nodes.iter().filter(|(_, node)| node.tainted);
             let gated = tainted.map(|(name, node)| Gated {

@@ -31,9 +31,22 @@ pub(super) fn keep(node: &Node) -> Known {
     }
 }
 
+/// How often a Node that others change all the time is tried.
+const TRIES: usize = 4;
+
 /// Takes the taint off the Node of this UID, whatever its effect, and touches nothing else.
 pub(super) async fn untaint(client: Client, name: &str, uid: &str) -> kube::Result<()> {
     let api: Api<DynamicObject> = Api::all_with(client, &ApiResource::erase::<Node>(&()));
+    let mut tries = 1;
+    loop {
+        match try_to_untaint(&api, name, uid).await {
+            Err(kube::Error::Api(status)) if status.code == 409 && tries < TRIES => tries += 1,
+            done => return done,
+        }
+    }
+}
+
+async fn try_to_untaint(api: &Api<DynamicObject>, name: &str, uid: &str) -> kube::Result<()> {
     let Some(node) = call(CALL, api.get_opt(name)).await? else {
         return Ok(());
     };
