@@ -148,6 +148,12 @@ impl Register {
         named.cloned().collect()
     }
 
+    /// Whether the holder was given this one, and it was not taken back.
+    pub(crate) fn has(&self, holder: &Holder, given: &Given) -> bool {
+        let entry = self.entries.get(holder);
+        entry.is_some_and(|entry| given.revoked.is_none() && entry.given.contains(given))
+    }
+
     /// Takes all certificates of a holder back; how many those are.
     pub(crate) fn revoke(&mut self, holder: &Holder, at: u64) -> usize {
         let Some(entry) = self.entries.get_mut(holder) else {

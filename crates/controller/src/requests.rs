@@ -1,15 +1,16 @@
 //! Answers certificate requests.
 
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use testudo_crypto::SystemRandom;
-use testudo_model::{CertificateRequest, CertificateRequestStatus};
+use testudo_model::{CertificateRequest, CertificateRequestSpec, CertificateRequestStatus};
 use testudo_pki::{CertificateFacts, chain_to_pem, utc};
 use testudo_store::{Store, StoreError};
 use tracing::{debug, error, info, warn};
 
 use crate::news::{About, News};
-use crate::register::{Given, Holder, Register};
+use crate::register::{Given, Holder, Register, ca_of};
 use crate::revocation::changed;
 use crate::run::{Controller, seconds, settings};
 use crate::safe::{Document, Safe};
@@ -17,6 +18,27 @@ use crate::signer::{Denial, Signer};
 
 /// How soon a request is looked at again of which it was not known whose it is.
 const LATER: Duration = Duration::from_secs(3);
+
+/// Once an answer could not be written, no more are tried in this round after this time: where each takes
+/// as long as a call may take, the controller has other things to do.
+const ROUND: Duration = Duration::from_secs(20);
+
+/// A certificate that stands in the register and has not been given out: it is offered again, because
+/// each new one would take room in the register for as long as it lasts.
+#[derive(Clone)]
+pub(crate) struct Owed {
+    /// What it was signed for.
+    spec: CertificateRequestSpec,
+    given: Given,
+    /// In PEM.
+    certificate: String,
+}
+
+/// Certificates that are owed, by the request's name.
+pub(crate) type Debts = BTreeMap<String, Owed>;
+
+/// An answer, and if it is denied the word for why.
+type Answer = (CertificateRequestStatus, Option<&'static str>);
 
 impl<S: Store, K: Safe> Controller<S, K> {
     /// Answers all that are open. Certificates are in the register before any is given out.
@@ -26,14 +48,18 @@ impl<S: Store, K: Safe> Controller<S, K> {
             .requests
             .objects
             .values()
-            .filter(|r| r.status.answers.as_ref() != Some(&r.spec.proof))
+            .filter(|request| is_open(request))
             .cloned()
             .collect();
+        let there = &self.world.requests.objects;
+        self.owed
+            .retain(|name, _| there.get(name).is_some_and(is_open));
         let mut register = self.kept.register.clone();
+        let mut signed = Debts::new();
         let mut answers = Vec::with_capacity(open.len());
         for mut request in open {
             self.numbers.beat();
-            match self.decide(&request, &mut register).await {
+            match self.decide(&request, &mut register, &mut signed).await {
                 Some((status, denied)) => {
                     request.status = status;
                     answers.push((request, denied));
@@ -52,24 +78,46 @@ impl<S: Store, K: Safe> Controller<S, K> {
                 });
             }
         }
+        // Those of which it has failed before come last.
+        answers.sort_by_key(|(request, _)| self.owed.contains_key(request.name()));
+        self.owed.append(&mut signed);
+        self.give_out(answers).await
+    }
+
+    /// Writes answers. One that cannot be written keeps none of the others back; the first error is given
+    /// at the end.
+    async fn give_out(
+        &mut self,
+        answers: Vec<(CertificateRequest, Option<&'static str>)>,
+    ) -> Result<(), StoreError> {
+        let began = Instant::now();
+        let mut first = Ok(());
         for (request, denied) in answers {
+            if first.is_err() && began.elapsed() > ROUND {
+                break;
+            }
             let name = request.name().to_owned();
             self.numbers.beat();
-            match self.store.update_status(&request).await {
+            let mut done = self.store.update_status(&request).await;
+            if matches!(&done, Err(e) if e.is_conflict() || e.is_not_found()) {
+                debug!(node = name, "the request changed meanwhile");
+                let requests = &mut self.world.requests;
+                let refreshed = requests.refresh(&self.store, &name).await;
+                done = refreshed.and(done);
+            }
+            match done {
                 Ok(written) => {
+                    self.owed.remove(&name);
                     self.tell_of_answer(&written, denied);
                     self.world.requests.put(written);
                 }
-                Err(e) if e.is_conflict() || e.is_not_found() => {
-                    debug!(node = name, "the request changed meanwhile");
-                    let requests = &mut self.world.requests;
-                    requests.refresh(&self.store, &name).await?;
-                    return Err(e);
+                Err(error) => {
+                    debug!(node = name, "the answer is not written: {error}");
+                    first = first.and(Err(error));
                 }
-                Err(e) => return Err(e),
             }
         }
-        Ok(())
+        first
     }
 
     /// Counts an answer that was given, and tells of it.
@@ -101,12 +149,14 @@ impl<S: Store, K: Safe> Controller<S, K> {
         self.safe.tell(news);
     }
 
-    /// The answer to a request, and if it is denied the word for why; `None`: not yet.
+    /// The answer to a request; `None`: not yet. What it signs is written down in `register`, and put among
+    /// `signed`.
     async fn decide(
         &mut self,
         request: &CertificateRequest,
         register: &mut Register,
-    ) -> Option<(CertificateRequestStatus, Option<&'static str>)> {
+        signed: &mut Debts,
+    ) -> Option<Answer> {
         let node = request.name().to_owned();
         let mut status = CertificateRequestStatus {
             answers: Some(request.spec.proof.clone()),
@@ -132,6 +182,17 @@ impl<S: Store, K: Safe> Controller<S, K> {
         };
         let admitted = self.safe.authenticate(request, &requester).await;
         let decided = admitted.and_then(|()| {
+            let holder = Holder {
+                name: request.spec.node.to_string(),
+                uid: request.spec.uid.to_string(),
+            };
+            if let Some(owed) = self.owed.get(&node)
+                && owed.spec == request.spec
+                && owed.given.ca == ca_of(self.authority.ca.facts())
+                && register.has(&holder, &owed.given)
+            {
+                return Ok(owed.certificate.clone());
+            }
             let signer = Signer {
                 ca: &self.authority.ca,
                 lifetime: settings(&self.world).node_lifetime.0.as_secs(),
@@ -139,13 +200,16 @@ impl<S: Store, K: Safe> Controller<S, K> {
                 now: seconds(),
             };
             let issued = signer.decide(request, &mut SystemRandom::new())?;
-            let holder = Holder {
-                name: request.spec.node.to_string(),
-                uid: request.spec.uid.to_string(),
-            };
             let given = Given::new(self.authority.ca.facts(), &issued.facts);
-            register.give(holder, given)?;
-            Ok(issued)
+            register.give(holder, given.clone())?;
+            let owed = Owed {
+                spec: request.spec.clone(),
+                given,
+                certificate: chain_to_pem(&[issued.der]),
+            };
+            let certificate = owed.certificate.clone();
+            signed.insert(node.clone(), owed);
+            Ok(certificate)
         });
         if let Err(denial @ Denial::Unknown(_)) = &decided {
             warn!(node, "{denial}");
@@ -153,9 +217,9 @@ impl<S: Store, K: Safe> Controller<S, K> {
         }
         let denied = decided.as_ref().err().map(Denial::reason);
         match decided {
-            Ok(issued) => {
+            Ok(certificate) => {
                 self.warned.remove(&node);
-                status.certificate = Some(chain_to_pem(&[issued.der]));
+                status.certificate = Some(certificate);
             }
             Err(denial) => {
                 let text = denial.to_string();
@@ -168,4 +232,9 @@ impl<S: Store, K: Safe> Controller<S, K> {
         }
         Some((status, denied))
     }
+}
+
+/// Whether it has no answer yet.
+fn is_open(request: &CertificateRequest) -> bool {
+    request.status.answers.as_ref() != Some(&request.spec.proof)
 }

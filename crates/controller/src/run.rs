@@ -22,6 +22,7 @@ use crate::gates::Gates;
 use crate::leader::Wave;
 use crate::numbers::{Numbers, Standing};
 use crate::register::Kept;
+use crate::requests::Debts;
 use crate::revocation::Absent;
 use crate::safe::directory::DirSafe;
 use crate::safe::kube::{KubeSafe, KubeSafeOptions};
@@ -200,8 +201,10 @@ pub(crate) struct Controller<S, K> {
     part: &'static str,
     /// The bundle as we last published it.
     published: Option<TrustBundleSpec>,
-    /// The answers that this run has logged already as denied, by node.
+    /// The answers that this run has logged already as denied, by request.
     pub(crate) warned: BTreeMap<String, String>,
+    /// Certificates that were signed and could not be given out yet.
+    pub(crate) owed: Debts,
 }
 
 /// Which status was written when: the index into [`Controller::written`].
@@ -232,6 +235,7 @@ impl<S: Store, K: Safe> Controller<S, K> {
                     world,
                     published: None,
                     warned: BTreeMap::new(),
+                    owed: Debts::new(),
                 })
             }
             Err(error) => {

@@ -336,6 +336,7 @@ async fn until_published(store: &DirStore) {
 }
 
 mod gates;
+mod giving;
 mod many;
 mod removal;
 mod rotation;

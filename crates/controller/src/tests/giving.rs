@@ -1,0 +1,178 @@
+//! Answers that cannot be written: the others' are, and nothing is signed twice.
+
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex};
+
+use testudo_model::Kind;
+use testudo_store::{Applied, Listing, Requester, StoreError, Watch};
+
+use super::*;
+use crate::register::{Holder, Register};
+use crate::run::Controller;
+use crate::{DirSafe, Numbers};
+
+/// A store that takes no answer to the requests of these nodes.
+#[derive(Clone)]
+struct Refusing {
+    store: DirStore,
+    nodes: Arc<Mutex<BTreeSet<String>>>,
+}
+
+impl Refusing {
+    fn refuse(&self, nodes: &[&str]) {
+        let nodes = nodes.iter().map(|node| (*node).to_owned());
+        *self.nodes.lock().unwrap() = nodes.collect();
+    }
+}
+
+impl Store for Refusing {
+    async fn get<K: Kind>(&self, name: &str) -> Result<Option<Object<K>>, StoreError> {
+        self.store.get(name).await
+    }
+
+    async fn list<K: Kind>(&self) -> Result<Listing<K>, StoreError> {
+        self.store.list().await
+    }
+
+    async fn create<K: Kind>(&self, object: Object<K>) -> Result<Object<K>, StoreError> {
+        self.store.create(object).await
+    }
+
+    async fn apply<K: Kind>(&self, object: Object<K>) -> Result<Applied<K>, StoreError> {
+        self.store.apply(object).await
+    }
+
+    async fn update_status<K: Kind>(&self, object: &Object<K>) -> Result<Object<K>, StoreError> {
+        if K::KIND == CertificateRequestKind::KIND
+            && self.nodes.lock().unwrap().contains(object.name())
+        {
+            return Err(StoreError::Unavailable {
+                what: format!("a webhook forbids it for {}", object.name()),
+                remedy: "none".to_owned(),
+            });
+        }
+        self.store.update_status(object).await
+    }
+
+    async fn delete<K: Kind>(&self, name: &str) -> Result<bool, StoreError> {
+        self.store.delete::<K>(name).await
+    }
+
+    async fn watch<K: Kind>(&self) -> Result<Watch<K>, StoreError> {
+        self.store.watch().await
+    }
+
+    async fn requester(&self, request: &CertificateRequest) -> Result<Requester, StoreError> {
+        self.store.requester(request).await
+    }
+}
+
+/// A controller whose rounds the test makes.
+struct Stepped {
+    store: Refusing,
+    controller: Controller<Refusing, DirSafe>,
+    _dir: tempfile::TempDir,
+}
+
+impl Stepped {
+    async fn start() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Refusing {
+            store: DirStore::open(dir.path()).unwrap(),
+            nodes: Arc::default(),
+        };
+        let safe = DirSafe::open(&store.store);
+        let numbers = Numbers::new("test", false);
+        let controller = Controller::open(store.clone(), safe, numbers).await;
+        Self {
+            controller: controller.unwrap(),
+            store,
+            _dir: dir,
+        }
+    }
+
+    async fn ask(&self, name: &str) {
+        let request = request(name, &token(&self.store.store, name));
+        self.store.apply(request).await.unwrap();
+    }
+
+    async fn answer(&mut self) -> Result<(), StoreError> {
+        let requests = &mut self.controller.world.requests;
+        requests.read_again(&self.store).await.unwrap();
+        self.controller.answer_requests().await
+    }
+
+    /// The serial number of the certificate that a node was given.
+    async fn given(&self, name: &str) -> Option<String> {
+        let request = self.store.get::<CertificateRequestKind>(name).await;
+        let status = request.unwrap().unwrap().status;
+        let chain = chain_from_pem(&status.certificate?).unwrap();
+        let facts = testudo_pki::CertificateFacts::read(&chain[0]).unwrap();
+        Some(facts.serial)
+    }
+
+    fn register(&self) -> Register {
+        self.controller.kept.register.clone()
+    }
+
+    fn serials(&self) -> BTreeSet<String> {
+        let register = self.register();
+        let ca = crate::register::ca_of(self.controller.authority.ca.facts());
+        let serials = register.serials_of(ca).into_iter();
+        serials.map(str::to_owned).collect()
+    }
+}
+
+#[tokio::test]
+async fn an_answer_that_cannot_be_written_keeps_no_other_back_and_is_not_signed_again() {
+    let mut stepped = Stepped::start().await;
+    for name in ["n1", "n2"] {
+        stepped.ask(name).await;
+    }
+    stepped.store.refuse(&["n1"]);
+    let error = stepped.answer().await.unwrap_err();
+    assert!(error.to_string().contains("for n1"), "{error}");
+    assert!(stepped.given("n2").await.is_some());
+    assert_eq!(stepped.given("n1").await, None);
+    // Tried again and again, it takes no more room.
+    let before = stepped.register();
+    for _ in 0..5 {
+        stepped.answer().await.unwrap_err();
+    }
+    assert_eq!(stepped.register(), before);
+    assert_eq!(stepped.serials().len(), 2);
+    stepped.store.refuse(&[]);
+    stepped.answer().await.unwrap();
+    let given = stepped.given("n1").await.unwrap();
+    assert!(stepped.serials().contains(&given));
+    assert_eq!(stepped.register(), before);
+    assert!(stepped.controller.owed.is_empty());
+}
+
+#[tokio::test]
+async fn what_is_owed_is_given_for_the_same_request_alone_and_while_it_is_good() {
+    let mut stepped = Stepped::start().await;
+    stepped.store.refuse(&["n1"]);
+    stepped.ask("n1").await;
+    stepped.answer().await.unwrap_err();
+    let first = stepped.serials();
+    // The node asks with another key.
+    stepped.ask("n1").await;
+    stepped.answer().await.unwrap_err();
+    let second = stepped.serials();
+    assert_eq!((first.len(), second.len()), (1, 2));
+    // What it would be given is taken back meanwhile.
+    let mut next = stepped.register();
+    let n1 = Holder {
+        name: "n1".to_owned(),
+        uid: "uid-n1".to_owned(),
+    };
+    assert_eq!(next.revoke(&n1, crate::run::seconds()), 2);
+    let controller = &mut stepped.controller;
+    assert!(controller.kept.put(&controller.safe, next).await.unwrap());
+    stepped.store.refuse(&[]);
+    stepped.answer().await.unwrap();
+    let given = stepped.given("n1").await.unwrap();
+    assert!(!second.contains(&given));
+    assert!(stepped.serials().contains(&given));
+}
