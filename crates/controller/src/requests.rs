@@ -52,6 +52,7 @@ impl<S: Store, K: Safe> Controller<S, K> {
             .cloned()
             .collect();
         let there = &self.world.requests.objects;
+        self.warned.retain(|name, _| there.contains_key(name));
         self.owed
             .retain(|name, _| there.get(name).is_some_and(is_open));
         let mut register = self.kept.register.clone();

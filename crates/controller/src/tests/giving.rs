@@ -176,3 +176,22 @@ async fn what_is_owed_is_given_for_the_same_request_alone_and_while_it_is_good()
     assert!(!second.contains(&given));
     assert!(stepped.serials().contains(&given));
 }
+
+#[tokio::test]
+async fn of_requests_that_are_gone_nothing_is_remembered() {
+    let mut stepped = Stepped::start().await;
+    for name in ["n1", "n2"] {
+        let stranger = request(name, &SecretBytes::new(vec![7; 32]));
+        stepped.store.apply(stranger).await.unwrap();
+    }
+    stepped.answer().await.unwrap();
+    assert_eq!(stepped.controller.warned.len(), 2);
+    stepped
+        .store
+        .delete::<CertificateRequestKind>("n1")
+        .await
+        .unwrap();
+    stepped.answer().await.unwrap();
+    let warned: Vec<_> = stepped.controller.warned.keys().collect();
+    assert_eq!(warned, ["n2"]);
+}
