@@ -53,6 +53,11 @@ impl<S: Store> Store for Fenced<S> {
         self.store.delete::<K>(name).await
     }
 
+    async fn delete_seen<K: Kind>(&self, object: &Object<K>) -> Result<bool, StoreError> {
+        self.may_write()?;
+        self.store.delete_seen(object).await
+    }
+
     async fn watch<K: Kind>(&self) -> Result<Watch<K>, StoreError> {
         self.store.watch().await
     }
@@ -87,11 +92,13 @@ mod tests {
         leads.store(false, Ordering::Relaxed);
         made.status.nodes = 7;
         let deleted = store.delete::<EncryptionPolicyKind>("cluster").await;
+        let deleted_seen = store.delete_seen(&made).await;
         for refused in [
             store.create(policy.clone()).await.map(drop),
             store.apply(policy).await.map(drop),
             store.update_status(&made).await.map(drop),
             deleted.map(drop),
+            deleted_seen.map(drop),
         ] {
             let error = refused.unwrap_err();
             assert!(error.to_string().contains("the lead is lost"), "{error}");

@@ -10,6 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
+use testudo_model::NodeEncryption;
 use testudo_model::node::NodeEncryptionKind;
 use testudo_model::request::CertificateRequestKind;
 use testudo_pki::hex;
@@ -30,6 +31,9 @@ const AWAY: Duration = match cfg!(test) {
 const UNSEEN: Duration = Duration::from_secs(3600);
 /// How often an object that somebody writes again and again is removed.
 const SWEEP: Duration = Duration::from_secs(5);
+
+/// How soon an object is looked at again that was written while it was to be removed.
+const SOON: Duration = Duration::from_millis(100);
 
 /// What this run knows of nodes that are away.
 #[derive(Debug, Default)]
@@ -268,7 +272,7 @@ impl<S: Store, K: Safe> Controller<S, K> {
 
     /// Removes what nodes that are out have in the store. An agent that does not know yet that it is out
     /// may write it again.
-    async fn sweep(&mut self, members: &Members) -> anyhow::Result<()> {
+    pub(crate) async fn sweep(&mut self, members: &Members) -> anyhow::Result<()> {
         let register = &self.kept.register;
         let is_out = |name: &str, uid: &str| {
             let gone = match members {
@@ -282,9 +286,7 @@ impl<S: Store, K: Safe> Controller<S, K> {
         };
         let nodes = self.world.nodes.objects.values();
         let out = nodes.filter(|node| is_out(node.name(), node.spec.uid.as_str()));
-        let nodes: Vec<(String, String)> = out
-            .map(|node| (node.name().to_owned(), node.spec.uid.to_string()))
-            .collect();
+        let nodes: Vec<NodeEncryption> = out.cloned().collect();
         let requests = self.world.requests.objects.values();
         // What was asked for and not answered yet is answered first.
         let out = requests.filter(|request| {
@@ -294,7 +296,9 @@ impl<S: Store, K: Safe> Controller<S, K> {
         let requests: Vec<String> = out.map(|request| request.name().to_owned()).collect();
         let now = Instant::now();
         self.absent.swept.retain(|_, at| now < *at + SWEEP);
-        for (name, uid) in nodes {
+        let broken = self.world.nodes.broken();
+        for node in nodes {
+            let (name, uid) = (node.name().to_owned(), node.spec.uid.as_str());
             if let Some(at) = self.absent.swept.get(&name) {
                 let then = *at + SWEEP;
                 self.absent.look_at(then);
@@ -302,10 +306,21 @@ impl<S: Store, K: Safe> Controller<S, K> {
             }
             // Who has just come may not be among the members yet.
             let listed = matches!(members, Members::These(_));
-            if listed && !self.safe.is_gone(&name, &uid).await? {
+            if listed && !self.safe.is_gone(&name, uid).await? {
                 continue;
             }
-            self.store.delete::<NodeEncryptionKind>(&name).await?;
+            // What is seen of one that cannot be read is not what stands there.
+            let deleted = match broken.contains(&name) {
+                true => self.store.delete::<NodeEncryptionKind>(&name).await,
+                false => self.store.delete_seen(&node).await,
+            };
+            if matches!(&deleted, Err(e) if e.is_conflict()) {
+                // Somebody has written it, and may be another node of that name.
+                self.world.nodes.refresh(&self.store, &name).await?;
+                self.absent.look_at(now + SOON);
+                continue;
+            }
+            deleted?;
             self.world.nodes.objects.remove(&name);
             info!(node = name, "the object of a node that is gone is removed");
             self.absent.swept.insert(name, now);

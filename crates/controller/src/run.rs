@@ -358,8 +358,24 @@ impl<S: Store, K: Safe> Controller<S, K> {
         if self.published.as_ref() == Some(&spec) {
             warn!("the trust bundle was not what the CA file says: writing it again");
         }
-        let object = TrustBundle::new(CLUSTER, spec.clone());
-        let applied = self.store.apply(object).await?;
+        let mut object = TrustBundle::new(CLUSTER, spec.clone());
+        // Only over what was seen; what cannot be read is written over.
+        let broken = self.world.bundles.broken();
+        if !broken.iter().any(|name| name == CLUSTER) {
+            object.metadata.resource_version =
+                published.and_then(|b| b.metadata.resource_version.clone());
+        }
+        let applied = match self.store.apply(object).await {
+            Err(conflict) if conflict.is_conflict() => {
+                let bundles = &mut self.world.bundles;
+                match bundles.refresh(&self.store, CLUSTER).await {
+                    Err(StoreError::Invalid(_)) => drop(bundles.objects.remove(CLUSTER)),
+                    refreshed => refreshed?,
+                }
+                return Err(conflict);
+            }
+            applied => applied?,
+        };
         info!(cas = self.authority.bundle.len(), "trust bundle published");
         self.world.bundles.put(applied.object);
         self.published = Some(spec);

@@ -340,3 +340,4 @@ mod giving;
 mod many;
 mod removal;
 mod rotation;
+mod stale;

@@ -92,6 +92,10 @@ impl Store for AnyStore {
         either!(self, store => store.delete::<K>(name))
     }
 
+    async fn delete_seen<K: Kind>(&self, object: &Object<K>) -> Result<bool, StoreError> {
+        either!(self, store => store.delete_seen(object))
+    }
+
     async fn watch<K: Kind>(&self) -> Result<Watch<K>, StoreError> {
         either!(self, store => store.watch::<K>())
     }

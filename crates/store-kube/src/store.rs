@@ -192,6 +192,22 @@ impl KubeStore {
         ahead
     }
 
+    /// Deletes what has this name in the API; says whether there was one.
+    async fn remove<K: Kind>(
+        &self,
+        link: &Link,
+        name: &str,
+        params: DeleteParams,
+    ) -> Result<bool, StoreError> {
+        match link.call(link.api::<K>().delete(name, &params)).await {
+            Ok(_) => Ok(true),
+            Err(error) => match verdict::refused::<K>(&link.server, name, error) {
+                StoreError::NotFound { .. } => Ok(false),
+                error => Err(error),
+            },
+        }
+    }
+
     /// One try of an apply: a conflict means that somebody else was faster.
     async fn apply_once<K: Kind>(&self, object: &Object<K>) -> Result<Applied<K>, StoreError> {
         let link = self.link().await?;
@@ -479,6 +495,18 @@ fn head<K: Kind>(body: &mut Value, name: &str) {
     body["metadata"]["name"] = json!(name);
 }
 
+/// A deletion of this life and version alone, where one is said: the API server refuses any other (409).
+fn only(uid: Option<String>, resource_version: Option<String>) -> DeleteParams {
+    let any = uid.is_none() && resource_version.is_none();
+    DeleteParams {
+        preconditions: (!any).then_some(Preconditions {
+            uid,
+            resource_version,
+        }),
+        ..DeleteParams::default()
+    }
+}
+
 fn not_configured(error: StoreError) -> kube::Error {
     kube::Error::Service(error.to_string().into())
 }
@@ -638,22 +666,24 @@ impl Store for KubeStore {
         }
         let mut found = false;
         for (name, uid) in names {
-            let params = DeleteParams {
-                preconditions: uid.map(|uid| Preconditions {
-                    uid: Some(uid),
-                    ..Preconditions::default()
-                }),
-                ..DeleteParams::default()
-            };
-            match link.call(link.api::<K>().delete(&name, &params)).await {
-                Ok(_) => found = true,
-                Err(error) => match verdict::refused::<K>(&link.server, &name, error) {
-                    StoreError::NotFound { .. } => {}
-                    error => return Err(error),
-                },
-            }
+            found |= self.remove::<K>(link, &name, only(uid, None)).await?;
         }
         Ok(found)
+    }
+
+    async fn delete_seen<K: Kind>(&self, object: &Object<K>) -> Result<bool, StoreError> {
+        name_checked::<K>(object.name())?;
+        let link = self.link().await?;
+        let metadata = &object.metadata;
+        let params = only(metadata.uid.clone(), metadata.resource_version.clone());
+        if request::is_request::<K>() {
+            let request: CertificateRequest = any::same(object.clone());
+            return match request::name_of(&request) {
+                Some(name) => self.remove::<K>(link, name, params).await,
+                None => Ok(false),
+            };
+        }
+        self.remove::<K>(link, object.name(), params).await
     }
 
     async fn watch<K: Kind>(&self) -> Result<Watch<K>, StoreError> {

@@ -207,8 +207,24 @@ async fn stale_writes_are_refused<S: Store>(store: &S) -> Result<(), String> {
         Err(StoreError::Conflict { .. }) => {}
         other => return Err(format!("a stale spec: {other:?}")),
     }
-    let gone = store.delete::<EncryptionPolicyKind>("cluster").await;
+    match store.delete_seen(&stale).await {
+        Err(StoreError::Conflict { .. }) => {}
+        other => return Err(format!("a stale deletion: {other:?}")),
+    }
+    let present = store.get::<EncryptionPolicyKind>("cluster").await;
+    let present = present
+        .map_err(said)?
+        .ok_or("a stale deletion has removed it")?;
+    let mut another = present.clone();
+    another.metadata.uid = Some("11111111-2222-4333-8444-555555555555".to_owned());
+    match store.delete_seen(&another).await {
+        Err(StoreError::Conflict { .. }) => {}
+        other => return Err(format!("a deletion of another life: {other:?}")),
+    }
+    let gone = store.delete_seen(&present).await;
     check!(gone.map_err(said)?, "the policy was not there");
+    let again = store.delete_seen(&present).await;
+    check!(!again.map_err(said)?, "what is gone was deleted");
     match store.apply(stale).await {
         Err(StoreError::Conflict { .. }) => Ok(()),
         other => Err(format!("a spec for what is gone: {other:?}")),

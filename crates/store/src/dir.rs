@@ -22,7 +22,7 @@ use crate::kinds::KindName;
 use crate::location::Location;
 use crate::requester::Requester;
 use crate::scan::{Reader, Seen};
-use crate::store::{Applied, Change, Listing, Store};
+use crate::store::{Applied, Change, Listing, Store, is_as_seen};
 use crate::tokens;
 use crate::watch::Watch;
 
@@ -229,7 +229,14 @@ impl Store for DirStore {
 
     async fn delete<K: Kind>(&self, name: &str) -> Result<bool, StoreError> {
         let name = name.to_owned();
-        self.blocking(move |inner| inner.delete::<K>(&name)).await
+        self.blocking(move |inner| inner.delete::<K>(&name, None))
+            .await
+    }
+
+    async fn delete_seen<K: Kind>(&self, object: &Object<K>) -> Result<bool, StoreError> {
+        let object = object.clone();
+        self.blocking(move |inner| inner.delete(object.name(), Some(&object)))
+            .await
     }
 
     async fn watch<K: Kind>(&self) -> Result<Watch<K>, StoreError> {
@@ -387,9 +394,20 @@ impl Inner {
         self.write(old, false)
     }
 
-    fn delete<K: Kind>(&self, name: &str) -> Result<bool, StoreError> {
+    /// `seen`: only while it is as it was read.
+    fn delete<K: Kind>(&self, name: &str, seen: Option<&Object<K>>) -> Result<bool, StoreError> {
         self.check_name::<K>(name)?;
         let _lock = self.lock::<K>()?;
+        if let Some(seen) = seen {
+            match self.reader.load::<K>(name)? {
+                None => return Ok(false),
+                Some(Seen {
+                    good: Some(good),
+                    problem: None,
+                }) if is_as_seen(&good, seen) => {}
+                Some(_) => return Err(conflict(seen)),
+            }
+        }
         let file = self.reader.file::<K>(name);
         match std::fs::remove_file(&file) {
             Ok(()) => {}

@@ -50,8 +50,29 @@ pub trait Store: Clone + Send + Sync + 'static {
         object: &Object<K>,
     ) -> impl Future<Output = Result<Object<K>, StoreError>> + Send;
 
-    /// Removes an object; says whether there was one.
+    /// Removes an object, whoever has written it meanwhile; says whether there was one.
     fn delete<K: Kind>(&self, name: &str) -> impl Future<Output = Result<bool, StoreError>> + Send;
+
+    /// Removes an object that is still as it was read, by UID and resourceVersion; says whether there was one.
+    /// A [`StoreError::Conflict`] where it is another by now. This default looks first and removes then;
+    /// the stores do both at once.
+    fn delete_seen<K: Kind>(
+        &self,
+        object: &Object<K>,
+    ) -> impl Future<Output = Result<bool, StoreError>> + Send {
+        async move {
+            match self.get::<K>(object.name()).await? {
+                None => Ok(false),
+                Some(stands) if is_as_seen(&stands, object) => {
+                    self.delete::<K>(object.name()).await
+                }
+                Some(_) => Err(StoreError::Conflict {
+                    kind: K::KIND,
+                    name: object.name().to_owned(),
+                }),
+            }
+        }
+    }
 
     /// All objects of a kind, then [`crate::Event::Synced`], then every change. Changes that
     /// follow each other quickly may be told as one; the last one is always told.
@@ -62,6 +83,16 @@ pub trait Store: Clone + Send + Sync + 'static {
         &self,
         request: &CertificateRequest,
     ) -> impl Future<Output = Result<Requester, StoreError>> + Send;
+}
+
+/// Whether what stands is of the life and version that was seen, as far as that is known.
+pub(crate) fn is_as_seen<K: Kind>(stands: &Object<K>, seen: &Object<K>) -> bool {
+    let same = |seen: &Option<String>, stands: &Option<String>| seen.is_none() || seen == stands;
+    same(&seen.metadata.uid, &stands.metadata.uid)
+        && same(
+            &seen.metadata.resource_version,
+            &stands.metadata.resource_version,
+        )
 }
 
 /// What [`Store::list`] found.

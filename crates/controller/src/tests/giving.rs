@@ -13,7 +13,7 @@ use crate::{DirSafe, Numbers};
 
 /// A store that takes no answer to the requests of these nodes.
 #[derive(Clone)]
-struct Refusing {
+pub(super) struct Refusing {
     store: DirStore,
     nodes: Arc<Mutex<BTreeSet<String>>>,
 }
@@ -68,14 +68,14 @@ impl Store for Refusing {
 }
 
 /// A controller whose rounds the test makes.
-struct Stepped {
-    store: Refusing,
-    controller: Controller<Refusing, DirSafe>,
+pub(super) struct Stepped {
+    pub(super) store: Refusing,
+    pub(super) controller: Controller<Refusing, DirSafe>,
     _dir: tempfile::TempDir,
 }
 
 impl Stepped {
-    async fn start() -> Self {
+    pub(super) async fn start() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let store = Refusing {
             store: DirStore::open(dir.path()).unwrap(),
@@ -91,12 +91,12 @@ impl Stepped {
         }
     }
 
-    async fn ask(&self, name: &str) {
+    pub(super) async fn ask(&self, name: &str) {
         let request = request(name, &token(&self.store.store, name));
         self.store.apply(request).await.unwrap();
     }
 
-    async fn answer(&mut self) -> Result<(), StoreError> {
+    pub(super) async fn answer(&mut self) -> Result<(), StoreError> {
         let requests = &mut self.controller.world.requests;
         requests.read_again(&self.store).await.unwrap();
         self.controller.answer_requests().await
@@ -111,7 +111,7 @@ impl Stepped {
         Some(facts.serial)
     }
 
-    fn register(&self) -> Register {
+    pub(super) fn register(&self) -> Register {
         self.controller.kept.register.clone()
     }
 
