@@ -5,6 +5,7 @@
 //! plugin of kubectl.
 
 mod agent;
+mod amend;
 mod ca;
 mod capture;
 mod certs;
@@ -16,7 +17,6 @@ mod difference;
 mod doctor;
 mod exit;
 mod global;
-mod json_patch;
 mod lab;
 mod logging;
 mod objects;

@@ -1,11 +1,12 @@
 //! OpenShift's words: the `ipsecConfig` of `networks.operator.openshift.io`, in the shapes in which its
 //! users write it, as a change of the EncryptionPolicy. `docs/openshift.md` says what maps to what.
 
+use json_patch::PatchOperation;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use testudo_model::policy::{EncapsulationMode, EncryptionPolicySpec, Full, Mode};
 
-use crate::json_patch::{self, Operation};
+use crate::amend;
 
 /// Where `ipsecConfig` stands in the Network object.
 const CONFIG: &str = "/spec/defaultNetwork/ovnKubernetesConfig/ipsecConfig";
@@ -21,7 +22,7 @@ pub(crate) enum Wish {
     /// `oc patch --type=merge`.
     Merge(Value),
     /// `oc patch --type=json`.
-    Json(Vec<Operation>),
+    Json(Vec<PatchOperation>),
 }
 
 /// What of the policy OpenShift's words speak of.
@@ -156,7 +157,7 @@ fn merged(now: Wanted, patch: &Value) -> Result<Wanted, String> {
     let document = match (empty, now.full == Full::default()) {
         (true, _) if now.mode == Mode::Disabled => {
             let document = network(json!({}));
-            only_config(&document, &json_patch::merge(&document, patch))?;
+            only_config(&document, &amend::merged(&document, patch))?;
             return Ok(Wanted {
                 mode: Mode::Full,
                 ..now
@@ -165,22 +166,25 @@ fn merged(now: Wanted, patch: &Value) -> Result<Wanted, String> {
         (_, true) => network(json!({ "mode": now.mode })),
         (_, false) => network(json!({ "mode": now.mode, "full": now.full })),
     };
-    outcome(&document, &json_patch::merge(&document, patch))
+    outcome(&document, &amend::merged(&document, patch))
 }
 
 /// A JSON patch. `full` is there to be removed or tested where the mode is Full.
-fn patched(now: Wanted, operations: &[Operation]) -> Result<Wanted, String> {
+fn patched(now: Wanted, operations: &[PatchOperation]) -> Result<Wanted, String> {
     let (mode, full) = (format!("{CONFIG}/mode"), format!("{CONFIG}/full"));
     let mut brings_full = false;
     for operation in operations {
-        match operation {
-            Operation::Remove { path } | Operation::Move { from: path, .. } if *path == mode => {
-                return Err(mode_stays());
+        let taken = match operation {
+            PatchOperation::Remove(it) => it.path.as_str(),
+            PatchOperation::Move(it) => it.from.as_str(),
+            PatchOperation::Add(_) | PatchOperation::Replace(_) | PatchOperation::Copy(_) => {
+                brings_full |= operation.path().as_str().starts_with(&full);
+                continue;
             }
-            Operation::Add { path, .. }
-            | Operation::Replace { path, .. }
-            | Operation::Copy { path, .. } => brings_full |= path.starts_with(&full),
-            _ => {}
+            PatchOperation::Test(_) => continue,
+        };
+        if taken == mode {
+            return Err(mode_stays());
         }
     }
     let shown = now.mode == Mode::Full || now.full != Full::default();
@@ -188,7 +192,7 @@ fn patched(now: Wanted, operations: &[Operation]) -> Result<Wanted, String> {
         true => network(json!({ "mode": now.mode, "full": now.full })),
         false => network(json!({ "mode": now.mode })),
     };
-    let mut done = json_patch::apply(&document, operations)?;
+    let mut done = amend::apply(&document, operations)?;
     if let Some(config) = done.pointer_mut(CONFIG).and_then(Value::as_object_mut)
         && !brings_full
         && config.get("full") == Some(&json!(Full::default()))

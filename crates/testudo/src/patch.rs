@@ -4,15 +4,16 @@ use std::path::PathBuf;
 
 use anyhow::{Context, bail};
 use clap::{Args, ValueEnum};
+use json_patch::PatchOperation;
 use serde_json::Value;
 use testudo_model::EncryptionPolicy;
 use testudo_model::policy::{CLUSTER, Mode};
 use testudo_store::KindName;
 
+use crate::amend;
 use crate::change::Manner;
 use crate::exit::{Outcome, Usage};
 use crate::global::Global;
-use crate::json_patch::{self, Operation};
 use crate::openshift::{Wish, is_network};
 use crate::{objects, policy};
 
@@ -167,7 +168,7 @@ fn target(command: &PatchCommand) -> anyhow::Result<Target> {
 /// A patch of our own object.
 enum Patch {
     Merge(Value),
-    Json(Vec<Operation>),
+    Json(Vec<PatchOperation>),
 }
 
 impl Patch {
@@ -187,8 +188,8 @@ impl Patch {
     fn done(&self, policy: &EncryptionPolicy) -> Result<EncryptionPolicy, String> {
         let before = serde_json::to_value(policy).map_err(|error| error.to_string())?;
         let after = match self {
-            Self::Merge(patch) => json_patch::merge(&before, patch),
-            Self::Json(operations) => json_patch::apply(&before, operations)?,
+            Self::Merge(patch) => amend::merged(&before, patch),
+            Self::Json(operations) => amend::apply(&before, operations)?,
         };
         let after: EncryptionPolicy =
             serde_json::from_value(after).map_err(|error| error.to_string())?;
