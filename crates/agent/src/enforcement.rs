@@ -59,11 +59,30 @@ impl Keep for PolicyFile {
 pub(crate) struct Enforcement<K> {
     keep: K,
     kept: Option<TrafficPolicy>,
+    known: bool,
 }
 
 impl<K: Keep> Enforcement<K> {
     pub(crate) fn new(keep: K, kept: Option<TrafficPolicy>) -> Enforcement<K> {
-        Enforcement { keep, kept }
+        Enforcement {
+            keep,
+            kept,
+            known: true,
+        }
+    }
+
+    /// The file is there and cannot be read: what is in force is known again with the first change.
+    pub(crate) fn of_unknown(keep: K) -> Enforcement<K> {
+        Enforcement {
+            keep,
+            kept: None,
+            known: false,
+        }
+    }
+
+    /// Whether it is known what is in force.
+    pub(crate) fn is_known(&self) -> bool {
+        self.known
     }
 
     /// What the file says.
@@ -85,6 +104,7 @@ impl<K: Keep> Enforcement<K> {
             self.write(both)?;
         }
         apply()?;
+        self.known = true;
         match new {
             Some(new) => self.write(new.clone()),
             None => {
@@ -107,6 +127,20 @@ impl<K: Keep> Enforcement<K> {
 /// A policy that lets pass only what both let pass. Two policies about different flows cannot be
 /// joined: the one that drops wins, the new one between equals.
 fn strictest(old: &TrafficPolicy, new: &TrafficPolicy) -> TrafficPolicy {
+    joined(old, new).unwrap_or_else(|| match drops(old) && !drops(new) {
+        true => old.clone(),
+        false => new.clone(),
+    })
+}
+
+/// What holds for one who knows `new` to be late news maybe: nothing passes that `old`, which was in
+/// force, stops.
+pub(crate) fn no_laxer(old: &TrafficPolicy, new: &TrafficPolicy) -> TrafficPolicy {
+    joined(old, new).unwrap_or_else(|| old.clone())
+}
+
+/// A policy that lets pass only what both let pass; none where they are about different flows.
+fn joined(old: &TrafficPolicy, new: &TrafficPolicy) -> Option<TrafficPolicy> {
     let flows = match (&old.flows, &new.flows) {
         (ProtectedFlows::Overlay { port: a }, ProtectedFlows::Overlay { port: b }) if a == b => {
             new.flows.clone()
@@ -119,16 +153,15 @@ fn strictest(old: &TrafficPolicy, new: &TrafficPolicy) -> TrafficPolicy {
             local: local.clone(),
             cluster: union(a, b),
         },
-        _ if drops(old) && !drops(new) => return old.clone(),
-        _ => return new.clone(),
+        _ => return None,
     };
-    TrafficPolicy {
+    Some(TrafficPolicy {
         addresses: union(&old.addresses, &new.addresses),
         flows,
         clear_inbound: stricter(old.clear_inbound, new.clear_inbound),
         clear_outbound: stricter(old.clear_outbound, new.clear_outbound),
         peers: join_peers(&old.peers, &new.peers),
-    }
+    })
 }
 
 fn drops(policy: &TrafficPolicy) -> bool {
@@ -325,6 +358,19 @@ mod tests {
             let read = file.load().unwrap();
             let strict = policy(ClearTraffic::Drop, &[("n2", Outbound::Encrypt)]);
             assert_eq!(read, Some(strict), "{text}");
+        }
+    }
+
+    #[test]
+    fn late_news_open_nothing() {
+        let all = states();
+        let some = || all.iter().flatten();
+        for (old, new) in some().flat_map(|old| some().map(move |new| (old, new))) {
+            let held = no_laxer(old, new);
+            assert!(covers(Some(&held), Some(old)), "{old:?} {new:?}: {held:?}");
+            let mut elsewhere = new.clone();
+            elsewhere.flows = ProtectedFlows::Overlay { port: 6081 };
+            assert_eq!(no_laxer(old, &elsewhere), *old);
         }
     }
 

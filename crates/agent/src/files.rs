@@ -45,3 +45,12 @@ pub(crate) fn remove(path: &Path) -> Result<()> {
         _ => Ok(()),
     }
 }
+
+/// The same, and it stays gone when the machine crashes.
+pub(crate) fn remove_for_good(path: &Path) -> Result<()> {
+    remove(path)?;
+    let parent = path.parent().unwrap_or(Path::new("."));
+    fs::File::open(parent)
+        .and_then(|folder| folder.sync_all())
+        .with_context(|| format!("{}: syncing it", parent.display()))
+}

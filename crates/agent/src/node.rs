@@ -29,7 +29,7 @@ use crate::enforcement::{Enforcement, PolicyFile};
 use crate::host::Host;
 use crate::identity::Identity;
 use crate::keys::KeyExport;
-use crate::memory::{self, Memory};
+use crate::memory::{self, Memory, Word};
 use crate::metrics::Readiness;
 use crate::objects::{Objects, Told};
 use crate::publish::News;
@@ -60,6 +60,10 @@ pub(crate) struct Node {
     pub(crate) identity: Identity,
     pub(crate) objects: Objects,
     memory: Memory,
+    /// Rung when what the store said has been written.
+    pub(crate) memory_bell: Arc<Notify>,
+    /// It was.
+    wrote: bool,
     /// Since when the store cannot be reached, and why.
     pub(crate) away: Option<(UnixTime, String)>,
     /// When it was back the last time, and how long it had been away, seconds.
@@ -70,6 +74,8 @@ pub(crate) struct Node {
     /// Rung by the datapath when it has an event.
     pub(crate) bell: Arc<Notify>,
     pub(crate) acknowledged: Option<Acknowledgement>,
+    /// What others may hear of that and of certificates.
+    pub(crate) word: Word,
     /// Why the present step is not acknowledged yet.
     pub(crate) waiting: Vec<Waiting>,
     /// What is wrong, by the part it is wrong with.
@@ -135,6 +141,7 @@ impl Node {
             Some(directory) => Some(KeyExport::new(directory)?),
             None => None,
         };
+        let memory_bell = Arc::new(Notify::new());
         let settings = reconcile::engine_config(&options);
         let engine = Engine::new(settings, Box::new(SystemRandom::new()));
         let news = News {
@@ -147,7 +154,9 @@ impl Node {
         Ok(Node {
             identity,
             objects: Objects::new(),
-            memory: Memory::open(&options.state_dir),
+            memory: Memory::open(&options.state_dir, Arc::clone(&memory_bell)),
+            memory_bell,
+            wrote: false,
             away: None,
             was_away: None,
             core: Core::new(engine, keys),
@@ -155,6 +164,7 @@ impl Node {
             host,
             bell: Arc::new(Notify::new()),
             acknowledged: None,
+            word: Word::default(),
             waiting: Vec::new(),
             problems: BTreeMap::new(),
             rotation: Rotation::default(),
@@ -196,7 +206,8 @@ impl Node {
         // A bell that was lost would be a policy that is never in force.
         self.rung |= due;
         let asks = self.rung && self.enforcing.is_some();
-        let news = self.changed || self.core.changed || asks;
+        let wrote = std::mem::take(&mut self.wrote);
+        let news = self.changed || self.core.changed || asks || wrote;
         if !(due || news) {
             return;
         }
@@ -227,11 +238,41 @@ impl Node {
         self.core.settle(now);
         self.looked = now.monotonic;
         self.changed = false;
-        self.update_news(now);
-        // Before anybody hears of it.
         if self.objects.is_synced() {
-            self.memory.keep(&mut self.objects, self.acknowledged, now);
+            self.update_memory(now);
         }
+        self.update_news(now);
+    }
+
+    /// What a restart without the store would go on with is on disk before anybody hears of it.
+    fn update_memory(&mut self, now: Now) {
+        let word = Word {
+            acknowledged: self.acknowledged,
+            rotation: self.rotation_done,
+            authorities: self.authorities(),
+        };
+        match self.memory.keep(&mut self.objects, word, now) {
+            Ok(said) => {
+                self.problems.remove("memory");
+                self.word = said.unwrap_or_else(|| self.word.clone());
+            }
+            Err(text) => {
+                if self.problems.get("memory") != Some(&text) {
+                    tracing::error!("{text}");
+                    self.problems.insert("memory", text);
+                }
+            }
+        }
+    }
+
+    /// A write has ended.
+    pub(crate) fn has_written(&mut self) {
+        self.wrote = true;
+    }
+
+    /// Whether there is something to be told to the store.
+    pub(crate) fn has_news(&self) -> bool {
+        self.objects.is_synced() && self.memory.has_tried()
     }
 
     /// Whether the store is there, said once each way; at the start, what to do without it.
@@ -254,6 +295,7 @@ impl Node {
         let waited = now.monotonic.since(Monotonic::default()) >= memory::PATIENCE;
         if !self.objects.is_synced()
             && (waited || self.away.is_some())
+            && self.enforcement.is_known()
             && let Some(kept) = self.memory.take()
         {
             tracing::warn!(
@@ -296,7 +338,7 @@ impl Node {
             }
         };
         sooner(self.open.map(|retry| retry.due));
-        if self.memory.is_there() && !self.objects.is_synced() {
+        if self.memory.is_there() && self.enforcement.is_known() && !self.objects.is_synced() {
             sooner(Some(Monotonic::default() + memory::PATIENCE));
         }
         if self.has_identity && self.is_open() {
@@ -343,6 +385,11 @@ impl Node {
             && own.spec.uid == self.identity.uid
         {
             self.acknowledged = self.acknowledged.or(own.status.acknowledged);
+            self.word = Word {
+                acknowledged: self.acknowledged,
+                rotation: own.status.rotation,
+                authorities: own.status.authorities.clone(),
+            };
             self.news
                 .status
                 .conditions

@@ -195,7 +195,9 @@ impl Objects {
             },
             Told::Bundle(event) => match self.common(event) {
                 Some(Known::There(bundle)) if bundle.name() == CLUSTER => {
-                    self.weigh(Weight::Much);
+                    // What the controller did last stands in its status.
+                    let same = self.bundle.as_ref().is_some_and(|b| b.spec == bundle.spec);
+                    self.weigh(if same { Weight::Little } else { Weight::Much });
                     self.bundle = Some(bundle);
                 }
                 // Without it nobody could be trusted: the last one stays.

@@ -26,10 +26,10 @@ impl Node {
             condition::set(&mut conditions, new);
         }
         NodeEncryptionStatus {
-            acknowledged: self.acknowledged,
+            acknowledged: self.word.acknowledged,
             certificate: self.certificates.facts(),
-            rotation: self.rotation_done,
-            authorities: self.authorities(),
+            rotation: self.word.rotation,
+            authorities: self.word.authorities.clone(),
             tunnels_up,
             tunnels_expected,
             effective_mtu: self.effective_mtu(),

@@ -2,6 +2,7 @@
 
 use std::future::{Future, pending};
 use std::pin::pin;
+use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
 use testudo_store::{Location, Store, no_core_dumps};
@@ -84,10 +85,13 @@ pub(crate) fn close_first(
 ) -> Result<(Box<dyn Host>, Enforcement<PolicyFile>)> {
     files::make_private_dir(&options.state_dir)?;
     let file = PolicyFile::new(&options.state_dir);
-    let kept = file.load().unwrap_or_else(|error| {
-        tracing::error!("{error:#}; the host's rules stay as they are until the store is read");
-        None
-    });
+    let kept = match file.load() {
+        Ok(kept) => kept,
+        Err(error) => {
+            tracing::error!("{error:#}; the host's rules stay as they are until the store is read");
+            return Ok((host, Enforcement::of_unknown(file)));
+        }
+    };
     if let Some(policy) = &kept
         && let Err(error) = host.close(policy)
     {
@@ -110,13 +114,14 @@ pub(crate) async fn run_on<S: Store>(
     let mut watches = Watches::start(&store).await.context("watching the store")?;
     let publisher = Publisher::start(store, options.node.clone());
     let mut node = Node::new(options, host, enforcement)?;
-    let bell = std::sync::Arc::clone(&node.bell);
+    let bell = Arc::clone(&node.bell);
+    let memory_bell = Arc::clone(&node.memory_bell);
     tracing::info!(node = %node.identity.name, uid = %node.identity.uid, "the agent runs");
     let mut shutdown = pin!(shutdown);
     loop {
         let now = clock.now();
         node.update(now);
-        if node.objects.is_synced() {
+        if node.has_news() {
             publisher.tell(node.news.clone());
         }
         if let Some(reason) = &node.core.failed {
@@ -144,6 +149,7 @@ pub(crate) async fn run_on<S: Store>(
                     bell.notify_one();
                 }
             }
+            () = memory_bell.notified() => node.has_written(),
             Some((request, reply)) = calls.recv() => {
                 let _ = reply.send(node.answer(&request, clock.now()));
             }

@@ -8,6 +8,7 @@ use testudo_model::{Now, TrafficPolicy};
 
 use super::settings::hard_lifetime;
 use super::{InForce, Node, OPEN_RETRY, later};
+use crate::enforcement::no_laxer;
 use crate::reconcile::Wish;
 use crate::sockets::Sockets;
 
@@ -23,7 +24,9 @@ impl Node {
             true => self.problems.remove("policy"),
         };
         let Some(plan) = plan else { return };
-        let done = match &plan.traffic {
+        let traffic = self.hold(plan.traffic.clone());
+        let held = traffic != plan.traffic;
+        let done = match &traffic {
             None => self.disable(now),
             Some(traffic) => {
                 // New peers first, then packets; old peers last: what is to be sealed for a peer
@@ -45,6 +48,7 @@ impl Node {
             }
         };
         if done
+            && !held
             && let Some(acknowledge) = plan.acknowledge
             && self.acknowledged != Some(acknowledge)
         {
@@ -56,6 +60,18 @@ impl Node {
             self.acknowledged = Some(acknowledge);
         }
         self.waiting = plan.waiting;
+    }
+
+    /// What an earlier run left may be late news: while it stands in for the store, nothing is opened
+    /// that was closed before.
+    fn hold(&self, wanted: Option<TrafficPolicy>) -> Option<TrafficPolicy> {
+        let Some(before) = self.previous().filter(|_| !self.objects.is_synced()) else {
+            return wanted;
+        };
+        match wanted {
+            Some(wanted) => Some(no_laxer(before, &wanted)),
+            None => Some(before.clone()),
+        }
     }
 
     /// Nothing of ours stays in the way. Works without a TUN: what an earlier agent left goes.
