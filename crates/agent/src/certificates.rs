@@ -167,6 +167,12 @@ impl Certificates {
         matches!(result, Some(Err(error)) if error.check == CertificateCheck::Revoked)
     }
 
+    /// Whether the request that is under way was denied.
+    pub(crate) fn is_denied(&self) -> bool {
+        let pending = self.pending.as_ref();
+        pending.is_some_and(|pending| pending.denied.is_some())
+    }
+
     /// What keeps the node from a good certificate.
     pub(crate) fn problem(&self) -> Option<&str> {
         self.problem.as_deref()

@@ -7,6 +7,7 @@
 
 pub mod api;
 mod authorities;
+mod bound;
 mod certificates;
 mod choice;
 mod clock;

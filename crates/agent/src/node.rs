@@ -397,6 +397,11 @@ impl Node {
         }
     }
 
+    /// The cluster does not let this node in: its certificate was taken back, or it gets none.
+    pub(crate) fn is_shut_out(&self) -> bool {
+        self.news.removed || self.certificates.is_denied()
+    }
+
     /// What was in force last, from memory or from the disk.
     pub(crate) fn previous(&self) -> Option<&TrafficPolicy> {
         self.enforcement.kept()

@@ -5,17 +5,17 @@ use std::pin::pin;
 use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
-use testudo_store::{Location, Store, no_core_dumps};
-use testudo_store_kube::{AnyStore, BoundNode, Writer, bound_node};
+use testudo_store::{Store, no_core_dumps};
+use testudo_store_kube::{AnyStore, Writer};
 
 use crate::Options;
 use crate::api::server::Server;
+use crate::bound::{self, Doubt};
 use crate::choice::{ChoosingHost, Side, expects_user};
 use crate::clock::Clock;
 use crate::enforcement::{Enforcement, PolicyFile};
 use crate::files;
 use crate::host::Host;
-use crate::identity;
 use crate::kernel::KernelSide;
 use crate::metrics;
 use crate::node::Node;
@@ -36,33 +36,10 @@ pub async fn run(options: Options, shutdown: impl Future<Output = ()>) -> Result
     let clock = Clock::start();
     let (host, enforcement) = close_first(&options, host)?;
     prepare(&options);
-    if let Location::Kubernetes(at) = &options.store {
-        let bound = bound_node(at).await.context("who we are")?;
-        take_identity(&options, bound)?;
-    }
+    bound::take_identity(&options).await?;
     let writer = Writer::Agent(options.node.clone());
     let store = AnyStore::open(&options.store, writer).context("opening the store")?;
     run_on(options, clock, host, enforcement, store, shutdown).await
-}
-
-/// On Kubernetes a node has the UID of its Node, which its token names: the controller signs for no other.
-fn take_identity(options: &Options, bound: Option<BoundNode>) -> Result<()> {
-    match bound {
-        Some(bound) if bound.name == options.node => {
-            identity::adopt(&options.state_dir, &bound.uid)
-        }
-        Some(bound) => bail!(
-            "the token is bound to node {}, and this is the agent of {}",
-            bound.name,
-            options.node
-        ),
-        None => {
-            tracing::warn!(
-                "the token is bound to no node: the controller will sign nothing for it"
-            );
-            Ok(())
-        }
-    }
 }
 
 /// Does at the start what may cost the host a packet under traffic. Where the kernel's datapath can be
@@ -117,6 +94,7 @@ pub(crate) async fn run_on<S: Store>(
     let bell = Arc::clone(&node.bell);
     let memory_bell = Arc::clone(&node.memory_bell);
     tracing::info!(node = %node.identity.name, uid = %node.identity.uid, "the agent runs");
+    let mut doubt = Doubt::default();
     let mut shutdown = pin!(shutdown);
     loop {
         let now = clock.now();
@@ -128,6 +106,10 @@ pub(crate) async fn run_on<S: Store>(
             let reason = reason.clone();
             node.stop(clock.now());
             bail!("the datapath has ended: {reason}; the node stays closed until the next start");
+        }
+        if let Err(error) = doubt.look(&node, now).await {
+            node.stop(clock.now());
+            return Err(error);
         }
         let deadline = clock.instant(node.deadline(now));
         tokio::select! {

@@ -3,6 +3,7 @@
 
 mod authorities;
 mod away;
+mod bound;
 mod changes;
 mod metrics;
 mod mishaps;

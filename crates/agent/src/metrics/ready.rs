@@ -23,6 +23,8 @@ pub(crate) struct Readiness {
 #[derive(Clone, Copy, Debug)]
 struct Seen<'a> {
     synced: bool,
+    /// Its certificate was taken back.
+    removed: bool,
     /// What is wrong with rules, datapath or sockets.
     problem: Option<&'a str>,
     /// The phase in force; none before the first.
@@ -35,6 +37,9 @@ impl Readiness {
     fn judge(&mut self, seen: &Seen<'_>, now: Monotonic) -> Result<(), String> {
         if !seen.synced {
             return Err("the store has not been read yet".to_owned());
+        }
+        if seen.removed {
+            return Err("this node was removed from the cluster".to_owned());
         }
         let read_at = *self.read_at.get_or_insert(now);
         if let Some(problem) = seen.problem {
@@ -60,6 +65,7 @@ impl Node {
         let mut problems = parts.iter().filter_map(|part| self.problems.get(part));
         let seen = Seen {
             synced: self.objects.is_known(),
+            removed: self.news.removed,
             problem: problems.next().map(String::as_str),
             phase: self.acknowledged.map(|acknowledged| acknowledged.phase),
             tunnels: self.core.tunnels.count(),
@@ -74,6 +80,7 @@ mod tests {
 
     const GOOD: Seen<'_> = Seen {
         synced: true,
+        removed: false,
         problem: None,
         phase: Some(Phase::Strict),
         tunnels: (2, 2),
@@ -93,6 +100,13 @@ mod tests {
                     ..GOOD
                 },
                 Some("store"),
+            ),
+            (
+                Seen {
+                    removed: true,
+                    ..GOOD
+                },
+                Some("removed"),
             ),
             (
                 Seen {
