@@ -4,16 +4,20 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use testudo_crypto::{Random, SystemRandom};
 use testudo_model::node::NodeEncryptionKind;
 use testudo_model::{
     CertificateRequest, CertificateRequestSpec, NodeEncryption, NodeEncryptionSpec,
     NodeEncryptionStatus, NodeName,
 };
 use testudo_store::{Store, StoreError, change_status};
+use testudo_store_kube::pause;
 use tokio::sync::watch;
+use tokio::time::Instant;
 
-/// After a failed write.
-const RETRY: Duration = Duration::from_secs(1);
+/// What nobody waits for (counts, words for people) is written at most about so often: each write goes to
+/// every other node.
+const CALM: Duration = Duration::from_secs(5);
 
 /// All that is to stand in the store.
 #[derive(Clone, Debug, PartialEq)]
@@ -27,6 +31,26 @@ pub(crate) struct News {
     pub(crate) again: u64,
 }
 
+impl News {
+    /// Whether others wait for what has changed since `last`: the next step of a roll-out or of a rotation,
+    /// or a peer.
+    fn is_urgent(&self, last: &News) -> bool {
+        let calm = NodeEncryptionStatus {
+            tunnels_up: last.status.tunnels_up,
+            tunnels_expected: last.status.tunnels_expected,
+            effective_mtu: last.status.effective_mtu,
+            datapath_note: last.status.datapath_note.clone(),
+            conditions: last.status.conditions.clone(),
+            ..self.status.clone()
+        };
+        let same = News {
+            status: calm,
+            ..self.clone()
+        };
+        same != *last
+    }
+}
+
 /// Takes news; only the newest matters.
 pub(crate) struct Publisher {
     news: watch::Sender<Option<News>>,
@@ -38,7 +62,7 @@ impl Publisher {
         let (news, receiver) = watch::channel(None);
         Publisher {
             news,
-            task: tokio::spawn(publish(store, node, receiver)),
+            task: tokio::spawn(publish(store, node, CALM, receiver)),
         }
     }
 
@@ -58,38 +82,80 @@ impl Drop for Publisher {
     }
 }
 
-async fn publish<S: Store>(store: S, node: NodeName, mut news: watch::Receiver<Option<News>>) {
+async fn publish<S: Store>(
+    store: S,
+    node: NodeName,
+    calm: Duration,
+    mut news: watch::Receiver<Option<News>>,
+) {
     let mut written: Option<News> = None;
-    let mut complained = String::new();
-    let mut away = false;
-    while news.changed().await.is_ok() {
-        loop {
-            let Some(now) = news.borrow_and_update().clone() else {
-                break;
-            };
-            match write(&store, &node, &now, written.as_ref()).await {
-                Ok(()) => {
-                    written = Some(now);
-                    complained.clear();
-                    away = false;
-                    break;
-                }
-                Err(error) => {
-                    let text = format!("{error:#}");
-                    // The words of single failures differ while a store is away.
-                    let unavailable = error
-                        .downcast_ref::<StoreError>()
-                        .is_some_and(|error| matches!(error, StoreError::Unavailable { .. }));
-                    let again = std::mem::replace(&mut away, unavailable) && unavailable;
-                    if text != complained && !again {
-                        tracing::warn!("{text}; trying on");
-                        complained = text;
-                    }
-                    tokio::time::sleep(RETRY).await;
-                }
+    let mut failures = Failures::default();
+    // Not before this time: what nobody waits for, and everything after a failed write.
+    let mut calm_due = Instant::now();
+    let mut retry_due = calm_due;
+    loop {
+        let now = news.borrow_and_update().clone();
+        let Some(now) = now.filter(|now| written.as_ref() != Some(now)) else {
+            match news.changed().await {
+                Ok(()) => continue,
+                Err(_) => return,
             }
+        };
+        let urgent = written.as_ref().is_none_or(|last| now.is_urgent(last));
+        let due = match urgent {
+            true => retry_due,
+            false => retry_due.max(calm_due),
+        };
+        if due > Instant::now() {
+            tokio::select! {
+                () = tokio::time::sleep_until(due) => {}
+                changed = news.changed() => if changed.is_err() { return },
+            }
+            continue;
+        }
+        match write(&store, &node, &now, written.as_ref()).await {
+            Ok(()) => {
+                written = Some(now);
+                failures = Failures::default();
+                calm_due = Instant::now() + jittered(calm);
+            }
+            Err(error) => retry_due = Instant::now() + failures.another(&error),
         }
     }
+}
+
+/// Writes that failed, one after the other.
+#[derive(Default)]
+struct Failures {
+    count: u32,
+    complained: String,
+    /// The last one was the store's absence.
+    away: bool,
+}
+
+impl Failures {
+    /// Says what is new about it. How long to wait then.
+    fn another(&mut self, error: &anyhow::Error) -> Duration {
+        let text = format!("{error:#}");
+        // The words of single failures differ while a store is away.
+        let unavailable = error
+            .downcast_ref::<StoreError>()
+            .is_some_and(|error| matches!(error, StoreError::Unavailable { .. }));
+        let again = std::mem::replace(&mut self.away, unavailable) && unavailable;
+        if text != self.complained && !again {
+            tracing::warn!("{text}; trying on");
+            self.complained = text;
+        }
+        self.count = self.count.saturating_add(1);
+        pause(self.count)
+    }
+}
+
+/// From four to six fifths of it: a thousand agents that began together do not go on together.
+fn jittered(time: Duration) -> Duration {
+    let mut random = [0];
+    SystemRandom::new().fill(&mut random);
+    time.mul_f64(0.8 + 0.4 * f64::from(random[0]) / 255.0)
 }
 
 async fn write<S: Store>(
@@ -126,3 +192,6 @@ async fn write<S: Store>(
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;

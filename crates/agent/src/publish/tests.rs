@@ -1,0 +1,140 @@
+use testudo_model::condition::{self, Condition, ConditionStatus};
+use testudo_model::{Acknowledgement, BootId, NodeUid, Phase, UnixTime};
+use testudo_store::DirStore;
+
+use super::*;
+
+fn news() -> News {
+    News {
+        spec: NodeEncryptionSpec {
+            uid: NodeUid::new("u1").unwrap(),
+            boot_id: BootId::new("b1").unwrap(),
+            addresses: vec!["10.0.0.1".parse().unwrap()],
+            pod_cidrs: Vec::new(),
+            datapath: "user".to_owned(),
+            agent_socket: None,
+        },
+        status: NodeEncryptionStatus::default(),
+        request: None,
+        removed: false,
+        again: 0,
+    }
+}
+
+fn acknowledged(phase: Phase) -> Option<Acknowledgement> {
+    Some(Acknowledgement { phase, rollout: 1 })
+}
+
+/// What a step of a roll-out or of a rotation waits for goes out at once, and counts and words do not.
+#[test]
+fn what_others_wait_for_is_told_from_what_they_do_not() {
+    type Change = (&'static str, bool, fn(&mut News));
+    let changes: [Change; 10] = [
+        ("nothing", false, |_| {}),
+        ("tunnels", false, |n| {
+            (n.status.tunnels_up, n.status.tunnels_expected) = (3, 4);
+        }),
+        ("MTU", false, |n| n.status.effective_mtu = Some(1400)),
+        ("progress", false, |n| {
+            let condition = Condition {
+                kind: "Ready".to_owned(),
+                status: ConditionStatus::False,
+                reason: "Progressing".to_owned(),
+                message: "leaving Prepared: n2: no tunnel".to_owned(),
+                last_transition_time: UnixTime(0),
+                observed_generation: 1,
+            };
+            condition::set(&mut n.status.conditions, condition);
+        }),
+        ("phase", true, |n| {
+            n.status.acknowledged = acknowledged(Phase::Strict);
+        }),
+        ("rotation", true, |n| n.status.rotation = 1),
+        ("authorities", true, |n| {
+            n.status.authorities.trusted = vec!["CN=ca".to_owned()];
+        }),
+        ("per CPU", true, |n| n.status.per_cpu = 2),
+        ("datapath", true, |n| n.spec.datapath = "kernel".to_owned()),
+        ("written anew", true, |n| n.again = 1),
+    ];
+    let last = news();
+    for (what, urgent, change) in changes {
+        let mut next = last.clone();
+        change(&mut next);
+        assert_eq!(next.is_urgent(&last), urgent, "{what}");
+    }
+}
+
+/// Words that nobody waits for are held back and go with the next that somebody does, and the last of
+/// them is written by itself.
+#[test]
+fn words_that_nobody_waits_for_are_held_back_and_the_last_is_written() {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
+    runtime.block_on(async {
+        let dir = tempfile::tempdir().unwrap();
+        let store = DirStore::open(dir.path()).unwrap();
+        let node = NodeName::new("n1").unwrap();
+        let status = async || {
+            let node = store.get::<NodeEncryptionKind>("n1").await.unwrap();
+            node.map(|node| node.status)
+        };
+        let reach = async |up: u32| {
+            while status().await.is_none_or(|s| s.tunnels_up != up) {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        let (sender, receiver) = watch::channel(None);
+        // Nothing of the kind comes again in the life of this test, unless it goes with the rest.
+        let hour = Duration::from_secs(3600);
+        let task = tokio::spawn(publish(store.clone(), node.clone(), hour, receiver));
+        let mut now = news();
+        now.status.tunnels_up = 1;
+        sender.send_replace(Some(now.clone()));
+        reach(1).await;
+        for up in 2..50 {
+            now.status.tunnels_up = up;
+            sender.send_replace(Some(now.clone()));
+            tokio::time::sleep(Duration::from_millis(4)).await;
+            assert_eq!(status().await.unwrap().tunnels_up, 1);
+        }
+        now.status.acknowledged = acknowledged(Phase::Prepared);
+        sender.send_replace(Some(now.clone()));
+        reach(49).await;
+        assert_eq!(
+            status().await.unwrap().acknowledged,
+            now.status.acknowledged
+        );
+        task.abort();
+
+        let (sender, receiver) = watch::channel(Some(now.clone()));
+        let soon = Duration::from_millis(50);
+        let task = tokio::spawn(publish(store.clone(), node, soon, receiver));
+        for up in 50..60 {
+            now.status.tunnels_up = up;
+            sender.send_replace(Some(now.clone()));
+            tokio::task::yield_now().await;
+        }
+        reach(59).await;
+        task.abort();
+    });
+}
+
+/// A store that refuses is asked ever more rarely, and never by all at the same time.
+#[test]
+fn failures_are_spread_out() {
+    let mut failures = Failures::default();
+    let error = anyhow::anyhow!("too many requests");
+    let waits: Vec<Duration> = (0..8).map(|_| failures.another(&error)).collect();
+    assert!(waits[7] > waits[0] * 4, "{waits:?}");
+    let many: std::collections::BTreeSet<Duration> = (0..50)
+        .map(|_| {
+            let wait = jittered(CALM);
+            assert!((CALM.mul_f64(0.79)..CALM.mul_f64(1.21)).contains(&wait));
+            wait
+        })
+        .collect();
+    assert!(many.len() > 1);
+}
