@@ -1,157 +1,67 @@
-//! A watch that does not end: a list, then what changes, then, when the connection or the API server's
-//! memory is lost, the same again, told as the difference to what was told before.
+//! A watch that does not end, told as the difference to what was told before.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use futures_util::TryStreamExt;
-use kube::api::{WatchEvent, WatchParams};
-use testudo_crypto::{Random, SystemRandom};
+use kube::api::{Api, DynamicObject};
 use testudo_model::{Kind, Object};
 use testudo_store::{Event, Problem, Watch};
 use tokio::sync::mpsc;
 
 use crate::convert::Read;
+use crate::list_watch::{Heard, ListWatch};
 use crate::store::KubeStore;
 use crate::{link, verdict};
-
-/// After this many seconds the API server ends a watch, and it is begun anew where it stood.
-const WATCH_SECONDS: u32 = 270;
-
-/// Longest silence of a watch. A bookmark comes about once a minute; a connection that is dead and does
-/// not know it says nothing.
-const SILENCE: Duration = Duration::from_secs(150);
-
-/// First and longest pause before the next try.
-const PAUSES: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(20));
 
 /// An API server that is away for less is not spoken of: one that restarts is.
 const UNSPOKEN: Duration = Duration::from_secs(3);
 
-pub(crate) fn start<K: Kind>(store: KubeStore) -> Watch<K> {
+pub(crate) fn start<K: Kind>(store: KubeStore, api: Api<DynamicObject>) -> Watch<K> {
     let (sender, watch) = Watch::channel();
     let closed = sender.clone();
+    let objects = ListWatch::new(api, store.selection::<K>(None), |raw| raw);
     tokio::spawn(async move {
         tokio::select! {
-            () = follow::<K>(store, sender) => {}
+            () = follow::<K>(store, objects, sender) => {}
             () = closed.closed() => {}
         }
     });
     watch
 }
 
-/// Why a watch stopped.
-enum Stop {
-    /// As agreed: it goes on where it stood.
-    Ended,
-    /// The version it stood at is forgotten: a list is needed.
-    TooOld,
-    /// The API server is away or refuses.
-    Failed(kube::Error),
-    /// Nobody listens any more.
-    Deaf,
-}
-
-async fn follow<K: Kind>(store: KubeStore, sender: mpsc::Sender<Event<K>>) {
+/// Ends when nobody listens any more.
+async fn follow<K: Kind>(
+    store: KubeStore,
+    mut objects: ListWatch<DynamicObject, DynamicObject>,
+    sender: mpsc::Sender<Event<K>>,
+) {
     let mut told = Told::<K>::default();
     let mut trouble = Trouble::default();
-    let mut version: Option<String> = None;
     loop {
-        let stop = match &mut version {
-            None => match store.raw_list::<K>(store.selection::<K>(None)).await {
-                Ok((raws, listed)) => {
-                    let reads = raws.iter().map(|raw| store.read::<K>(raw));
-                    version = Some(listed);
-                    let mut events = trouble.over();
-                    told.listed(reads, &mut events);
-                    send(&sender, events).await.err().unwrap_or(Stop::Ended)
-                }
-                Err(error) => failed(error),
-            },
-            Some(version) => {
-                let stop = hear(&store, &sender, &mut told, &mut trouble, version).await;
-                stop.err().unwrap_or(Stop::Ended)
-            }
-        };
-        match stop {
-            Stop::Ended => {}
-            Stop::TooOld => version = None,
-            Stop::Deaf => return,
-            Stop::Failed(error) => {
-                if let Some(problem) = trouble.more::<K>(&store, error, told.synced).await
-                    && sender.send(Event::Problem(problem)).await.is_err()
-                {
-                    return;
-                }
-                tokio::time::sleep(trouble.pause()).await;
-            }
-        }
-    }
-}
-
-fn failed(error: kube::Error) -> Stop {
-    match &error {
-        kube::Error::Api(status) if verdict::is_too_old(status) => Stop::TooOld,
-        _ => Stop::Failed(error),
-    }
-}
-
-async fn send<K: Kind>(sender: &mpsc::Sender<Event<K>>, events: Vec<Event<K>>) -> Result<(), Stop> {
-    for event in events {
-        sender.send(event).await.map_err(|_| Stop::Deaf)?;
-    }
-    Ok(())
-}
-
-/// One watch from its beginning to its end. `version` follows what was told.
-async fn hear<K: Kind>(
-    store: &KubeStore,
-    sender: &mpsc::Sender<Event<K>>,
-    told: &mut Told<K>,
-    trouble: &mut Trouble,
-    version: &mut String,
-) -> Result<(), Stop> {
-    let selection = store.selection::<K>(None);
-    let params = WatchParams {
-        label_selector: selection.label_selector,
-        field_selector: selection.field_selector,
-        timeout: Some(WATCH_SECONDS),
-        bookmarks: true,
-        send_initial_events: false,
-    };
-    let link = store.link().await.map_err(|_| Stop::Ended)?;
-    let api = link.api::<K>();
-    let stream = link
-        .call(api.watch(&params, version))
-        .await
-        .map_err(failed)?;
-    let mut stream = std::pin::pin!(stream);
-    send(sender, trouble.over()).await?;
-    loop {
-        let next = match tokio::time::timeout(SILENCE, stream.try_next()).await {
-            Ok(next) => next.map_err(failed)?,
-            Err(_) => return Ok(()),
-        };
         let mut events = Vec::new();
-        let newer = match next {
-            None => return Ok(()),
-            Some(WatchEvent::Added(raw) | WatchEvent::Modified(raw)) => {
-                told.changed(store.read::<K>(&raw), &mut events);
-                raw.metadata.resource_version
+        match objects.next().await {
+            Heard::Listed(raws) => {
+                events = trouble.over();
+                let reads = raws.iter().map(|raw| store.read::<K>(raw));
+                told.listed(reads, &mut events);
             }
-            Some(WatchEvent::Deleted(raw)) => {
+            Heard::Watching => events = trouble.over(),
+            Heard::Changed(raw) => told.changed(store.read::<K>(&raw), &mut events),
+            Heard::Gone(raw) => {
                 let name = raw.metadata.name.as_deref().unwrap_or_default();
                 told.gone(name, &mut events);
-                raw.metadata.resource_version
             }
-            Some(WatchEvent::Bookmark(mark)) => Some(mark.metadata.resource_version),
-            Some(WatchEvent::Error(status)) => return Err(failed(kube::Error::Api(status))),
-        };
-        send(sender, events).await?;
-        if let Some(newer) = newer {
-            *version = newer;
+            Heard::Failed(error) => {
+                let problem = trouble.more::<K>(&store, error, told.synced).await;
+                events.extend(problem.map(Event::Problem));
+            }
+        }
+        for event in events {
+            if sender.send(event).await.is_err() {
+                return;
+            }
         }
     }
 }
@@ -159,7 +69,6 @@ async fn hear<K: Kind>(
 /// That the API server is away, from the first failure to the next success.
 #[derive(Default)]
 struct Trouble {
-    tries: u32,
     since: Option<Instant>,
     told: Option<Problem>,
 }
@@ -172,7 +81,6 @@ impl Trouble {
         error: kube::Error,
         synced: bool,
     ) -> Option<Problem> {
-        self.tries = self.tries.saturating_add(1);
         let since = *self.since.get_or_insert_with(Instant::now);
         if synced && since.elapsed() < UNSPOKEN {
             return None;
@@ -201,20 +109,6 @@ impl Trouble {
         let solved = std::mem::take(self).told.map(Event::Solved);
         solved.into_iter().collect()
     }
-
-    fn pause(&self) -> Duration {
-        pause(self.tries)
-    }
-}
-
-/// How long to wait after so many tries that failed: longer each time, and never the same for two, for a
-/// thousand agents lose their watches at once.
-pub fn pause(tries: u32) -> Duration {
-    let longest = PAUSES.0 * (1 << tries.min(10));
-    let mut random = [0u8; 2];
-    SystemRandom::new().fill(&mut random);
-    let part = f64::from(u16::from_be_bytes(random)) / f64::from(u16::MAX);
-    longest.min(PAUSES.1).mul_f64(0.5 + part / 2.0)
 }
 
 /// What was told, and what of it stands in the API under which name.
@@ -338,7 +232,6 @@ impl<K: Kind> Told<K> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use kube::api::DynamicObject;
     use serde_json::json;
     use testudo_model::policy::{EncryptionPolicyKind, Mode};
     use testudo_model::request::CertificateRequestKind;

@@ -7,7 +7,6 @@ use std::time::Duration;
 use kube::api::{
     DeleteParams, DynamicObject, ListParams, Patch, PatchParams, PostParams, Preconditions,
 };
-use kube::core::ObjectList;
 use serde_json::{Value, json};
 use testudo_crypto::{Random, SystemRandom};
 use testudo_model::{API_VERSION, CertificateRequest, Kind, Object};
@@ -19,10 +18,7 @@ use tokio::sync::OnceCell;
 use crate::apply::{Live, Plan, carry, parts};
 use crate::convert::{self, Read};
 use crate::link::{KubeOptions, Link, Writer};
-use crate::{any, follow, request, verdict};
-
-/// How many objects come in one answer to a list.
-pub(crate) const PAGE: u32 = 500;
+use crate::{any, follow, list_watch, request, verdict};
 
 /// How often a write that nobody made conditional is tried when others write too.
 const TRIES: u32 = 16;
@@ -93,20 +89,11 @@ impl KubeStore {
     /// All objects of a kind as they stand now, and the version of the whole.
     pub(crate) async fn raw_list<K: Kind>(
         &self,
-        mut params: ListParams,
+        params: ListParams,
     ) -> Result<(Vec<DynamicObject>, String), kube::Error> {
         let link = self.link().await.map_err(not_configured)?;
         let api = link.api::<K>();
-        let mut found = Vec::new();
-        params.limit = Some(PAGE);
-        loop {
-            let page: ObjectList<DynamicObject> = link.call(api.list(&params)).await?;
-            found.extend(page.items);
-            params.continue_token = page.metadata.continue_.filter(|token| !token.is_empty());
-            if params.continue_token.is_none() {
-                return Ok((found, page.metadata.resource_version.unwrap_or_default()));
-            }
-        }
+        list_watch::list(&api, params, &|raw| raw).await
     }
 
     /// Reads an object, and says once which fields of it this build does not know.
@@ -688,8 +675,8 @@ impl Store for KubeStore {
 
     async fn watch<K: Kind>(&self) -> Result<Watch<K>, StoreError> {
         // A configuration that cannot be read does not mend itself; an API server that is away does.
-        self.link().await?;
-        Ok(follow::start(self.clone()))
+        let api = self.link().await?.api::<K>();
+        Ok(follow::start(self.clone(), api))
     }
 
     async fn requester(&self, request: &CertificateRequest) -> Result<Requester, StoreError> {

@@ -1,27 +1,16 @@
-//! Objects of the API that are not ours, kept up to date by a watch: listed once, then followed, and
-//! listed anew only where the API server has forgotten where the watch stood.
+//! Objects of the API that are not ours, kept up to date by a watch.
 
 use std::collections::BTreeMap;
 use std::fmt::Debug;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
 
-use futures_util::TryStreamExt;
-use kube::api::{Api, ListParams, WatchEvent, WatchParams};
+use kube::api::{Api, ListParams};
 use kube::core::{Resource, ResourceExt};
 use serde::de::DeserializeOwned;
-use testudo_store_kube::{call, pause};
+use testudo_store_kube::{Heard, ListWatch};
 use tokio::sync::Notify;
 use tracing::{info, warn};
 
-/// How many objects come in one answer to a list.
-const PAGE: u32 = 500;
-/// How long a call may take.
-const CALL: Duration = Duration::from_secs(15);
-/// After this many seconds the API server ends a watch, and it is begun anew where it stood.
-const WATCH_SECONDS: u32 = 270;
-/// Longest silence of a watch, in which a bookmark comes about once a minute.
-const SILENCE: Duration = Duration::from_secs(150);
 /// So many tries fail before it is said.
 const UNSPOKEN: u32 = 4;
 
@@ -83,128 +72,53 @@ fn lock<T>(state: &Mutex<T>) -> MutexGuard<'_, T> {
 
 async fn follow<K, T>(wish: Wish<K, T>, state: Arc<Mutex<State<T>>>, news: Arc<Notify>)
 where
-    K: Resource + Clone + DeserializeOwned + Debug,
-    T: Clone + PartialEq,
+    K: Resource + Clone + DeserializeOwned + Debug + Send + Sync + 'static,
+    T: Clone + PartialEq + Send + 'static,
 {
-    let mut version: Option<String> = None;
-    let mut failures = 0;
-    loop {
-        let done = match &mut version {
-            None => match list(&wish).await {
-                Ok((items, listed)) => {
-                    version = Some(listed);
-                    lock(&state).items = Some(items);
-                    news.notify_one();
-                    Ok(())
-                }
-                Err(error) => Err(error),
-            },
-            Some(version) => {
-                let heard = hear(&wish, &state, &news, version, &mut failures).await;
-                // Where no list can be had, what a watch says has no beginning.
-                heard
-            }
-        };
-        match done {
-            Ok(()) => {
-                if failures >= UNSPOKEN {
-                    info!("{} are seen again", wish.what);
-                }
-                failures = 0;
-            }
-            Err(kube::Error::Api(status)) if status.code == 410 => version = None,
-            Err(error) => {
-                failures += 1;
-                let text = format!("{} cannot be seen: {error}", wish.what);
-                if failures == UNSPOKEN {
-                    warn!("{text}; what was seen last goes on");
-                }
-                lock(&state).trouble = text;
-                tokio::time::sleep(pause(failures)).await;
-            }
-        }
-    }
-}
-
-async fn list<K, T>(wish: &Wish<K, T>) -> kube::Result<(BTreeMap<String, T>, String)>
-where
-    K: Resource + Clone + DeserializeOwned + Debug,
-{
-    let mut params = ListParams {
-        limit: Some(PAGE),
-        field_selector: wish.fields.clone(),
+    let Wish { what, keep, .. } = wish;
+    let selection = ListParams {
+        field_selector: wish.fields,
         ..ListParams::default()
     };
-    let mut items = BTreeMap::new();
+    let mut objects = ListWatch::new(wish.api, selection, move |object: K| {
+        (object.name_any(), keep(&object))
+    });
+    let mut failures = 0;
     loop {
-        let page = call(CALL, wish.api.list(&params)).await?;
-        let kept = page.items.iter();
-        items.extend(kept.map(|object| (object.name_any(), (wish.keep)(object))));
-        params.continue_token = page.metadata.continue_.filter(|more| !more.is_empty());
-        if params.continue_token.is_none() {
-            return Ok((items, page.metadata.resource_version.unwrap_or_default()));
-        }
-    }
-}
-
-/// One watch from its beginning to its end. `version` follows what was heard.
-async fn hear<K, T>(
-    wish: &Wish<K, T>,
-    state: &Mutex<State<T>>,
-    news: &Notify,
-    version: &mut String,
-    failures: &mut u32,
-) -> kube::Result<()>
-where
-    K: Resource + Clone + DeserializeOwned + Debug,
-    T: Clone + PartialEq,
-{
-    let params = WatchParams {
-        field_selector: wish.fields.clone(),
-        timeout: Some(WATCH_SECONDS),
-        bookmarks: true,
-        ..WatchParams::default()
-    };
-    let stream = call(CALL, wish.api.watch(&params, version)).await?;
-    let mut stream = std::pin::pin!(stream);
-    if *failures >= UNSPOKEN {
-        info!("{} are seen again", wish.what);
-    }
-    *failures = 0;
-    loop {
-        let Ok(next) = tokio::time::timeout(SILENCE, stream.try_next()).await else {
-            return Ok(());
-        };
-        let object = match next? {
-            None => return Ok(()),
-            Some(WatchEvent::Bookmark(mark)) => {
-                *version = mark.metadata.resource_version;
-                continue;
+        let heard = objects.next().await;
+        let mut state = lock(&state);
+        if let Heard::Listed(_) | Heard::Watching = heard {
+            if failures >= UNSPOKEN {
+                info!("{what} are seen again");
             }
-            Some(WatchEvent::Error(status)) => return Err(kube::Error::Api(status)),
-            Some(WatchEvent::Added(object) | WatchEvent::Modified(object)) => {
-                let item = (wish.keep)(&object);
-                let mut state = lock(state);
+            failures = 0;
+        }
+        match heard {
+            Heard::Listed(all) => {
+                state.items = Some(all.into_iter().collect());
+                news.notify_one();
+            }
+            Heard::Watching => {}
+            Heard::Changed((name, item)) => {
                 let items = state.items.get_or_insert_default();
-                let old = items.insert(object.name_any(), item.clone());
+                let old = items.insert(name, item.clone());
                 // Most changes of a Node are none of what is kept.
                 if old.as_ref() != Some(&item) {
                     news.notify_one();
                 }
-                object
             }
-            Some(WatchEvent::Deleted(object)) => {
-                let mut state = lock(state);
-                state
-                    .items
-                    .get_or_insert_default()
-                    .remove(&object.name_any());
+            Heard::Gone((name, _)) => {
+                state.items.get_or_insert_default().remove(&name);
                 news.notify_one();
-                object
             }
-        };
-        if let Some(newer) = object.resource_version() {
-            *version = newer;
+            Heard::Failed(error) => {
+                failures += 1;
+                let text = format!("{what} cannot be seen: {error}");
+                if failures == UNSPOKEN {
+                    warn!("{text}; what was seen last goes on");
+                }
+                state.trouble = text;
+            }
         }
     }
 }
