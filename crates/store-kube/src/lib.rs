@@ -27,6 +27,6 @@ pub use any::AnyStore;
 pub use bound::{BoundNode, bound_node};
 pub use call::{call, calls};
 pub use link::{KubeOptions, PATIENCE, Writer, in_cluster};
-pub use list_watch::{Heard, ListWatch};
+pub use list_watch::{Heard, ListWatch, pause};
 pub use request::{SIGNER, USAGES, name_of};
 pub use store::KubeStore;

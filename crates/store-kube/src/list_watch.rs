@@ -272,7 +272,7 @@ impl Pace {
 
 /// How long to wait after so many tries that failed: longer each time, and never the same for two, for a
 /// thousand agents lose their watches at once.
-fn pause(tries: u32) -> Duration {
+pub fn pause(tries: u32) -> Duration {
     let longest = PAUSES.0 * (1 << tries.min(10));
     let mut random = [0u8; 2];
     SystemRandom::new().fill(&mut random);
