@@ -9,7 +9,7 @@ use testudo_agent::api::Actions;
 use common::{Lab, Load, Options, Turn, Watch, begin, seconds, testudo, wait_until};
 
 /// Datagrams a second, in all: the processor is emulated.
-const RATE: u32 = 200;
+const RATE: u32 = 50;
 
 #[test]
 fn over_ipv4_ovn_is_strict_rekeys_and_is_off_again() {
@@ -29,7 +29,7 @@ fn over_ipv4_ovn_is_strict_rekeys_and_is_off_again() {
     });
     load.run_for(seconds(1));
     watch.stop_with_none();
-    lab.testudo(&["stop", "--timeout", "180s"]).ok();
+    lab.testudo(&["stop", "--timeout", "300s"]).ok();
     load.run_for(seconds(1));
     println!("{} datagrams, none lost", load.stop_without_loss());
     nothing_left(&lab);
@@ -45,7 +45,7 @@ fn over_ipv6_ovn_is_strict_and_off_again() {
     let report = lab.verify().ok().json();
     assert_eq!(report["wire"]["clear_protected_packets"], 0, "{report:#}");
     watch.stop_with_none();
-    lab.testudo(&["stop", "--timeout", "180s"]).ok();
+    lab.testudo(&["stop", "--timeout", "300s"]).ok();
     load.run_for(seconds(1));
     println!("{} datagrams, none lost", load.stop_without_loss());
     nothing_left(&lab);
@@ -72,7 +72,7 @@ fn up(test: &str, family: &'static str) -> (Turn, Lab) {
 
 #[track_caller]
 fn strict(lab: &Lab) {
-    let answer = lab.testudo(&["init", "--timeout", "180s"]).ok();
+    let answer = lab.testudo(&["init", "--timeout", "300s"]).ok();
     println!("init took {:.1} s", answer.took.as_secs_f32());
     let status = lab.status();
     assert_eq!(status["phase"], "Strict", "{status:#}");

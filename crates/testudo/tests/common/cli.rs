@@ -22,6 +22,8 @@ pub(crate) struct Answer {
     pub(crate) line: String,
     /// Its exit code; none if a signal ended it.
     pub(crate) code: Option<i32>,
+    /// How it ended, for messages: with which code, or by which signal.
+    ended: String,
     /// Its standard output.
     pub(crate) out: String,
     /// Its standard error.
@@ -56,9 +58,9 @@ impl std::fmt::Display for Answer {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(
             f,
-            "`{}` (code {:?}, {:.1} s)\n--- stdout\n{}\n--- stderr\n{}",
+            "`{}` ({}, {:.1} s)\n--- stdout\n{}\n--- stderr\n{}",
             self.line,
-            self.code,
+            self.ended,
             self.took.as_secs_f32(),
             self.out,
             self.err
@@ -111,6 +113,7 @@ pub(crate) fn run(mut command: Command) -> Answer {
     let answer = Answer {
         line,
         code: status.and_then(|s| s.code()),
+        ended: status.map_or_else(|| "not ended".to_owned(), |s| s.to_string()),
         out: collect(out),
         err: collect(err),
         took: start.elapsed(),
