@@ -11,6 +11,7 @@ mod common;
 #[allow(dead_code, reason = "the agent's verb uses a part of it")]
 mod exit;
 #[path = "../src/logging.rs"]
+#[allow(dead_code, reason = "its tests run elsewhere")]
 mod logging;
 #[path = "../src/plugin.rs"]
 #[allow(
