@@ -15,9 +15,17 @@ use testudo_store_kube::pause;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-/// What nobody waits for (counts, words for people) is written at most about so often: each write goes to
-/// every other node.
+/// What nobody waits for (counts, words for people) is held back for so long for each other node, to which
+/// each write goes: a small cluster sees it at once, and in a large one such writes do not grow with its square.
+const CALM_EACH: Duration = Duration::from_millis(20);
+/// And at most for about so long.
 const CALM: Duration = Duration::from_secs(5);
+
+fn calm(news: &News) -> Duration {
+    CALM_EACH
+        .saturating_mul(news.status.tunnels_expected)
+        .min(CALM)
+}
 
 /// All that is to stand in the store.
 #[derive(Clone, Debug, PartialEq)]
@@ -62,7 +70,7 @@ impl Publisher {
         let (news, receiver) = watch::channel(None);
         Publisher {
             news,
-            task: tokio::spawn(publish(store, node, CALM, receiver)),
+            task: tokio::spawn(publish(store, node, calm, receiver)),
         }
     }
 
@@ -85,7 +93,7 @@ impl Drop for Publisher {
 async fn publish<S: Store>(
     store: S,
     node: NodeName,
-    calm: Duration,
+    calm: impl Fn(&News) -> Duration,
     mut news: watch::Receiver<Option<News>>,
 ) {
     let mut written: Option<News> = None;
@@ -115,9 +123,9 @@ async fn publish<S: Store>(
         }
         match write(&store, &node, &now, written.as_ref()).await {
             Ok(()) => {
+                calm_due = Instant::now() + jittered(calm(&now));
                 written = Some(now);
                 failures = Failures::default();
-                calm_due = Instant::now() + jittered(calm);
             }
             Err(error) => retry_due = Instant::now() + failures.another(&error),
         }

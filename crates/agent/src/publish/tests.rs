@@ -89,7 +89,12 @@ fn words_that_nobody_waits_for_are_held_back_and_the_last_is_written() {
         let (sender, receiver) = watch::channel(None);
         // Nothing of the kind comes again in the life of this test, unless it goes with the rest.
         let hour = Duration::from_secs(3600);
-        let task = tokio::spawn(publish(store.clone(), node.clone(), hour, receiver));
+        let task = tokio::spawn(publish(
+            store.clone(),
+            node.clone(),
+            move |_| hour,
+            receiver,
+        ));
         let mut now = news();
         now.status.tunnels_up = 1;
         sender.send_replace(Some(now.clone()));
@@ -111,7 +116,7 @@ fn words_that_nobody_waits_for_are_held_back_and_the_last_is_written() {
 
         let (sender, receiver) = watch::channel(Some(now.clone()));
         let soon = Duration::from_millis(50);
-        let task = tokio::spawn(publish(store.clone(), node, soon, receiver));
+        let task = tokio::spawn(publish(store.clone(), node, move |_| soon, receiver));
         for up in 50..60 {
             now.status.tunnels_up = up;
             sender.send_replace(Some(now.clone()));
@@ -137,4 +142,15 @@ fn failures_are_spread_out() {
         })
         .collect();
     assert!(many.len() > 1);
+}
+
+#[test]
+fn a_small_cluster_sees_counts_at_once_and_a_large_one_within_seconds() {
+    let of = |expected| {
+        let mut news = news();
+        news.status.tunnels_expected = expected;
+        calm(&news)
+    };
+    assert_eq!(of(2), Duration::from_millis(40));
+    assert_eq!([of(250), of(1000), of(u32::MAX)], [CALM; 3]);
 }
