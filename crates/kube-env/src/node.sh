@@ -30,6 +30,11 @@ for setting in vm/overcommit_memory=1 vm/panic_on_oom=0 kernel/panic=10 kernel/p
         mount --bind "$file" "/proc/sys/$name"
     fi
 done
+# The kubelet does not start without a processor's speed, which user-mode-linux does not know.
+if ! grep -q "^cpu MHz" /proc/cpuinfo; then
+    sed "s/^bogomips.*/cpu MHz\t\t: 1000.000\n&/" /proc/cpuinfo >cpuinfo
+    mount --bind cpuinfo /proc/cpuinfo
+fi
 cd /
 
 containerd --config /run/node/containerd.toml >>"/run/logs/$5.containerd.log" 2>&1 &
