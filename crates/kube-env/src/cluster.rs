@@ -9,7 +9,7 @@ use anyhow::{Context, Result, bail};
 
 use crate::certificates::{private_file, private_folder};
 use crate::control_plane::{self, Component};
-use crate::network::{self, Network};
+use crate::network::{self, Between, Network};
 use crate::nodes;
 use crate::place::{self, LOGS, OWNER, RECORD, SLOT};
 use crate::process::{self, Process};
@@ -26,6 +26,8 @@ pub struct Options {
     pub name: String,
     /// How many nodes it has; without one there is nothing that runs pods.
     pub nodes: u8,
+    /// How pods' packets reach other nodes.
+    pub between: Between,
     /// Whether it stays when the process that makes it ends.
     pub stays: bool,
 }
@@ -36,6 +38,7 @@ impl Options {
         Self {
             name: name.to_owned(),
             nodes: 0,
+            between: Between::Vxlan,
             stays: false,
         }
     }
@@ -119,7 +122,7 @@ impl Cluster {
             let owner = Process::own("owner")?;
             private_file(&directory.join(OWNER), owner.line().as_bytes())?;
         }
-        let network = Network::create(&place::namespace(name))?;
+        let network = Network::create(&place::namespace(name), options.between)?;
         private_file(&directory.join(SLOT), network.to_string().as_bytes())?;
         control_plane::prepare(&directory, network)?;
         let mut cluster = Self {

@@ -30,4 +30,5 @@ mod wait;
 
 pub use cluster::{Cluster, Options, State};
 pub use control_plane::Component;
+pub use network::Between;
 pub use place::{down, names, sweep};

@@ -7,15 +7,16 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 use testudo_kube_env::programs::{self, CONTROL_PLANE, HELM_CLIENT, NODES};
-use testudo_kube_env::{Cluster, Options, down, names, sweep};
+use testudo_kube_env::{Between, Cluster, Options, down, names, sweep};
 use testudo_kube_env::{chart, image};
 
 const HELP: &str = "\
 cargo xtask kube COMMAND [--name NAME]
 
-  up [--nodes N]    a control plane: etcd, API server, controller manager; with nodes a scheduler,
-                    and N kubelets with containerd and pods on a VXLAN overlay. The programs are
-                    built the first time. NAME is `dev` if it is not said
+  up [--nodes N] [--routed]
+                    a control plane: etcd, API server, controller manager; with nodes a scheduler,
+                    and N kubelets with containerd and pods on a VXLAN overlay, or by routes alone.
+                    The programs are built the first time. NAME is `dev` if it is not said
   exec NODE -- COMMAND ARGS...
                     a command in a node (1, 2, ...), as root there
   load ARCHIVE      an image, in the OCI's layout, into every node
@@ -44,7 +45,7 @@ fn main() -> ExitCode {
         Some((command, rest)) => (*command, rest),
     };
     let done = match command {
-        "up" => parse(rest, &[]).map(up),
+        "up" => parse(rest, &["--routed"]).map(up),
         "exec" => parse(rest, &[]).map(execute),
         "load" => parse(rest, &[]).map(load),
         "env" => parse(rest, &[]).map(environment),
@@ -131,6 +132,10 @@ fn up(arguments: Arguments<'_>) -> Result<()> {
         &Options {
             name: name.to_owned(),
             nodes: arguments.nodes,
+            between: match arguments.has("--routed") {
+                true => Between::Routes,
+                false => Between::Vxlan,
+            },
             stays: true,
         },
         &say,

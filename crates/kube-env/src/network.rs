@@ -37,23 +37,36 @@ const OVERLAY: &str = "vxlan0";
 /// What a pod's packet may hold, so that it fits into the overlay's, and that into IPsec's.
 pub(crate) const POD_MTU: u32 = 1380;
 
+/// What stands behind the slot of a cluster without an overlay.
+const ROUTES: &str = " routes";
+
 /// The bridge that joins all.
 const BRIDGE: &str = "underlay";
+
+/// How pods' packets reach the pods of other nodes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Between {
+    /// In VXLAN between the nodes, as with flannel.
+    Vxlan,
+    /// As they are, by routes to the other nodes, as with kube-router or Calico without encapsulation.
+    Routes,
+}
 
 /// The addresses of a cluster: one slot of 256.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Network {
     slot: u8,
+    between: Between,
 }
 
 impl Network {
     /// Makes the namespace of a control plane and joins it to the machine's. The slot is taken by
     /// the link's name, which only one can have.
-    pub(crate) fn create(namespace: &str) -> Result<Self> {
+    pub(crate) fn create(namespace: &str, between: Between) -> Result<Self> {
         add_namespace(namespace)?;
         let inside = open(namespace)?;
         let mut outer = Netlink::open()?;
-        let network = Self::take(&mut outer, &inside)?;
+        let network = Self::take(&mut outer, &inside, between)?;
         let link = outer.link_index(&network.link())?;
         outer.add_address(link, network.subnet(254)?)?;
         outer.set_up(link)?;
@@ -100,8 +113,8 @@ impl Network {
         Ok(self.address(host_of(number)?))
     }
 
-    /// Makes the overlay among nodes, each with the pods' prefix that it was given: a VXLAN device
-    /// a node, which knows the others by entries of ours and learns nothing.
+    /// Makes the way to other nodes' pods, of nodes each with the pods' prefix that it was given: routes, or
+    /// a VXLAN device a node, which knows the others by entries of ours and learns nothing.
     pub(crate) fn join_pods(
         self,
         control_plane: &str,
@@ -115,6 +128,14 @@ impl Network {
             hub.replace_route(&Route::via((*pods).into(), own.into()))?;
             let inside = open(namespace)?;
             let mut node = Netlink::open_in(inside.as_fd())?;
+            let others = || nodes.iter().filter(|(_, other, _)| other != number);
+            if self.between == Between::Routes {
+                for (_, other, theirs) in others() {
+                    let gateway = self.node(*other)?.into();
+                    node.replace_route(&Route::via((*theirs).into(), gateway))?;
+                }
+                continue;
+            }
             let eth0 = node.link_index("eth0")?;
             if node.link(OVERLAY)?.is_none() {
                 node.create_link(&NewLink {
@@ -134,7 +155,7 @@ impl Network {
             let overlay = node.link_index(OVERLAY)?;
             node.ensure_address(overlay, IpNet::from(IpAddr::from(pods.network())))?;
             node.set_up(overlay)?;
-            for (_, other, theirs) in nodes.iter().filter(|(_, other, _)| other != number) {
+            for (_, other, theirs) in others() {
                 let mac = overlay_mac(self.slot, *other);
                 let gateway = theirs.network().into();
                 node.set_neighbour(overlay, gateway, mac)?;
@@ -153,9 +174,9 @@ impl Network {
         Ok(())
     }
 
-    fn take(outer: &mut Netlink, inside: &OwnedFd) -> Result<Self> {
+    fn take(outer: &mut Netlink, inside: &OwnedFd, between: Between) -> Result<Self> {
         for slot in 0..=u8::MAX {
-            let network = Self { slot };
+            let network = Self { slot, between };
             match outer.create_veth(&network.link(), "host", Some(inside.as_fd())) {
                 Ok(()) => return Ok(network),
                 Err(error) if error.is_exists() => {}
@@ -176,8 +197,12 @@ impl Network {
 
     /// Reads what [`Display`](std::fmt::Display) wrote.
     pub(crate) fn parse(text: &str) -> Result<Self> {
-        let slot = text.trim().parse().context("a cluster's slot")?;
-        Ok(Self { slot })
+        let (slot, between) = match text.trim().strip_suffix(ROUTES) {
+            Some(slot) => (slot, Between::Routes),
+            None => (text.trim(), Between::Vxlan),
+        };
+        let slot = slot.parse().context("a cluster's slot")?;
+        Ok(Self { slot, between })
     }
 
     /// The link's name in the machine's namespace.
@@ -202,7 +227,11 @@ impl Network {
 
 impl std::fmt::Display for Network {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        self.slot.fmt(f)
+        let between = match self.between {
+            Between::Vxlan => "",
+            Between::Routes => ROUTES,
+        };
+        write!(f, "{}{between}", self.slot)
     }
 }
 
