@@ -1,23 +1,25 @@
 //! One cluster, from its start to its end.
 
 use std::fs;
+use std::net::IpAddr;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 
 use crate::certificates::{private_file, private_folder};
 use crate::control_plane::{self, Component};
 use crate::network::{self, Between, Network};
-use crate::nodes;
+use crate::nodes::{self, NewNode};
 use crate::place::{self, LOGS, OWNER, RECORD, SLOT};
 use crate::process::{self, Process};
 use crate::programs::{self, CONTROL_PLANE, KUBECTL};
 use crate::wait;
 
 /// How long each step of a start may take: many times what it takes on an idle machine.
-const PATIENCE: Duration = Duration::from_secs(180);
+const PATIENCE: Duration = Duration::from_secs(400);
 
 /// How a cluster is made.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -275,17 +277,54 @@ impl Cluster {
         String::from_utf8(output.stdout).context("kubectl printed no text")
     }
 
-    /// How many nodes it has.
-    pub fn nodes(&self) -> u8 {
-        let folder = self.directory().join("nodes");
-        let count = fs::read_dir(folder).into_iter().flatten().count();
-        u8::try_from(count).unwrap_or(u8::MAX)
+    /// The numbers of its nodes, in order.
+    pub fn nodes(&self) -> Vec<u8> {
+        nodes::numbers(self)
+    }
+
+    /// Adds a node to a cluster that has some, and waits until it is ready for pods; its number.
+    pub fn add_node(&self, new: NewNode<'_>, say: &dyn Fn(&str)) -> Result<u8> {
+        let _lock = place::lock(&self.name, say)?;
+        ensure!(
+            !self.nodes().is_empty(),
+            "cluster {0} was made without nodes: cargo xtask kube up --name {0} --nodes 1",
+            self.name
+        );
+        nodes::add(self, new, say)
+    }
+
+    /// Takes a node away, as when its machine is switched off for good: its processes and pods end, and the
+    /// others lose the way to it. Its Node object stays until somebody deletes it, as in every cluster.
+    pub fn remove_node(&self, number: u8) -> Result<()> {
+        let _lock = place::lock(&self.name, &|_| ())?;
+        nodes::remove(self, number)
     }
 
     /// A command that runs in a node, as root there: its network, its mounts, its processes. Nodes
     /// count from 1. The program and its arguments are to be added.
     pub fn node_command(&self, number: u8) -> Result<Command> {
         nodes::enter(self, number)
+    }
+
+    /// A folder that leads to a node's files as the node sees them: its `/run` and `/var/lib` are its own.
+    pub fn node_root(&self, number: u8) -> Result<PathBuf> {
+        nodes::root(self, number)
+    }
+
+    /// A node's network namespace.
+    pub fn node_namespace(&self, number: u8) -> Result<OwnedFd> {
+        nodes::namespace(self, number)
+    }
+
+    /// The network namespace of the pod on a node that has this address.
+    pub fn pod_namespace(&self, number: u8, address: IpAddr) -> Result<OwnedFd> {
+        nodes::pod_namespace(self, number, address)
+    }
+
+    /// The name of the network namespace whose bridge joins all nodes: its ports `node1`, ... are the links
+    /// of the underlay.
+    pub fn underlay(&self) -> String {
+        place::namespace(&self.name)
     }
 
     /// Loads an image (an archive in the OCI's layout) into a node.

@@ -31,4 +31,5 @@ mod wait;
 pub use cluster::{Cluster, Options, State};
 pub use control_plane::Component;
 pub use network::Between;
+pub use nodes::NewNode;
 pub use place::{down, names, sweep};

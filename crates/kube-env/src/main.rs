@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 use testudo_kube_env::programs::{self, CONTROL_PLANE, HELM_CLIENT, NODES};
-use testudo_kube_env::{Between, Cluster, Options, down, names, sweep};
+use testudo_kube_env::{Between, Cluster, NewNode, Options, down, names, sweep};
 use testudo_kube_env::{chart, image};
 
 const HELP: &str = "\
@@ -20,6 +20,9 @@ cargo xtask kube COMMAND [--name NAME]
   exec NODE -- COMMAND ARGS...
                     a command in a node (1, 2, ...), as root there
   load ARCHIVE      an image, in the OCI's layout, into every node
+  node add [--taint KEY=VALUE:EFFECT] [ARCHIVE...]
+                    one more node, registered with a taint, with these images from its start
+  node delete NODE  a node (1, 2, ...) for good: its object, its processes, the ways to it
   env               exports for a shell: eval \"$(cargo xtask kube env)\"
   status            what runs, its memory, where its logs are; without --name of all
   down [--all | --orphans]
@@ -48,6 +51,7 @@ fn main() -> ExitCode {
         "up" => parse(rest, &["--routed"]).map(up),
         "exec" => parse(rest, &[]).map(execute),
         "load" => parse(rest, &[]).map(load),
+        "node" => parse(rest, &[]).map(node),
         "env" => parse(rest, &[]).map(environment),
         "status" => parse(rest, &[]).map(status),
         "down" => parse(rest, &["--all", "--orphans"]).map(end),
@@ -73,6 +77,7 @@ fn main() -> ExitCode {
 struct Arguments<'a> {
     name: Option<&'a str>,
     nodes: u8,
+    taint: Option<&'a str>,
     /// What is no option, and all that stands behind `--`.
     words: Vec<&'a str>,
     flags: Vec<&'a str>,
@@ -92,6 +97,7 @@ fn parse<'a>(words: &[&'a str], flags: &[&str]) -> Result<Arguments<'a>> {
     let mut arguments = Arguments {
         name: None,
         nodes: 0,
+        taint: None,
         words: Vec::new(),
         flags: Vec::new(),
     };
@@ -103,6 +109,7 @@ fn parse<'a>(words: &[&'a str], flags: &[&str]) -> Result<Arguments<'a>> {
                 let count = words.next().context("--nodes wants a number")?;
                 arguments.nodes = count.parse().with_context(|| format!("--nodes {count}"))?;
             }
+            "--taint" => arguments.taint = Some(words.next().context("--taint wants a taint")?),
             "--" => {
                 arguments.words.extend(words);
                 break;
@@ -166,10 +173,35 @@ fn load(arguments: Arguments<'_>) -> Result<()> {
         bail!("load wants one archive");
     };
     let cluster = Cluster::open(arguments.name())?;
-    for number in 1..=cluster.nodes() {
+    for number in cluster.nodes() {
         cluster.load_image(number, Path::new(archive))?;
     }
     Ok(())
+}
+
+fn node(arguments: Arguments<'_>) -> Result<()> {
+    let cluster = Cluster::open(arguments.name())?;
+    match &arguments.words[..] {
+        ["add", archives @ ..] => {
+            let images: Vec<&Path> = archives.iter().map(Path::new).collect();
+            let new = NewNode {
+                taint: arguments.taint,
+                images: &images,
+            };
+            let number = cluster.add_node(new, &say)?;
+            say(&format!("node{number} is ready"));
+            Ok(())
+        }
+        ["delete", node] => {
+            let number = node.parse().with_context(|| format!("node {node}"))?;
+            let name = format!("node{number}");
+            cluster.kubectl(&["delete", "node", &name, "--ignore-not-found"])?;
+            cluster.remove_node(number)?;
+            say(&format!("{name} is gone"));
+            Ok(())
+        }
+        _ => bail!("node wants add or delete NODE; see: cargo xtask kube help"),
+    }
 }
 
 fn environment(arguments: Arguments<'_>) -> Result<()> {

@@ -89,7 +89,7 @@ impl Network {
     pub(crate) fn add_node(self, control_plane: &str, namespace: &str, number: u8) -> Result<()> {
         add_namespace(namespace)?;
         let (inside, centre) = (open(namespace)?, open(control_plane)?);
-        let port = format!("node{number}");
+        let port = port_of(number);
         let mut hub = Netlink::open_in(centre.as_fd())?;
         hub.create_veth(&port, "eth0", Some(inside.as_fd()))?;
         let bridge = hub.link_index(BRIDGE)?;
@@ -114,7 +114,7 @@ impl Network {
     }
 
     /// Makes the way to other nodes' pods, of nodes each with the pods' prefix that it was given: routes, or
-    /// a VXLAN device a node, which knows the others by entries of ours and learns nothing.
+    /// a VXLAN device a node, which knows the others by entries of ours and learns nothing. What is there already stays.
     pub(crate) fn join_pods(
         self,
         control_plane: &str,
@@ -164,12 +164,47 @@ impl Network {
                     mac,
                     remote: self.node(*other)?.into(),
                 })?;
-                node.replace_route(&Route {
-                    link: Some(overlay),
-                    onlink: true,
-                    ..Route::via((*theirs).into(), gateway)
-                })?;
+                node.replace_route(&over_overlay(overlay, *theirs))?;
             }
+        }
+        Ok(())
+    }
+
+    /// Takes a node's link away, and with it all that it has to say.
+    pub(crate) fn unplug_node(self, control_plane: &str, number: u8) -> Result<()> {
+        let mut hub = Netlink::open_in(open(control_plane)?.as_fd())?;
+        if let Some(port) = hub.link(&port_of(number))? {
+            hub.delete_link(port.index)?;
+        }
+        Ok(())
+    }
+
+    /// Forgets a node's pods: the routes to them, and what the others' overlay knows of it.
+    pub(crate) fn part_pods(
+        self,
+        control_plane: &str,
+        others: &[String],
+        number: u8,
+        pods: Ipv4Net,
+    ) -> Result<()> {
+        let own = self.node(number)?.into();
+        let mut hub = Netlink::open_in(open(control_plane)?.as_fd())?;
+        gone(hub.delete_route(&Route::via(pods.into(), own)))?;
+        for namespace in others {
+            let mut node = Netlink::open_in(open(namespace)?.as_fd())?;
+            if self.between == Between::Routes {
+                gone(node.delete_route(&Route::via(pods.into(), own)))?;
+                continue;
+            }
+            let link = node.link_index(OVERLAY)?;
+            let gateway = IpAddr::from(pods.network());
+            gone(node.delete_route(&over_overlay(link, pods)))?;
+            gone(node.delete_fdb(FdbEntry {
+                link,
+                mac: overlay_mac(self.slot, number),
+                remote: own,
+            }))?;
+            gone(node.delete_neighbour(link, gateway))?;
         }
         Ok(())
     }
@@ -232,6 +267,28 @@ impl std::fmt::Display for Network {
             Between::Routes => ROUTES,
         };
         write!(f, "{}{between}", self.slot)
+    }
+}
+
+/// A node's port on the bridge.
+fn port_of(number: u8) -> String {
+    format!("node{number}")
+}
+
+/// The way to another node's pods.
+fn over_overlay(overlay: u32, pods: Ipv4Net) -> Route {
+    Route {
+        link: Some(overlay),
+        onlink: true,
+        ..Route::via(pods.into(), pods.network().into())
+    }
+}
+
+/// What is to be gone may have gone before.
+fn gone(done: testudo_netlink::Result<()>) -> Result<()> {
+    match done {
+        Err(error) if !error.is_not_found() => Err(error.into()),
+        _ => Ok(()),
     }
 }
 

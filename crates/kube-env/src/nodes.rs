@@ -1,22 +1,25 @@
 //! Nodes: each a namespace with containerd and a kubelet of its own, and the overlay among them.
 
+mod settings;
+
 use std::fs;
 use std::net::IpAddr;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use ipnet::Ipv4Net;
-use serde_json::json;
+use testudo_netlink::{Netlink, open_netns};
 
-use crate::certificates::{Certificates, Subject, private_file, private_folder};
+use crate::certificates::{Certificates, private_folder};
 use crate::cluster::Cluster;
 use crate::image;
-use crate::network::{self, POD_MTU};
+use crate::network;
 use crate::place::{self, LOGS};
-use crate::process::Process;
-use crate::programs::{BRIDGE, CONTAINERD, CTR, KUBELET, Program};
+use crate::process::{self, Process};
+use crate::programs::{CONTAINERD, CTR, KUBELET, Program};
 use crate::wait;
 
 /// How long a node may take to register, and then to become ready.
@@ -24,25 +27,106 @@ const PATIENCE: Duration = Duration::from_secs(300);
 /// What pods of all nodes lie below, in each hierarchy of control groups.
 const CONTROL_GROUPS: &str = "testudo-kube";
 
+/// Where nodes have their folders, in a cluster's directory.
+const FOLDER: &str = "nodes";
+/// The image that every node has, in a cluster's directory.
+const BUSYBOX_ARCHIVE: &str = "busybox.tar";
+/// The part of the pods' addresses that a node was given, in its folder.
+const POD_CIDR: &str = "pods";
+
 /// One node of a cluster.
 struct Node<'a> {
     cluster: &'a Cluster,
     number: u8,
 }
 
-/// Starts nodes and waits until all are ready for pods.
+/// What a node may have from its start.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct NewNode<'a> {
+    /// A taint with which it registers, as `key=value:Effect`.
+    pub taint: Option<&'a str>,
+    /// Archives of images that it has before its kubelet starts.
+    pub images: &'a [&'a Path],
+}
+
+/// Starts the first nodes of a cluster and waits until all are ready for pods.
 pub(crate) fn start(cluster: &Cluster, count: u8, say: &dyn Fn(&str)) -> Result<()> {
-    let nodes: Vec<Node<'_>> = (1..=count).map(|number| Node { cluster, number }).collect();
-    let archive = cluster.directory().join("busybox.tar");
+    let archive = cluster.directory().join(BUSYBOX_ARCHIVE);
     image::busybox()?.write(&archive)?;
+    let numbers: Vec<u8> = (1..=count).collect();
+    join(cluster, &numbers, NewNode::default(), say)
+}
+
+/// Starts one more beside those that run, and waits until it is ready for pods; its number, the lowest that
+/// is free.
+pub(crate) fn add(cluster: &Cluster, new: NewNode<'_>, say: &dyn Fn(&str)) -> Result<u8> {
+    let there = numbers(cluster);
+    let number = (1..=u8::MAX).find(|number| !there.contains(number));
+    let number = number.context("a cluster has at most 255 nodes")?;
+    let node = Node { cluster, number };
+    join(cluster, &[number], new, say).map_err(|error| {
+        let error = error.context(format!("{} could not be added", node.name()));
+        match node.remove() {
+            Ok(()) => error,
+            Err(also) => error.context(format!("and not be removed: {also:#}")),
+        }
+    })?;
+    Ok(number)
+}
+
+/// Ends a node and takes it out of the cluster's network. Its Node object stays.
+pub(crate) fn remove(cluster: &Cluster, number: u8) -> Result<()> {
+    ensure!(
+        numbers(cluster).contains(&number),
+        "there is no node {number}"
+    );
+    Node { cluster, number }.remove()
+}
+
+/// The numbers of the nodes of which anything is there, in order.
+pub(crate) fn numbers(cluster: &Cluster) -> Vec<u8> {
+    let entries = fs::read_dir(cluster.directory().join(FOLDER));
+    let mut numbers: Vec<u8> = entries
+        .into_iter()
+        .flatten()
+        .flatten()
+        .filter_map(|entry| {
+            entry
+                .file_name()
+                .to_str()?
+                .strip_prefix("node")?
+                .parse()
+                .ok()
+        })
+        .collect();
+    numbers.sort_unstable();
+    numbers
+}
+
+/// Starts nodes, joins them to those that are there, and waits until they are ready for pods.
+fn join(cluster: &Cluster, new: &[u8], with: NewNode<'_>, say: &dyn Fn(&str)) -> Result<()> {
+    let old: Vec<u8> = numbers(cluster);
+    let node = |number: &u8| Node {
+        cluster,
+        number: *number,
+    };
+    let nodes: Vec<Node<'_>> = new.iter().map(node).collect();
     let certificates = Certificates::load(&cluster.directory().join("pki"))?;
     for node in &nodes {
-        node.start(&certificates, &archive)?;
+        node.start(&certificates, with)?;
     }
-    say(&format!("{count} nodes start"));
+    match &nodes[..] {
+        [one] => say(&format!("{} starts", one.name())),
+        many => say(&format!("{} nodes start", many.len())),
+    }
     let needed = cluster.running();
     let logs = cluster.directory().join(LOGS);
     let mut joined = Vec::new();
+    for node in old.iter().map(node) {
+        let pods = node.recorded_pods()?;
+        let pods = pods.with_context(|| format!("{} is not whole", node.name()))?;
+        joined.push((node.namespace(), node.number, pods));
+    }
     for node in &nodes {
         let what = format!("{} does not register", node.name());
         // The controller manager gives it its part of the pods' addresses.
@@ -87,19 +171,56 @@ pub(crate) fn enter(cluster: &Cluster, number: u8) -> Result<Command> {
     Node { cluster, number }.enter()
 }
 
+/// A node's files as it sees them itself: a folder that leads there.
+pub(crate) fn root(cluster: &Cluster, number: u8) -> Result<PathBuf> {
+    let first = Node { cluster, number }.first_process()?;
+    Ok(format!("/proc/{first}/root").into())
+}
+
+/// A node's network namespace.
+pub(crate) fn namespace(cluster: &Cluster, number: u8) -> Result<OwnedFd> {
+    network::open(&Node { cluster, number }.namespace())
+}
+
+/// The network namespace of the pod on a node that has this address.
+pub(crate) fn pod_namespace(cluster: &Cluster, number: u8, address: IpAddr) -> Result<OwnedFd> {
+    // containerd keeps them there, under names of its own.
+    let folder = root(cluster, number)?.join("run/netns");
+    let entries = fs::read_dir(&folder).with_context(|| folder.display().to_string())?;
+    for entry in entries.flatten() {
+        // One that has just gone is not the one.
+        let Ok(namespace) = open_netns(entry.path()) else {
+            continue;
+        };
+        let addresses = Netlink::open_in(namespace.as_fd())?.addresses()?;
+        if addresses.iter().any(|one| one.address.addr() == address) {
+            return Ok(namespace);
+        }
+    }
+    bail!("node{number} has no pod with the address {address}")
+}
+
 /// Removes the control groups of a cluster's pods, which are empty when its processes have ended.
 pub(crate) fn remove_control_groups(name: &str) {
-    let top = Path::new("/sys/fs/cgroup");
-    let hierarchies = fs::read_dir(top).into_iter().flatten().flatten();
-    let tops = hierarchies
-        .map(|entry| entry.path())
-        .chain([top.to_owned()]);
-    for hierarchy in tops {
-        let ours = hierarchy.join(CONTROL_GROUPS);
-        remove_groups(&ours.join(name));
+    remove_groups_of(name);
+    for hierarchy in hierarchies() {
         // Fails while there are others.
-        let _ = fs::remove_dir(&ours);
+        let _ = fs::remove_dir(hierarchy.join(CONTROL_GROUPS));
     }
+}
+
+/// A cluster's, or a node's, which lie below it.
+fn remove_groups_of(name: &str) {
+    for hierarchy in hierarchies() {
+        remove_groups(&hierarchy.join(CONTROL_GROUPS).join(name));
+    }
+}
+
+fn hierarchies() -> Vec<PathBuf> {
+    let top = Path::new("/sys/fs/cgroup");
+    let entries = fs::read_dir(top).into_iter().flatten().flatten();
+    let below = entries.map(|entry| entry.path());
+    below.chain([top.to_owned()]).collect()
 }
 
 fn remove_groups(group: &Path) {
@@ -121,21 +242,27 @@ impl Node<'_> {
     }
 
     fn folder(&self) -> PathBuf {
-        self.cluster.directory().join("nodes").join(self.name())
+        self.cluster.directory().join(FOLDER).join(self.name())
     }
 
-    fn start(&self, certificates: &Certificates, archive: &Path) -> Result<()> {
+    fn start(&self, certificates: &Certificates, with: NewNode<'_>) -> Result<()> {
         let (name, folder) = (self.name(), self.folder());
         for part in ["images", "lib", "log", "sysctl", "cni"] {
             private_folder(&folder.join(part))?;
         }
-        // Hard links: an image is there once.
-        fs::hard_link(archive, folder.join("images/busybox.tar"))?;
+        let busybox = self.cluster.directory().join(BUSYBOX_ARCHIVE);
+        for (index, archive) in [&*busybox].iter().chain(with.images).enumerate() {
+            let place = folder.join("images").join(format!("{index}.tar"));
+            // Hard links: an image is there once, where it is on the same file system.
+            fs::hard_link(archive, &place)
+                .or_else(|_| fs::copy(archive, &place).map(drop))
+                .with_context(|| archive.display().to_string())?;
+        }
         let control_plane = place::namespace(self.cluster.name());
         let network = self.cluster.network();
         network.add_node(&control_plane, &self.namespace(), self.number)?;
         self.write_certificates(certificates)?;
-        self.write_settings()?;
+        self.write_settings(with.taint)?;
 
         let address = network.node(self.number)?.to_string();
         let programs = CONTAINERD.folder()?;
@@ -175,151 +302,45 @@ impl Node<'_> {
         Ok(())
     }
 
-    fn write_certificates(&self, certificates: &Certificates) -> Result<()> {
-        let (name, folder) = (self.name(), self.folder());
-        let address = IpAddr::from(self.cluster.network().node(self.number)?);
-        let user = format!("system:node:{name}");
-        let serving = format!("{name}-serving");
-        certificates.sign(&Subject {
-            file: &serving,
-            name: &user,
-            group: Some("system:nodes"),
-            hosts: &[&name],
-            addresses: &[address],
-        })?;
-        certificates.sign(&Subject {
-            file: &name,
-            name: &user,
-            group: Some("system:nodes"),
-            hosts: &[],
-            addresses: &[],
-        })?;
-        for (from, to) in [
-            ("ca.crt".to_owned(), "ca.crt"),
-            (format!("{name}.crt"), "client.crt"),
-            (format!("{name}.key"), "client.key"),
-            (format!("{serving}.crt"), "serving.crt"),
-            (format!("{serving}.key"), "serving.key"),
-        ] {
-            let bytes = fs::read(certificates.path(&from))?;
-            private_file(&folder.join(to), &bytes)?;
-        }
-        let config = crate::certificates::kubeconfig(
-            &name,
-            &self.cluster.server(),
-            [
-                "/run/node/ca.crt",
-                "/run/node/client.crt",
-                "/run/node/client.key",
-            ],
-        );
-        private_file(&folder.join("kubeconfig"), config.to_string().as_bytes())
-    }
-
-    fn write_settings(&self) -> Result<()> {
-        let folder = self.folder();
-        let kubelet = json!({
-            "apiVersion": "kubelet.config.k8s.io/v1beta1",
-            "kind": "KubeletConfiguration",
-            "containerRuntimeEndpoint": "unix:///run/containerd/containerd.sock",
-            "authentication": {
-                "anonymous": { "enabled": false },
-                "webhook": { "enabled": true },
-                "x509": { "clientCAFile": "/run/node/ca.crt" },
-            },
-            "authorization": { "mode": "Webhook" },
-            "tlsCertFile": "/run/node/serving.crt",
-            "tlsPrivateKeyFile": "/run/node/serving.key",
-            "cgroupDriver": "cgroupfs",
-            "cgroupRoot": self.control_group(),
-            // Without classes of service, and on machines of any age: what is tested is the
-            // network, and the machine's own limits are not ours to divide.
-            "cgroupsPerQOS": false,
-            "enforceNodeAllocatable": [],
-            "failCgroupV1": false,
-            "failSwapOn": false,
-            "localStorageCapacityIsolation": false,
-            "evictionHard": {
-                "memory.available": "0%",
-                "nodefs.available": "0%",
-                "nodefs.inodesFree": "0%",
-                "imagefs.available": "0%",
-            },
-            "imageGCHighThresholdPercent": 100,
-            "imageGCLowThresholdPercent": 99,
-            // To change it needs a capability that not every root has.
-            "oomScoreAdj": 0,
-            "protectKernelDefaults": true,
-            "makeIPTablesUtilChains": false,
-            "resolvConf": "/run/node/resolv.conf",
-            "nodeStatusUpdateFrequency": "5s",
-            "shutdownGracePeriod": "0s",
-        });
-        private_file(&folder.join("kubelet.json"), kubelet.to_string().as_bytes())?;
-        private_file(&folder.join("resolv.conf"), b"nameserver 10.96.0.10\n")?;
-        let plugins = base(&BRIDGE)?;
-        let plugins = format!("/run/programs/{}", text(&plugins)?);
-        let containerd = format!(
-            r#"version = 3
-root = "/var/lib/containerd"
-state = "/run/containerd"
-
-[grpc]
-  address = "/run/containerd/containerd.sock"
-
-[plugins."io.containerd.nri.v1.nri"]
-  disable = true
-
-[plugins."io.containerd.cri.v1.images"]
-  # It works on every file system, and images here are small.
-  snapshotter = "native"
-
-  [plugins."io.containerd.cri.v1.images".pinned_images]
-    sandbox = "{sandbox}"
-
-[plugins."io.containerd.cri.v1.runtime"]
-  # To lower it needs a capability that not every root has.
-  restrict_oom_score_adj = true
-
-  [plugins."io.containerd.cri.v1.runtime".cni]
-    bin_dirs = ["{plugins}"]
-    conf_dir = "/run/node/cni"
-
-  [plugins."io.containerd.cri.v1.runtime".containerd.runtimes.runc]
-    runtime_type = "io.containerd.runc.v2"
-
-    [plugins."io.containerd.cri.v1.runtime".containerd.runtimes.runc.options]
-      SystemdCgroup = false
-"#,
-            sandbox = image::BUSYBOX,
-        );
-        private_file(&folder.join("containerd.toml"), containerd.as_bytes())
-    }
-
     fn control_group(&self) -> String {
         format!("/{CONTROL_GROUPS}/{}/{}", self.cluster.name(), self.name())
     }
 
-    /// The plugin's settings, whose presence tells containerd that the node has a pod network.
-    fn write_network(&self, pods: Ipv4Net) -> Result<()> {
-        let settings = json!({
-            "cniVersion": "1.0.0",
-            "name": "testudo",
-            "plugins": [{
-                "type": "bridge",
-                "bridge": "cni0",
-                "isGateway": true,
-                "mtu": POD_MTU,
-                "ipam": {
-                    "type": "host-local",
-                    "ranges": [[{ "subnet": pods.to_string() }]],
-                    "routes": [{ "dst": "0.0.0.0/0" }],
-                    "dataDir": "/run/cni",
-                },
-            }],
-        });
-        let path = self.folder().join("cni/10-testudo.conflist");
-        private_file(&path, settings.to_string().as_bytes())
+    /// The same as it was written down: none of a node that never came so far.
+    fn recorded_pods(&self) -> Result<Option<Ipv4Net>> {
+        let path = self.folder().join(POD_CIDR);
+        let Ok(text) = fs::read_to_string(&path) else {
+            return Ok(None);
+        };
+        let pods = text.parse().with_context(|| path.display().to_string())?;
+        Ok(Some(pods))
+    }
+
+    /// Ends all that it runs, and leaves nothing of it, here or with the others.
+    fn remove(&self) -> Result<()> {
+        let (name, cluster) = (self.name(), self.cluster);
+        let control_plane = place::namespace(cluster.name());
+        // At once, as when the plug is pulled: what it says while it ends nobody hears.
+        cluster.network().unplug_node(&control_plane, self.number)?;
+        let mut processes = Process::recorded(&cluster.record());
+        processes.retain(|process| process.name == name);
+        if let Some(left) = process::kill(&processes).first() {
+            bail!("{name} (PID {}) does not end", left.pid());
+        }
+        Process::forget(&name, &cluster.record())?;
+        if let Some(pods) = self.recorded_pods()? {
+            let others = numbers(cluster).into_iter().filter(|n| *n != self.number);
+            let others: Vec<String> = others
+                .map(|number| Node { cluster, number }.namespace())
+                .collect();
+            cluster
+                .network()
+                .part_pods(&control_plane, &others, self.number, pods)?;
+        }
+        network::remove_namespace(&self.namespace())?;
+        remove_groups_of(&format!("{}/{name}", cluster.name()));
+        let folder = self.folder();
+        fs::remove_dir_all(&folder).with_context(|| folder.display().to_string())
     }
 
     /// The part of the pods' addresses that it was given.
@@ -343,17 +364,22 @@ state = "/run/containerd"
         self.cluster.kubectl(&bounded)
     }
 
-    fn enter(&self) -> Result<Command> {
+    /// Its first process, under which all others are.
+    fn first_process(&self) -> Result<i32> {
         let name = self.name();
         let running = self.cluster.running();
         let process = running.iter().find(|process| process.name == name);
         let process = process.with_context(|| format!("{name} does not run"))?;
-        let child = process
+        process
             .only_child()
-            .with_context(|| format!("{name} begins"))?;
+            .with_context(|| format!("{name} begins"))
+    }
+
+    fn enter(&self) -> Result<Command> {
+        let first = self.first_process()?;
         let mut command = Command::new("nsenter");
         command
-            .arg(format!("--target={child}"))
+            .arg(format!("--target={first}"))
             .args(["--mount", "--net", "--pid", "--uts", "--ipc", "--"]);
         Ok(command)
     }

@@ -11,6 +11,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use crate::certificates::private_file;
 use anyhow::{Context, Result};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
@@ -71,6 +72,17 @@ impl Process {
     pub(crate) fn recorded(record: &Path) -> Vec<Self> {
         let text = fs::read_to_string(record).unwrap_or_default();
         text.lines().filter_map(Self::parse).collect()
+    }
+
+    /// Takes those of one name out of a record.
+    pub(crate) fn forget(name: &str, record: &Path) -> Result<()> {
+        let mut kept = Self::recorded(record);
+        kept.retain(|process| process.name != name);
+        let text: String = kept.iter().map(Self::line).collect();
+        // Whole at any time: by it `down` knows what runs.
+        let partial = record.with_extension("partial");
+        private_file(&partial, text.as_bytes())?;
+        fs::rename(&partial, record).with_context(|| record.display().to_string())
     }
 
     fn parse(line: &str) -> Option<Self> {
@@ -223,6 +235,10 @@ mod tests {
         assert!(!other.is_alive());
         assert_eq!(end(&[other, process.clone()]), []);
         assert!(!process.is_alive());
+        Process::forget("another", &record).unwrap();
+        assert_eq!(Process::recorded(&record), [process]);
+        Process::forget("sleeper", &record).unwrap();
+        assert_eq!(Process::recorded(&record), []);
     }
 
     #[test]

@@ -7,6 +7,10 @@ use anyhow::{Result, bail};
 
 use crate::process::{Process, last_lines};
 
+/// Between two looks: as long as a look takes, within these bounds.
+const PAUSE: Duration = Duration::from_millis(100);
+const LONGEST_PAUSE: Duration = Duration::from_secs(2);
+
 /// How many lines of a log an error shows.
 const SHOWN: usize = 15;
 
@@ -21,6 +25,7 @@ pub(crate) fn until<T>(
 ) -> Result<T> {
     let start = Instant::now();
     let why = loop {
+        let asked = Instant::now();
         let last = match check() {
             Ok(found) => return Ok(found),
             Err(error) => error,
@@ -31,7 +36,8 @@ pub(crate) fn until<T>(
         if start.elapsed() > patience {
             break format!("{last:#} (waited {} s)", patience.as_secs());
         }
-        std::thread::sleep(Duration::from_millis(100));
+        // A machine where asking takes long is slowed down by being asked.
+        std::thread::sleep(asked.elapsed().clamp(PAUSE, LONGEST_PAUSE));
     };
     let mut text = format!("{what}: {why}");
     for log in of(needed, logs) {

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use serde_json::json;
 use testudo_kube_env::image::BUSYBOX;
-use testudo_kube_env::{Cluster, Options};
+use testudo_kube_env::{Cluster, NewNode, Options};
 
 /// How long a DaemonSet or a pod may take: many times what it takes on an idle machine.
 const PATIENCE: &str = "--timeout=180s";
@@ -28,10 +28,11 @@ fn pods_of_two_nodes_talk_over_vxlan_and_nothing_is_left() -> Result<()> {
             .with_context(|| format!("{} has ended", process.name))?;
         eprintln!("{}: {} MiB", process.name, memory / 1024);
     }
-    assert_eq!(cluster.nodes(), 2);
+    assert_eq!(cluster.nodes(), [1, 2]);
     an_agent_needs_no_more_than_net_admin(&cluster)?;
     pods_talk_over_vxlan(&cluster)?;
     a_pod_reaches_the_api_server(&cluster)?;
+    a_node_comes_and_goes(&cluster)?;
 
     let directory = cluster.directory();
     let start = Instant::now();
@@ -104,21 +105,9 @@ fn an_agent_needs_no_more_than_net_admin(cluster: &Cluster) -> Result<()> {
 /// Two pods, one a node: they ping and speak TCP, and what crosses the underlay is UDP 4789.
 fn pods_talk_over_vxlan(cluster: &Cluster) -> Result<()> {
     for number in 1..=2 {
-        let pod = json!({
-            "apiVersion": "v1",
-            "kind": "Pod",
-            "metadata": { "name": format!("pod{number}") },
-            "spec": {
-                "nodeSelector": { "kubernetes.io/hostname": format!("node{number}") },
-                "terminationGracePeriodSeconds": 0,
-                "containers": [{
-                    "name": "pod",
-                    "image": BUSYBOX,
-                    "command": ["sh", "-c", "echo hello from $(cat /etc/hostname) >/tmp/index.html; exec httpd -f -p 80 -h /tmp"],
-                }],
-            },
-        });
-        apply(cluster, &pod)?;
+        let command =
+            "echo hello from $(cat /etc/hostname) >/tmp/index.html; exec httpd -f -p 80 -h /tmp";
+        make_pod(cluster, number, command)?;
     }
     for pod in ["pod/pod1", "pod/pod2"] {
         cluster.kubectl(&["wait", "--for=condition=Ready", pod, PATIENCE])?;
@@ -137,6 +126,24 @@ fn pods_talk_over_vxlan(cluster: &Cluster) -> Result<()> {
     let after = sent(cluster)?;
     assert!(after >= before + 8, "{before} and {after} packets by VXLAN");
     seen_on_the_wire(cluster, &address)
+}
+
+fn make_pod(cluster: &Cluster, number: u8, command: &str) -> Result<()> {
+    let pod = json!({
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": { "name": format!("pod{number}") },
+        "spec": {
+            "nodeSelector": { "kubernetes.io/hostname": format!("node{number}") },
+            "terminationGracePeriodSeconds": 0,
+            "containers": [{
+                "name": "pod",
+                "image": BUSYBOX,
+                "command": ["sh", "-c", command],
+            }],
+        },
+    });
+    apply(cluster, &pod)
 }
 
 /// What node 1's port of the underlay carries while a pod pings another is VXLAN, and no packet of
@@ -179,6 +186,63 @@ fn a_pod_reaches_the_api_server(cluster: &Cluster) -> Result<()> {
     let command = "nc -w 10 $KUBERNETES_SERVICE_HOST $KUBERNETES_SERVICE_PORT </dev/null && \
                    test -s /var/run/secrets/kubernetes.io/serviceaccount/token";
     cluster.kubectl(&["exec", "pod1", "--", "sh", "-c", command])?;
+    Ok(())
+}
+
+/// A third node under a taint: the DaemonSet's pod on it, a pod that talks with the others; and nothing of it
+/// anywhere when it is gone, but its object.
+fn a_node_comes_and_goes(cluster: &Cluster) -> Result<()> {
+    let new = NewNode {
+        taint: Some("example.org/new=:PreferNoSchedule"),
+        ..NewNode::default()
+    };
+    let start = Instant::now();
+    assert_eq!(cluster.add_node(new, &|line| eprintln!("{line}"))?, 3);
+    eprintln!(
+        "node 3 is ready after {:.1} s",
+        start.elapsed().as_secs_f32()
+    );
+    let taints = cluster.kubectl(&["get", "node", "node3", "-o", "jsonpath={.spec.taints}"])?;
+    assert!(taints.contains("example.org/new"), "{taints}");
+    assert_eq!(cluster.nodes(), [1, 2, 3]);
+    make_pod(cluster, 3, "sleep 100000")?;
+    cluster.kubectl(&["wait", "--for=condition=Ready", "pod/pod3", PATIENCE])?;
+    let set = ["rollout", "status", "daemonset/agent", PATIENCE];
+    cluster.kubectl(&set)?;
+    inside(cluster, 3, &["test", "-e", "/run/probe/made"])?;
+    let field = "jsonpath={.status.podIP}";
+    let address = cluster.kubectl(&["get", "pod", "pod3", "-o", field])?;
+    for pod in ["pod1", "pod2"] {
+        let ping = ["exec", pod, "--", "ping", "-c", "3", "-W", "5", &address];
+        let said = cluster.kubectl(&ping)?;
+        assert!(said.contains(" 0% packet loss"), "{said}");
+    }
+
+    cluster.remove_node(3)?;
+    assert_eq!(cluster.nodes(), [1, 2]);
+    assert!(cluster.remove_node(3).is_err(), "it is gone");
+    assert!(
+        !cluster
+            .processes()
+            .iter()
+            .any(|process| process.name == "node3")
+    );
+    let namespace = format!("testudo-kube-{}.node3", cluster.name());
+    assert!(!std::path::Path::new("/run/netns").join(namespace).exists());
+    let network = address.rsplit_once('.').context("an address")?.0;
+    for command in [["ip", "route"], ["ip", "neighbour"], ["bridge", "fdb"]] {
+        let said = inside(cluster, 1, &command)?;
+        let traces = [network, "198.18.0.13", ":03 dst"];
+        let left: Vec<&str> = said
+            .lines()
+            .filter(|line| traces.iter().any(|trace| line.contains(trace)))
+            // The kernel's own of the underlay, which ends by itself.
+            .filter(|line| !line.contains("dev eth0"))
+            .collect();
+        assert!(left.is_empty(), "{command:?}: {left:?}");
+    }
+    cluster.kubectl(&["get", "node", "node3"])?;
+    cluster.kubectl(&["delete", "node", "node3"])?;
     Ok(())
 }
 

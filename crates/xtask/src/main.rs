@@ -52,7 +52,7 @@ cargo xtask COMMAND
                     the container image as a tar file: the program, nft, modprobe and their
                     libraries; made without a daemon. --binary takes a program that is built
   chart             the Helm chart and plain manifests, in target/chart
-  kube up [--nodes N] [--routed] | env | status | exec | load | down | build [--name NAME]
+  kube up [--nodes N] [--routed] | node | env | status | exec | load | down | build [--name NAME]
                     a real Kubernetes on this machine (docs/kubernetes-lab.md)
   packages          say which Debian packages are missing, and install them as root;
                     the daemons of the interop tests are unpacked beside the build
