@@ -18,14 +18,28 @@ const HEADER: usize = 12;
 /// A receiver's buffer: a whole second of stalls must fit.
 const BUFFER: usize = 8 << 20;
 /// What is on its way when the senders stop has so long to arrive.
-const LINGER: Duration = Duration::from_millis(1500);
+const LINGER: Duration = Duration::from_secs(4);
 
-/// One direction between two pods.
+/// Where traffic begins and ends: network namespaces by names.
+pub(crate) trait Places {
+    /// A socket at a place, bound to an address.
+    fn socket(&self, place: &str, address: SocketAddr) -> Result<UdpSocket, String>;
+}
+
+impl Places for Lab {
+    fn socket(&self, place: &str, address: SocketAddr) -> Result<UdpSocket, String> {
+        self.inner()
+            .inside(place, || Ok(UdpSocket::bind(address)?))
+            .map_err(|e| format!("{e:#}"))
+    }
+}
+
+/// One direction between two places.
 #[derive(Clone, Debug)]
 pub(crate) struct Flow {
-    /// `n1/p1`.
+    /// A place: `n1/p1` in a lab.
     pub(crate) from: String,
-    /// `n2/p1`.
+    /// Another.
     pub(crate) to: String,
     /// The receiver's address.
     pub(crate) address: IpAddr,
@@ -152,8 +166,8 @@ impl Load {
 
     /// Starts these flows, with `rate` datagrams a second in all.
     #[track_caller]
-    pub(crate) fn start(lab: &Lab, flows: Vec<Flow>, rate: u32) -> Self {
-        let load = Self::start_unseen(lab, flows, rate);
+    pub(crate) fn start(places: &impl Places, flows: Vec<Flow>, rate: u32) -> Self {
+        let load = Self::start_unseen(places, flows, rate);
         wait_until(
             "traffic on every flow",
             Duration::from_secs(10),
@@ -167,7 +181,7 @@ impl Load {
 
     /// Starts these flows without waiting for anything to arrive.
     #[track_caller]
-    pub(crate) fn start_unseen(lab: &Lab, flows: Vec<Flow>, rate: u32) -> Self {
+    pub(crate) fn start_unseen(places: &impl Places, flows: Vec<Flow>, rate: u32) -> Self {
         let shared = Arc::new(Shared {
             start: Instant::now(),
             stop_sending: AtomicBool::new(false),
@@ -179,7 +193,7 @@ impl Load {
             .enumerate()
             .map(|(index, flow)| {
                 let port = PORT + index as u16;
-                Lane::start(lab, flow, port, each, &shared)
+                Lane::start(places, flow, port, each, &shared)
             })
             .collect();
         Self { shared, lanes }
@@ -282,16 +296,15 @@ impl Load {
 }
 
 impl Lane {
-    fn start(lab: &Lab, flow: Flow, port: u16, rate: u32, shared: &Arc<Shared>) -> Self {
+    fn start(places: &impl Places, flow: Flow, port: u16, rate: u32, shared: &Arc<Shared>) -> Self {
         let any: IpAddr = match flow.address {
             IpAddr::V4(_) => [0_u8; 4].into(),
             IpAddr::V6(_) => [0_u16; 8].into(),
         };
         let to = SocketAddr::new(flow.address, port);
-        let inside = |target: &str, port: u16| {
-            lab.inner()
-                .inside(target, || Ok(socket(SocketAddr::new(any, port))))
-                .unwrap_or_else(|e| panic!("a socket in {target}: {e:#}"))
+        let inside = |place: &str, port: u16| {
+            let socket = places.socket(place, SocketAddr::new(any, port));
+            prepared(socket.unwrap_or_else(|e| panic!("a socket in {place}: {e}")))
         };
         let receiving = inside(&flow.to, port);
         let sending = inside(&flow.from, 0);
@@ -329,8 +342,7 @@ impl Lane {
     }
 }
 
-fn socket(address: SocketAddr) -> UdpSocket {
-    let socket = UdpSocket::bind(address).expect("the address is free");
+fn prepared(socket: UdpSocket) -> UdpSocket {
     // Beyond what rmem_max allows: only root may, and only root runs labs here.
     rustix::net::sockopt::set_socket_recv_buffer_size_force(&socket, BUFFER)
         .expect("root sets any size");

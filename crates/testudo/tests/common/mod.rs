@@ -20,7 +20,7 @@ use rustix::fs::FlockOperation;
 
 pub(crate) use cli::{Answer, BINARY, run, testudo};
 pub(crate) use lab::{Lab, Options, unique_name};
-pub(crate) use load::{Flow, Load};
+pub(crate) use load::{Flow, Load, Places};
 pub(crate) use wire::{Recording, Watch};
 
 /// Held by a test while it runs: one lab test at a time, also across test binaries.

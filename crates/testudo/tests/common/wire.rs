@@ -17,10 +17,10 @@ struct Dump {
 }
 
 impl Dump {
-    fn start(lab: &Lab, arguments: &[&str]) -> (Self, ChildStdout) {
-        let underlay = lab.inner().layout().underlay_netns.clone();
+    /// `netns` is the name of the underlay's namespace.
+    fn start(netns: &str, arguments: &[&str]) -> (Self, ChildStdout) {
         let mut child = Command::new("ip")
-            .args(["netns", "exec", &underlay, "tcpdump", "-n", "-U"])
+            .args(["netns", "exec", netns, "tcpdump", "-n", "-U"])
             .args(["--immediate-mode", "-B", "16384"])
             .args(arguments)
             .stdin(Stdio::null())
@@ -109,7 +109,12 @@ impl Watch {
 
     /// Packets that match a filter.
     pub(crate) fn start(lab: &Lab, filter: &str) -> Self {
-        let (dump, out) = Dump::start(lab, &["-i", "any", "-q", "-l", filter]);
+        Self::start_in(&lab.inner().layout().underlay_netns, filter)
+    }
+
+    /// The same in a namespace of this name, on every link there, those that come later too.
+    pub(crate) fn start_in(netns: &str, filter: &str) -> Self {
+        let (dump, out) = Dump::start(netns, &["-i", "any", "-q", "-l", filter]);
         let lines = std::thread::spawn(move || {
             // Enough to count small numbers exactly and to show what was seen.
             let lines = BufReader::new(out).lines().map_while(Result::ok);
@@ -160,9 +165,14 @@ pub(crate) struct Recording {
 impl Recording {
     /// Begins; `node`'s port on the underlay's bridge is what is recorded.
     pub(crate) fn start(lab: &Lab, node: &str, file: &Path) -> Self {
+        Self::start_in(&lab.inner().layout().underlay_netns, node, file)
+    }
+
+    /// The same of a link in a namespace of this name.
+    pub(crate) fn start_in(netns: &str, link: &str, file: &Path) -> Self {
         let path = file.to_str().expect("the path is text");
         // -Z: tcpdump would give up root before it opens the file.
-        let (dump, _) = Dump::start(lab, &["-i", node, "-s", "0", "-Z", "root", "-w", path]);
+        let (dump, _) = Dump::start(netns, &["-i", link, "-s", "0", "-Z", "root", "-w", path]);
         Self {
             dump,
             file: file.to_owned(),

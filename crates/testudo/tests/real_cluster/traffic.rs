@@ -1,0 +1,128 @@
+//! Numbered datagrams while something is done, and what became of each.
+
+use std::time::Instant;
+
+use super::Datapath;
+use super::world::{LONG, World};
+use crate::common::{Flow, Load};
+
+/// Datagrams a second, in all. A guest has one processor for everything.
+const fn rate(datapath: Datapath) -> u32 {
+    match datapath {
+        Datapath::Kernel => 200,
+        Datapath::User => 900,
+    }
+}
+
+/// Something that is done under traffic.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Step {
+    name: &'static str,
+    /// The nodes whose agent's process ends meanwhile.
+    interrupted: &'static [&'static str],
+    /// A node that goes: flows with it are not counted on.
+    without: Option<&'static str>,
+}
+
+impl Step {
+    pub(super) const fn named(name: &'static str) -> Self {
+        Self {
+            name,
+            interrupted: &[],
+            without: None,
+        }
+    }
+
+    pub(super) const fn interrupts(self, interrupted: &'static [&'static str]) -> Self {
+        Self {
+            interrupted,
+            ..self
+        }
+    }
+
+    pub(super) const fn without(self, node: &'static str) -> Self {
+        Self {
+            without: Some(node),
+            ..self
+        }
+    }
+
+    /// Whether packets between these nodes may be lost.
+    fn excuses(&self, datapath: Datapath, nodes: [String; 2]) -> bool {
+        let ends = |node: &String| self.interrupted.contains(&node.as_str());
+        datapath == Datapath::User && nodes.iter().any(ends)
+    }
+}
+
+/// Does it while datagrams go from pod to pod of all nodes in a ring, back between the first two, and from
+/// the first node itself to the second one's pod. Each that is sent must arrive, once.
+#[track_caller]
+pub(super) fn under_load(world: &mut World, step: Step, work: impl FnOnce(&mut World)) {
+    eprintln!("-- {}", step.name);
+    let flows = flows(world, step.without);
+    let node_of = |world: &World, flow: &str| -> [String; 2] {
+        let (from, to) = flow.split_once(" > ").expect("two places");
+        [from, to].map(|place| format!("node{}", world.place(place).node))
+    };
+    let excused: Vec<bool> = flows
+        .iter()
+        .map(|flow| {
+            let nodes = node_of(world, &format!("{} > {}", flow.from, flow.to));
+            step.excuses(world.datapath, nodes)
+        })
+        .collect();
+    let load = Load::start(world, flows, rate(world.datapath));
+    let start = Instant::now();
+    work(world);
+    load.wait_all_arrive(LONG);
+    let took = start.elapsed().as_secs_f32();
+    let outcomes = load.stop();
+    let lost: u32 = outcomes.iter().map(|outcome| outcome.lost()).sum();
+    let sent: u32 = outcomes.iter().map(|outcome| outcome.sent).sum();
+    eprintln!("   {}: {took:.1} s, {sent} sent, {lost} lost", step.name);
+    world.counted.0 += sent;
+    world.counted.1 += lost;
+    for (outcome, excused) in outcomes.iter().zip(excused) {
+        if outcome.lost() > 0 {
+            eprintln!(
+                "   {}: {} of {} lost{}",
+                outcome.flow,
+                outcome.lost(),
+                outcome.sent,
+                outcome.around_holes()
+            );
+        }
+        assert!(
+            (excused || outcome.lost() == 0) && outcome.doubled == 0,
+            "{}: {}: of {} sent {} were lost and {} doubled\n{}",
+            step.name,
+            outcome.flow,
+            outcome.sent,
+            outcome.lost(),
+            outcome.doubled,
+            world.state()
+        );
+    }
+}
+
+fn flows(world: &World, without: Option<&str>) -> Vec<Flow> {
+    let mut nodes: Vec<u8> = world.places.values().map(|place| place.node).collect();
+    nodes.sort_unstable();
+    nodes.dedup();
+    nodes.retain(|node| without != Some(format!("node{node}").as_str()));
+    let mut pairs: Vec<(String, String)> = Vec::new();
+    for (index, node) in nodes.iter().enumerate() {
+        let next = nodes[(index + 1) % nodes.len()];
+        pairs.push((format!("pod{node}"), format!("pod{next}")));
+    }
+    if nodes.len() > 2 {
+        pairs.push(("pod2".to_owned(), "pod1".to_owned()));
+    }
+    pairs.push(("node1".to_owned(), "pod2".to_owned()));
+    let flow = |(from, to): (String, String)| Flow {
+        address: world.place(&to).address,
+        from,
+        to,
+    };
+    pairs.into_iter().map(flow).collect()
+}
