@@ -2,8 +2,8 @@
 //! time as the test says.
 
 use testudo_datapath::{Call, Twin, Verdict};
-use testudo_ike::IkeId;
-use testudo_model::UnixTime;
+use testudo_ike::{ChildDown, ChildUp, DownReason, IkeId};
+use testudo_model::{ChildId, UnixTime};
 
 use super::*;
 use crate::fixtures::{child_up, closed_core, peer, spi};
