@@ -2,7 +2,7 @@
 
 use crate::daemons::{self, Other};
 use crate::ends::{self, Exchange, Load};
-use crate::report::{Baseline, Measured, Report, Row};
+use crate::report::{Baseline, Gaps, Measured, Report, Row};
 use crate::usage;
 
 /// Connections of the small measurement, and of our large one.
@@ -60,13 +60,15 @@ struct Rival {
     large: Vec<daemons::Outcome>,
     /// Why it is not measured, or not further: a baseline that fails does not end the bench.
     missing: Option<String>,
+    /// It is there and was asked for, and that is not why.
+    failed: bool,
 }
 
 /// The small or the large ones.
 type Outcomes = fn(&Rival) -> &[daemons::Outcome];
 
 /// Measures and prints.
-pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
+pub(crate) fn run(options: &Options) -> anyhow::Result<Gaps> {
     let mut rounds = Rounds::new(|who| match options.baseline {
         true => who.missing(),
         false => Some("not asked for".into()),
@@ -90,7 +92,7 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
         true => println!("{}", report.json()),
         false => print!("{}", report.table()),
     }
-    Ok(())
+    Ok(rounds.gaps())
 }
 
 impl Rounds {
@@ -100,6 +102,7 @@ impl Rounds {
             small: Vec::new(),
             large: Vec::new(),
             missing: missing(who),
+            failed: false,
         };
         Self {
             small: Vec::new(),
@@ -144,6 +147,15 @@ impl Rounds {
         tell("testudo, pooled", LARGE, &outcome);
         self.pooled.push(outcome);
         Ok(())
+    }
+
+    /// What is there and could not be measured.
+    fn gaps(&self) -> Gaps {
+        let hybrid = self.hybrid_missing.iter();
+        let hybrid = hybrid.map(|why| format!("testudo, ML-KEM-768: {why}"));
+        let failed = self.baselines.iter().filter(|rival| rival.failed);
+        let failed = failed.map(|rival| format!("{}, {}", rival.who.name(), rival.why_not()));
+        hybrid.chain(failed).collect()
     }
 
     /// What each baseline came to by `outcomes`, of how many connections.
@@ -296,9 +308,15 @@ impl Rival {
                 let said: Vec<&str> = said.split_whitespace().take(40).collect();
                 let why = format!("of {connections} connections: {}", said.join(" "));
                 eprintln!("    {}: {why}", who.name());
-                self.missing = Some(why);
+                self.fail(why);
             }
         }
+    }
+
+    /// It is not measured any further.
+    fn fail(&mut self, why: String) {
+        self.missing = Some(why);
+        self.failed = true;
     }
 
     fn why_not(&self) -> String {
@@ -337,5 +355,22 @@ mod tests {
             assert!(missing.contains(&format!("{who}: {who} fell over")));
             assert!(table.contains(&format!("{who} missing: {who} fell over")));
         }
+    }
+
+    #[test]
+    fn only_what_is_there_and_fails_is_a_gap() {
+        let rounds = Rounds::new(|_| Some("not unpacked".into()));
+        assert_eq!(rounds.gaps(), Gaps::new());
+        let mut rounds = Rounds::new(|_| None);
+        assert_eq!(rounds.gaps(), Gaps::new());
+        rounds.baselines[0].fail("of 100 connections: no answer".into());
+        rounds.hybrid_missing = Some("an end panicked".into());
+        assert_eq!(
+            rounds.gaps(),
+            [
+                "testudo, ML-KEM-768: an end panicked",
+                "charon, of 100 connections: no answer"
+            ]
+        );
     }
 }

@@ -15,6 +15,12 @@ mod usage;
 
 use std::process::ExitCode;
 
+use report::Gaps;
+
+/// The exit code when something could not be measured that was asked for and is there. (2 is wrong usage,
+/// 3 a guest whose time was over.)
+const INCOMPLETE: u8 = 4;
+
 const HELP: &str = "\
 testudo-bench ike [-o json] [--rounds N] [--without-baseline]
     CPU, memory and rate of key exchanges, charon and libreswan beside them where they are unpacked
@@ -25,6 +31,7 @@ testudo-bench kube --testudo FILE [-o json] [--nodes N] [--minutes N] [--without
 testudo-bench ovn --testudo FILE --ovs FOLDER --ipsec FOLDER [-o json] [--rounds N]
               [--only testudo|ovn] [--events rebooted,third,...]
     what pods' traffic over real OVN suffers from changes of IPsec, OVN's own beside ours
+Exit codes: 0 done, 1 an error, 2 usage, 4 a part could not be measured though all for it is there.
 ";
 
 fn main() -> ExitCode {
@@ -36,11 +43,11 @@ fn main() -> ExitCode {
             None => return usage_error(),
         },
         ["kernel", rest @ ..] => match kernel::Options::read(rest) {
-            Some(options) => kernel::run(&options),
+            Some(options) => kernel::run(&options).map(|()| Gaps::new()),
             None => return usage_error(),
         },
         ["kube", rest @ ..] => match kube::Options::read(rest) {
-            Some(options) => kube::run(&options),
+            Some(options) => kube::run(&options).map(|()| Gaps::new()),
             None => return usage_error(),
         },
         ["ovn", rest @ ..] => match ovn::Options::read(rest) {
@@ -48,13 +55,19 @@ fn main() -> ExitCode {
             None => return usage_error(),
         },
         ["end", rest @ ..] => match ends::Task::read(rest) {
-            Some(task) => ends::run(&task),
+            Some(task) => ends::run(&task).map(|()| Gaps::new()),
             None => return usage_error(),
         },
         _ => return usage_error(),
     };
     match done {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(gaps) if gaps.is_empty() => ExitCode::SUCCESS,
+        Ok(gaps) => {
+            for gap in gaps {
+                eprintln!("could not be measured: {gap}");
+            }
+            ExitCode::from(INCOMPLETE)
+        }
         Err(error) => {
             eprintln!("error: {error:#}");
             ExitCode::from(1)

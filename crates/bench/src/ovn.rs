@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Context;
 use testudo_lab::{Datapath, Lab, LabSpec, Overlay};
 
-use crate::report::{Baseline, Measured, Report, Row};
+use crate::report::{Baseline, Gaps, Measured, Report, Row};
 use crate::usage;
 use sides::{Cost, Event, Side, Stage};
 
@@ -40,6 +40,16 @@ pub(crate) struct Options {
 enum Which {
     Ours,
     Theirs,
+}
+
+impl Which {
+    /// For people.
+    fn name(self) -> &'static str {
+        match self {
+            Self::Ours => "Testudo",
+            Self::Theirs => "OVN's IPsec",
+        }
+    }
 }
 
 impl Options {
@@ -83,8 +93,9 @@ impl Options {
 type Costs = Vec<(Event, Result<Cost, String>)>;
 
 /// Measures and prints.
-pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
-    let side = |which: Which| -> Costs {
+pub(crate) fn run(options: &Options) -> anyhow::Result<Gaps> {
+    let mut gaps = Gaps::new();
+    let mut side = |which: Which| -> Costs {
         if options.only.is_some_and(|only| only != which) {
             return Vec::new();
         }
@@ -92,7 +103,9 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
         if let Err(error) = measure(options, which, &mut costs) {
             // What was measured up to here stands; the rest is said to be missing.
             eprintln!("{which:?}: {error:#}");
+            gaps.push(format!("{}: {error:#}", which.name()));
         }
+        gaps.extend(unmeasured(which, &costs));
         costs
     };
     let theirs = side(Which::Theirs);
@@ -106,7 +119,17 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
             println!("{note}");
         }
     }
-    Ok(())
+    Ok(gaps)
+}
+
+/// The events that were made to happen and of which no cost is known. Traffic that never came back is
+/// known.
+fn unmeasured(which: Which, costs: &Costs) -> Gaps {
+    let why = |(event, cost): &(Event, Result<Cost, String>)| {
+        let why = cost.as_ref().err()?;
+        Some(format!("{}, {}: {why}", which.name(), event.text()))
+    };
+    costs.iter().filter_map(why).collect()
 }
 
 fn measure(options: &Options, which: Which, costs: &mut Costs) -> anyhow::Result<()> {
@@ -291,14 +314,14 @@ fn report(options: &Options, ours: &Costs, theirs: &Costs) -> Report {
              clear from before the link went down"
                 .into(),
         ];
-    for (who, costs) in [("Testudo", ours), ("OVN's IPsec", theirs)] {
+    for (which, costs) in [(Which::Ours, ours), (Which::Theirs, theirs)] {
         for (event, cost) in costs {
             if let Ok(Cost {
                 detail: Some(detail),
                 ..
             }) = cost
             {
-                notes.push(format!("{who}, {}: {detail}", event.text()));
+                notes.push(format!("{}, {}: {detail}", which.name(), event.text()));
             }
         }
     }
@@ -378,6 +401,11 @@ mod tests {
             (Event::On, cost(16_900, 30, None)),
             (Event::Third, Err("no monitor".to_owned())),
         ];
+        assert_eq!(unmeasured(Which::Ours, &ours), Gaps::new());
+        assert_eq!(
+            unmeasured(Which::Theirs, &theirs),
+            ["OVN's IPsec, a third node joins: no monitor"]
+        );
         let text = table("a machine", &ours, &theirs);
         let row = "| switched on | 0 | 0 | 2.0-3.0 | 1020-16900 | 30-812 | 12.5, 1 never |";
         assert!(text.contains(row), "{text}");

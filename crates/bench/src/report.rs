@@ -32,6 +32,9 @@ pub(crate) enum Baseline {
     Missing(String),
 }
 
+/// What was asked for, is there, and could not be measured all the same: a line each, with the reason.
+pub(crate) type Gaps = Vec<String>;
+
 /// A row of the report.
 pub(crate) struct Row {
     pub(crate) name: &'static str,
