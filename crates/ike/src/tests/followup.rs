@@ -107,15 +107,7 @@ fn each_lost_message_is_made_good() {
         for n in 0..2 {
             for lost in 0..8 {
                 let mut net = pair(4, 2, false);
-                let mut seen = 0;
-                net.filter = Some(Box::new(move |_, _, _| {
-                    seen += 1;
-                    if seen == lost + 1 {
-                        Fate::Drop
-                    } else {
-                        Fate::Pass
-                    }
-                }));
+                net.lose(lost + 1);
                 what(&mut net, n);
                 net.run_ms(3_000);
                 assert_eq!(count(&net, CREATE) + count(&net, FOLLOW_UP) > 6, lost < 6);

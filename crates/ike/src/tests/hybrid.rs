@@ -218,15 +218,7 @@ fn an_offer_edited_on_the_way_fails_authentication() {
 fn each_lost_message_is_made_good() {
     for lost in 0..8 {
         let mut net = Net::with(7, 2, hybrid(&[&[MlKem768], &[P384]], true));
-        let mut seen = 0;
-        net.filter = Some(Box::new(move |_, _, _| {
-            seen += 1;
-            if seen == lost + 1 {
-                Fate::Drop
-            } else {
-                Fate::Pass
-            }
-        }));
+        net.lose(lost + 1);
         net.connect(0, 1, false);
         net.run_ms(3_000);
         net.assert_connected(0, 1, 1);
@@ -301,15 +293,7 @@ fn each_lost_fragment_is_made_good() {
             ..hybrid(&[&[MlKem768]], true)
         };
         let mut net = Net::with(19, 2, config);
-        let mut seen = 0;
-        net.filter = Some(Box::new(move |_, _, _| {
-            seen += 1;
-            if seen == lost + 1 {
-                Fate::Drop
-            } else {
-                Fate::Pass
-            }
-        }));
+        net.lose(lost + 1);
         net.connect(0, 1, false);
         net.run_ms(4_000);
         net.assert_connected(0, 1, 1);

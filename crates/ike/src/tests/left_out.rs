@@ -195,15 +195,7 @@ fn a_credential_lost_half_way_leaves_nothing_behind() {
     for loser in 0..2 {
         for after in [1, 2, 3] {
             let mut net = Net::new(2, 2);
-            let mut seen = 0;
-            net.filter = Some(Box::new(move |_, _, _| {
-                seen += 1;
-                if seen <= after {
-                    Fate::Pass
-                } else {
-                    Fate::Drop
-                }
-            }));
+            net.cut_after(after);
             net.connect(0, 1, false);
             net.run_ms(30);
             net.nodes[loser]

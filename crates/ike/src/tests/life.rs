@@ -408,11 +408,7 @@ fn many_children_are_made_one_after_the_other() {
         net.nodes[n].engine.set_peer(config, now).unwrap();
         net.drain(n);
     }
-    let mut seen = 0;
-    net.filter = Some(Box::new(move |_, _, _| {
-        seen += 1;
-        if seen == 5 { Fate::Drop } else { Fate::Pass }
-    }));
+    net.lose(5);
     net.run(Duration::from_secs(10));
     net.assert_connected(0, 1, 200);
     net.assert_tidy(0, 200);

@@ -17,6 +17,7 @@ mod hybrid;
 mod left;
 mod left_out;
 mod life;
+mod loss;
 mod nat;
 mod net;
 mod offload;

@@ -81,15 +81,7 @@ pub(super) const STATES: [&str; 20] = [
 ];
 
 fn stop_after(mut net: Net, count: usize) -> Net {
-    let mut seen = 0;
-    net.filter = Some(Box::new(move |_, _, _| {
-        seen += 1;
-        if seen <= count {
-            Fate::Pass
-        } else {
-            Fate::Drop
-        }
-    }));
+    net.cut_after(count);
     net.connect(0, 1, false);
     net.run_ms(100);
     net

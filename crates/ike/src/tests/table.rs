@@ -12,15 +12,7 @@ use crate::*;
 fn states() -> Vec<(&'static str, Net, usize)> {
     let stop_with = |config: EngineConfig, count: usize| {
         let mut net = Net::with(1, 2, config);
-        let mut seen = 0;
-        net.filter = Some(Box::new(move |_, _, _| {
-            seen += 1;
-            if seen <= count {
-                Fate::Pass
-            } else {
-                Fate::Drop
-            }
-        }));
+        net.cut_after(count);
         net.connect(0, 1, false);
         net.run_ms(100);
         net
@@ -33,11 +25,7 @@ fn states() -> Vec<(&'static str, Net, usize)> {
         net.nodes[1]
             .engine
             .set_identity(local_identity(1, "evil", EPOCH + 1_000_000, kind));
-        let mut seen = 0;
-        net.filter = Some(Box::new(move |_, _, _| {
-            seen += 1;
-            if seen <= 4 { Fate::Pass } else { Fate::Drop }
-        }));
+        net.cut_after(4);
         net.connect(0, 1, false);
         net.run_ms(100);
         net
