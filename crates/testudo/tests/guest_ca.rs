@@ -6,23 +6,16 @@ mod common;
 use rustix::process::Signal;
 use serde_json::Value;
 
-use common::{Lab, Load, Options, Watch, begin, seconds, wait_until};
+use common::guest::{KERNEL, turn};
+use common::{Lab, Load, Watch, seconds, wait_until};
 
 /// Datagrams a second, in all.
 const RATE: u32 = 2000;
 
 #[test]
 fn a_new_ca_takes_over_and_nothing_is_lost() {
-    assert!(
-        std::env::var_os("TESTUDO_GUEST").is_some(),
-        "this test needs a kernel with ESP: cargo xtask guest -- THIS-PROGRAM"
-    );
-    let _turn = begin("a_new_ca_takes_over_and_nothing_is_lost").expect("guests run as root");
-    let lab = Lab::strict(Options {
-        nodes: 2,
-        datapath: "kernel",
-        ..Options::VXLAN
-    });
+    let _turn = turn("a_new_ca_takes_over_and_nothing_is_lost");
+    let lab = Lab::strict(KERNEL);
     let clear = Watch::clear(&lab);
     let load = Load::ring(&lab, RATE);
     load.run_for(seconds(1));

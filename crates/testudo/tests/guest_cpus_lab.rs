@@ -8,7 +8,8 @@ use std::collections::BTreeSet;
 use rustix::process::Signal;
 use testudo_agent::api::{Actions, ChildView, TunnelView};
 
-use common::{Lab, Load, Options, Watch, begin, seconds, testudo, wait_until};
+use common::guest::{KERNEL, turn};
+use common::{Lab, Load, Options, Watch, seconds, wait_until};
 
 const NODES: [&str; 2] = ["n1", "n2"];
 
@@ -80,33 +81,16 @@ fn replaced(lab: &Lab, node: &str, before: &BTreeSet<String>) {
 /// SAs in a node's kernel.
 #[track_caller]
 fn sas(lab: &Lab, node: &str) -> usize {
-    let command = [
-        "lab",
-        "exec",
-        "--name",
-        lab.name(),
-        node,
-        "--",
-        "ip",
-        "-o",
-        "xfrm",
-        "state",
-    ];
-    testudo(&command).ok().out.lines().count()
+    let listed = lab.exec(node, &["ip", "-o", "xfrm", "state"]);
+    listed.lines().count()
 }
 
 #[test]
 fn each_cpu_has_its_own_and_a_killed_agent_is_not_noticed() {
-    assert!(
-        std::env::var_os("TESTUDO_GUEST").is_some(),
-        "this test needs a kernel with ESP: cargo xtask guest -- THIS-PROGRAM"
-    );
-    let _turn = begin("cpus").expect("guests run as root");
+    let _turn = turn("each_cpu_has_its_own_and_a_killed_agent_is_not_noticed");
     let lab = Lab::strict(Options {
-        nodes: 2,
-        datapath: "kernel",
         family: "dual",
-        ..Options::VXLAN
+        ..KERNEL
     });
     settled(&lab, &[0]);
     let clear = Watch::clear(&lab);

@@ -4,7 +4,8 @@
 mod common;
 
 use common::filter::{Filter, goes_over_to_udp};
-use common::{Options, begin, seconds};
+use common::guest::turn;
+use common::{Options, seconds};
 
 const KERNEL: Options = Options {
     datapath: "kernel",
@@ -39,10 +40,6 @@ fn esp_between_pod_prefixes_over_ipv6() {
 
 #[track_caller]
 fn run(test: &str, options: Options, filter: Filter) {
-    assert!(
-        std::env::var_os("TESTUDO_GUEST").is_some(),
-        "this test needs a kernel with ESP: cargo xtask guest -- THIS-PROGRAM {test}"
-    );
-    let _turn = begin(test).expect("guests run as root");
+    let _turn = turn(test);
     goes_over_to_udp(options, filter, 500, seconds(120));
 }

@@ -13,27 +13,13 @@ use std::time::Duration;
 use rustix::process::Signal;
 use testudo_lab::{MARK, Process, marked};
 
-use common::{BINARY, Lab, Load, Options, Turn, Watch, begin, seconds, wait_until};
+use common::guest::{KERNEL, turn};
+use common::{BINARY, Lab, Load, Options, Watch, seconds, wait_until};
 
 /// Datagrams a second, in all.
 const RATE: u32 = 1000;
 /// How long a node is without an agent.
 const AWAY: Duration = Duration::from_secs(3);
-
-const KERNEL: Options = Options {
-    nodes: 2,
-    datapath: "kernel",
-    ..Options::VXLAN
-};
-
-#[track_caller]
-fn turn(test: &str) -> Turn {
-    assert!(
-        std::env::var_os("TESTUDO_GUEST").is_some(),
-        "this test needs a kernel with ESP: cargo xtask guest -- THIS-PROGRAM {test}"
-    );
-    begin(test).expect("guests run as root")
-}
 
 /// The keepers of a lab by the end of their socket's path, `n1/agent.keeper`.
 fn keepers(lab: &Lab) -> BTreeMap<String, Process> {

@@ -7,11 +7,12 @@ mod common;
 use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
-use testudo_agent::api::{Actions, TunnelView};
+use testudo_agent::api::TunnelView;
 use testudo_datapath_kernel::PRIORITY_BLOCK;
 use testudo_netlink::{Netlink, Xfrm, XfrmDirection};
 
-use common::{Lab, Load, Options, Turn, Watch, begin, seconds, testudo, wait_until};
+use common::guest::{KERNEL, rekey_child, rekey_ike, sum, turn};
+use common::{Lab, Load, Options, Watch, seconds, testudo, wait_until};
 
 /// Datagrams a second, in all, while something is changed.
 const RATE: u32 = 2000;
@@ -21,21 +22,6 @@ const BACK: Duration = Duration::from_secs(2);
 const HEALED: Duration = Duration::from_secs(2);
 /// Request IDs of our SAs and templates begin so, as `ip xfrm` prints them.
 const OURS: std::ops::RangeInclusive<u32> = 0x7e57_0000..=0x7e57_ffff;
-
-const KERNEL: Options = Options {
-    nodes: 2,
-    datapath: "kernel",
-    ..Options::VXLAN
-};
-
-#[track_caller]
-fn turn(test: &str) -> Turn {
-    assert!(
-        std::env::var_os("TESTUDO_GUEST").is_some(),
-        "this test needs a kernel with ESP: cargo xtask guest -- THIS-PROGRAM {test}"
-    );
-    begin(test).expect("guests run as root")
-}
 
 #[test]
 fn vxlan_is_strict_and_off_again() {
@@ -71,12 +57,7 @@ fn open_vswitch_is_strict_rekeys_and_is_off_again() {
     let watch = Watch::clear(&lab);
     let report = lab.verify().ok().json();
     assert_eq!(report["wire"]["clear_protected_packets"], 0, "{report:#}");
-    let before = sum(&lab, |t| t.child_rekeys);
-    lab.act("n1", Actions::RekeyChild);
-    wait_until("a rekeyed child", seconds(20), || {
-        let now = sum(&lab, |t| t.child_rekeys);
-        (now >= before + 2).then_some(()).ok_or(format!("{now}"))
-    });
+    rekey_child(&lab, "n1", seconds(20));
     load.run_for(seconds(1));
     let strict = load.stop_without_loss();
     // Killed and started again it gets its flows again, and nothing passes in clear meanwhile.
@@ -170,9 +151,10 @@ fn assert_strangers(lab: &Lab, node: &str) {
 /// What `ip` says inside a node.
 #[track_caller]
 fn ip(lab: &Lab, node: &str, line: &str) -> String {
-    let mut arguments = vec!["lab", "exec", "--name", lab.name(), node, "--", "ip"];
-    arguments.extend(line.split_ascii_whitespace());
-    testudo(&arguments).ok().out
+    let words: Vec<&str> = std::iter::once("ip")
+        .chain(line.split_ascii_whitespace())
+        .collect();
+    lab.exec(node, &words)
 }
 
 /// SAs and policies in a node's kernel that bear a request ID of ours, a line each.
@@ -208,21 +190,11 @@ fn changes_of_keys_lose_nothing() {
     let load = Load::ring(&lab, RATE);
     for round in 1..=50 {
         let node = ["n1", "n2"][round % 2];
-        let before = sum(&lab, |t| t.child_rekeys);
-        lab.act(node, Actions::RekeyChild);
-        wait_until("a rekeyed child", seconds(20), || {
-            let now = sum(&lab, |t| t.child_rekeys);
-            (now >= before + 2).then_some(()).ok_or(format!("{now}"))
-        });
+        rekey_child(&lab, node, seconds(20));
     }
     for round in 1..=5 {
         let node = ["n1", "n2"][round % 2];
-        let before = sum(&lab, |t| t.ike_rekeys);
-        lab.act(node, Actions::RekeyIke);
-        wait_until("a rekeyed IKE SA", seconds(20), || {
-            let now = sum(&lab, |t| t.ike_rekeys);
-            (now >= before + 2).then_some(()).ok_or(format!("{now}"))
-        });
+        rekey_ike(&lab, node, seconds(20));
     }
     let before = sum(&lab, |t| t.authentications);
     lab.testudo(&["certs", "rotate"]).ok();
@@ -233,18 +205,6 @@ fn changes_of_keys_lose_nothing() {
     println!("{sent} datagrams, none lost");
     wait_until("one pair of SAs", seconds(45), || one_pair(&lab));
     lab.down();
-}
-
-#[track_caller]
-fn sum(lab: &Lab, of: impl Fn(&TunnelView) -> u64) -> u64 {
-    let nodes = lab.inner().layout().nodes.iter();
-    nodes
-        .flat_map(|node| {
-            // With the load on the guest's one processor an agent may be slow to answer.
-            wait_until("an agent's answer", seconds(60), || lab.tunnels(&node.name))
-        })
-        .map(|tunnel| of(&tunnel))
-        .sum()
 }
 
 /// Each node has one SA in each direction, and no old ones.
@@ -345,18 +305,7 @@ fn all_agents_killed_at_once_come_back() {
 /// What a node's XFRM has dropped since it was made, by reason.
 #[track_caller]
 fn dropped(lab: &Lab, node: &str) -> String {
-    let name = lab.name();
-    let command = [
-        "lab",
-        "exec",
-        "--name",
-        name,
-        node,
-        "--",
-        "cat",
-        "/proc/net/xfrm_stat",
-    ];
-    let listed = testudo(&command).ok().out;
+    let listed = lab.exec(node, &["cat", "/proc/net/xfrm_stat"]);
     let counted = listed.lines().filter_map(|line| {
         let (reason, number) = line.split_once(char::is_whitespace)?;
         let number = number.trim();

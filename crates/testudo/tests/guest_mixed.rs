@@ -4,9 +4,10 @@
 mod common;
 
 use rustix::process::Signal;
-use testudo_agent::api::{Actions, TunnelView};
+use testudo_agent::api::TunnelView;
 
-use common::{Lab, Load, Options, Watch, begin, seconds, wait_until};
+use common::guest::{KERNEL, rekey_child, turn_by};
+use common::{Lab, Load, Options, Watch, seconds, wait_until};
 
 /// Datagrams a second, in all: an emulated processor carries them besides everything else.
 const RATE: u32 = 50;
@@ -16,17 +17,13 @@ const RATE: u32 = 50;
 /// without one.
 #[test]
 fn a_cluster_of_both_datapaths_is_strict_and_off_again() {
-    let test = "a_cluster_of_both_datapaths_is_strict_and_off_again";
-    assert!(
-        std::env::var_os("TESTUDO_GUEST").is_some(),
-        "this test needs a kernel with ESP: cargo xtask guest -- THIS-PROGRAM {test}"
+    let _turn = turn_by(
+        "cargo xtask guest --kernel 6.1",
+        "a_cluster_of_both_datapaths_is_strict_and_off_again",
     );
-    let _turn = begin(test).expect("guests run as root");
     let lab = Lab::up(Options {
-        nodes: 2,
-        datapath: "kernel",
         datapath_of: Some("n2=user"),
-        ..Options::VXLAN
+        ..KERNEL
     });
     let load = Load::ring(&lab, RATE);
     let took = lab.testudo(&["init", "--timeout", "300s"]).ok().took;
@@ -41,12 +38,7 @@ fn a_cluster_of_both_datapaths_is_strict_and_off_again() {
     let report = lab.verify().ok().json();
     assert_eq!(report["wire"]["clear_protected_packets"], 0, "{report:#}");
     for node in ["n1", "n2"] {
-        let before = rekeys(&lab);
-        lab.act(node, Actions::RekeyChild);
-        wait_until("a rekeyed child", seconds(60), || {
-            let now = rekeys(&lab);
-            (now >= before + 2).then_some(()).ok_or(format!("{now}"))
-        });
+        rekey_child(&lab, node, seconds(60));
     }
     load.run_for(seconds(1));
     // The kernel goes on without its agent, and our peer with it.
@@ -75,13 +67,6 @@ fn a_cluster_of_both_datapaths_is_strict_and_off_again() {
     sent += load.stop_without_loss();
     println!("{sent} datagrams, none lost");
     lab.down();
-}
-
-#[track_caller]
-fn rekeys(lab: &Lab) -> u64 {
-    let of = |node| wait_until("an agent's answer", seconds(60), || lab.tunnels(node));
-    let all = ["n1", "n2"].into_iter().flat_map(of);
-    all.map(|tunnel| tunnel.child_rekeys).sum()
 }
 
 /// Stops an agent as for a new build; the next one has SAs of its own.

@@ -4,9 +4,8 @@
 
 mod common;
 
-use testudo_agent::api::Actions;
-
-use common::{Lab, Load, Options, Turn, Watch, begin, seconds, testudo, wait_until};
+use common::guest::{KERNEL, rekey_child, turn_by};
+use common::{Lab, Load, Options, Turn, Watch, seconds, wait_until};
 
 /// Datagrams a second, in all: the processor is emulated.
 const RATE: u32 = 50;
@@ -21,12 +20,7 @@ fn over_ipv4_ovn_is_strict_rekeys_and_is_off_again() {
     let watch = Watch::clear(&lab);
     let report = lab.verify().ok().json();
     assert_eq!(report["wire"]["clear_protected_packets"], 0, "{report:#}");
-    let before = rekeys(&lab);
-    lab.act("n1", Actions::RekeyChild);
-    wait_until("a rekeyed child", seconds(120), || {
-        let now = rekeys(&lab);
-        (now >= before + 2).then_some(()).ok_or(format!("{now}"))
-    });
+    rekey_child(&lab, "n1", seconds(120));
     load.run_for(seconds(1));
     watch.stop_with_none();
     lab.testudo(&["stop", "--timeout", "300s"]).ok();
@@ -54,18 +48,12 @@ fn over_ipv6_ovn_is_strict_and_off_again() {
 
 #[track_caller]
 fn up(test: &str, family: &'static str) -> (Turn, Lab) {
-    assert!(
-        std::env::var_os("TESTUDO_GUEST").is_some(),
-        "this test needs a kernel with ESP: cargo xtask guest --kernel 6.1 -- THIS-PROGRAM {test}"
-    );
-    let turn = begin(test).expect("guests run as root");
+    let turn = turn_by("cargo xtask guest --kernel 6.1", test);
     let lab = Lab::up(Options {
         overlay: "ovn",
         family,
-        nodes: 2,
-        datapath: "kernel",
         ovs: true,
-        ..Options::VXLAN
+        ..KERNEL
     });
     (turn, lab)
 }
@@ -82,35 +70,10 @@ fn strict(lab: &Lab) {
 }
 
 #[track_caller]
-fn rekeys(lab: &Lab) -> u64 {
-    let of = |node: &str| {
-        let tunnels = wait_until("an agent's answer", seconds(60), || lab.tunnels(node));
-        tunnels
-            .iter()
-            .map(|tunnel| tunnel.child_rekeys)
-            .sum::<u64>()
-    };
-    of("n1") + of("n2")
-}
-
-#[track_caller]
 fn nothing_left(lab: &Lab) {
     for node in ["n1", "n2"] {
         wait_until("a kernel without SAs and policies", seconds(60), || {
-            let listed = ["state", "policy"].map(|what| {
-                let words = [
-                    "lab",
-                    "exec",
-                    "--name",
-                    lab.name(),
-                    node,
-                    "--",
-                    "ip",
-                    "xfrm",
-                    what,
-                ];
-                testudo(&words).ok().out
-            });
+            let listed = ["state", "policy"].map(|what| lab.exec(node, &["ip", "xfrm", what]));
             // The sockets of IKE have policies of their own, without templates.
             let left = listed.concat();
             let is_left = |line: &&str| line.contains("reqid") || line.contains("action block");

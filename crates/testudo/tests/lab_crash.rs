@@ -258,20 +258,7 @@ fn forged_clear_packets_are_not_accepted() {
             {}
         }
     }
-    testudo(&[
-        "lab",
-        "exec",
-        "--name",
-        lab.name(),
-        "n2",
-        "--",
-        "nft",
-        "delete",
-        "table",
-        "inet",
-        "testudo",
-    ])
-    .ok();
+    lab.exec("n2", &["nft", "delete", "table", "inet", "testudo"]);
     let from = load.now();
     let clear = Watch::clear(&lab);
     load.run_for(seconds(2));

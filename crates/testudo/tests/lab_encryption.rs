@@ -9,7 +9,7 @@ use std::time::Duration;
 use serde_json::Value;
 use testudo_agent::api::{Actions, TunnelView};
 
-use common::{Lab, Load, Options, Watch, begin, seconds, testudo, wait_until};
+use common::{Lab, Load, Options, Watch, begin, seconds, wait_until};
 
 /// Datagrams a second, in all, while something is changed.
 const RATE: u32 = 3000;
@@ -42,7 +42,7 @@ fn before_init_pods_speak_in_clear_and_it_is_seen() {
 #[track_caller]
 fn assert_tables_are_split(lab: &Lab) {
     for node in &lab.inner().layout().nodes {
-        let tables = run_in(lab, &node.name, &["cat", "/proc/net/fib_triestat"]);
+        let tables = lab.exec(&node.name, &["cat", "/proc/net/fib_triestat"]);
         let size = |name: &str| {
             let table = tables.split_once(name).expect("each table is named").1;
             let line = table.lines().find(|line| line.contains("Prefixes:"));
@@ -325,7 +325,7 @@ fn assert_nothing_installed(lab: &Lab) {
     for node in ["n1", "n2", "n3"] {
         for (command, ours) in looks {
             wait_until(&format!("{command:?} without ours"), seconds(5), || {
-                let out = run_in(lab, node, command);
+                let out = lab.exec(node, command);
                 match out.contains(ours) {
                     true => Err(format!("{node}: {out}")),
                     false => Ok(()),
@@ -333,14 +333,6 @@ fn assert_nothing_installed(lab: &Lab) {
             });
         }
     }
-}
-
-/// What a command says inside a node, by way of `lab exec`.
-#[track_caller]
-fn run_in(lab: &Lab, target: &str, command: &[&str]) -> String {
-    let mut arguments = vec!["lab", "exec", "--name", lab.name(), target, "--"];
-    arguments.extend(command);
-    testudo(&arguments).ok().out
 }
 
 /// `enforcement: Permissive`: what leaves is sealed, what comes in clear is still accepted.

@@ -210,6 +210,14 @@ impl Lab {
         testudo(&all)
     }
 
+    /// What a command says inside a node or pod, by way of `lab exec`.
+    #[track_caller]
+    pub(crate) fn exec(&self, target: &str, command: &[&str]) -> String {
+        let mut all = vec!["lab", "exec", "--name", &self.name, target, "--"];
+        all.extend(command);
+        testudo(&all).ok().out
+    }
+
     /// Runs a verb on its store and reads what it prints as JSON.
     #[track_caller]
     pub(crate) fn json(&self, arguments: &[&str]) -> Value {

@@ -6,6 +6,7 @@
 
 mod cli;
 pub(crate) mod filter;
+pub(crate) mod guest;
 mod lab;
 mod load;
 pub(crate) mod pcap;
