@@ -162,7 +162,7 @@ fn keep(command: &KeepCommand) -> Outcome {
         &command.socket,
         manner,
         command.opens,
-        crate::VERSION,
+        crate::version(),
         signals::shutdown(),
     );
     signals::runtime()?.block_on(kept)
@@ -212,7 +212,7 @@ fn options(command: Daemon, global: &Global) -> anyhow::Result<Options> {
             ike: command.ike_port,
             nat: command.nat_port,
         },
-        version: crate::VERSION.to_owned(),
+        version: crate::version().to_owned(),
         node,
     })
 }

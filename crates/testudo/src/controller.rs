@@ -42,7 +42,7 @@ pub(crate) fn run(command: ControllerCommand, global: &Global) -> Outcome {
     let runtime = signals::runtime()?;
     let serving = Serving {
         metrics: command.metrics,
-        version: crate::VERSION.to_owned(),
+        version: crate::version().to_owned(),
     };
     match store::resolve(global)? {
         Location::Kubernetes(at) => {

@@ -1,4 +1,5 @@
-//! The testudo command: one module a noun.
+//! The testudo command: one module a noun. A library, so that the test of an upgrade can link it once more,
+//! as another build.
 //!
 //! What programs read goes to standard output, all else to standard error. Exit codes: 0 done,
 //! 1 a check or the work failed, 2 wrong usage, 3 timed out. Under the name `kubectl-testudo` it is a
@@ -32,12 +33,19 @@ mod status;
 mod store;
 mod tunnels;
 
+use std::process::ExitCode;
+use std::sync::OnceLock;
+
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::global::Global;
 
-/// What this build says of itself.
-pub(crate) const VERSION: &str = env!("CARGO_PKG_VERSION");
+/// What this build says of itself: the package's version, unless [`main`] was told another.
+static VERSION: OnceLock<&str> = OnceLock::new();
+
+pub(crate) fn version() -> &'static str {
+    VERSION.get_or_init(|| env!("CARGO_PKG_VERSION"))
+}
 
 const EXAMPLES: &str = "\
 Examples:
@@ -52,7 +60,7 @@ Exit codes: 0 done, 1 a check failed, 2 usage, 3 timed out.";
 
 /// IPsec between the nodes of a cluster.
 #[derive(Parser)]
-#[command(name = "testudo", version, after_help = EXAMPLES)]
+#[command(name = "testudo", after_help = EXAMPLES)]
 struct Cli {
     #[command(flatten)]
     global: Global,
@@ -96,8 +104,15 @@ enum Command {
     Controller(controller::ControllerCommand),
 }
 
-fn main() -> std::process::ExitCode {
-    let matches = plugin::dressed(Cli::command()).get_matches();
+/// Runs the command with this process's arguments, once in a process. `other`: the version of a build that is
+/// not this one.
+pub fn main(other: Option<&'static str>) -> ExitCode {
+    if let Some(other) = other {
+        // Nobody has asked before the arguments were read.
+        let _ = VERSION.set(other);
+    }
+    let command = Cli::command().version(version());
+    let matches = plugin::dressed(command).get_matches();
     let cli = Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
     let daemon = matches!(cli.command, Command::Agent(_) | Command::Controller(_));
     logging::start(daemon, cli.global.verbose);

@@ -4,81 +4,26 @@
 //!
 //! It has no harness, for the lab starts it as its `testudo agent`.
 
-#[path = "../src/agent.rs"]
-mod agent;
 mod common;
-#[path = "../src/exit.rs"]
-#[allow(dead_code, reason = "the agent's verb uses a part of it")]
-mod exit;
-#[path = "../src/logging.rs"]
-#[allow(dead_code, reason = "its tests run elsewhere")]
-mod logging;
-#[path = "../src/plugin.rs"]
-#[allow(
-    dead_code,
-    unused_imports,
-    reason = "errors are told under the name that it was called by; its tests run elsewhere"
-)]
-mod plugin;
-#[path = "../src/signals.rs"]
-mod signals;
 
 use std::path::Path;
 use std::process::{Command, ExitCode};
 
-use clap::{Args, Parser, Subcommand};
 use rustix::process::Signal;
 use serde_json::{Value, json};
-use testudo_store::Location;
 
-use common::{BINARY, Lab, Load, Options, Watch, run, seconds, wait_until};
+use common::guest::{KERNEL, turn};
+use common::{BINARY, Lab, Load, Watch, run, seconds, wait_until};
 
 /// What this build says of itself.
-pub(crate) const VERSION: &str = "0.999.0-next";
+const VERSION: &str = "0.999.0-next";
 
 const NAME: &str = "an_upgrade_and_the_way_back_lose_nothing";
-
-/// The other build's command line: as much of it as a daemon needs.
-#[derive(Parser)]
-#[command(version = VERSION)]
-struct Cli {
-    #[command(flatten)]
-    global: global::Global,
-    #[command(subcommand)]
-    command: Verb,
-}
-
-#[derive(Subcommand)]
-enum Verb {
-    /// As that of the other build.
-    Agent(agent::AgentCommand),
-}
-
-/// Flags that every verb knows.
-mod global {
-    use super::{Args, Location};
-
-    #[derive(Args)]
-    pub(crate) struct Global {
-        #[arg(long, global = true)]
-        pub(crate) store: Option<Location>,
-    }
-}
-
-/// Where the cluster's objects are: always said.
-mod store {
-    pub(crate) fn resolve(global: &super::global::Global) -> anyhow::Result<super::Location> {
-        global.store.clone().ok_or(anyhow::anyhow!("no --store"))
-    }
-}
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     if arguments.first().is_some_and(|first| first == "agent") {
-        let Cli { global, command } = Cli::parse();
-        logging::start(true, 0);
-        let Verb::Agent(command) = command;
-        return exit::code(agent::run(command, &global));
+        return testudo::main(Some(VERSION));
     }
     // As a test's harness says it.
     if arguments.iter().any(|word| word == "--list") {
@@ -119,21 +64,13 @@ fn put(program: &Path, place: &Path) {
 /// packets do not notice, and none is in clear: also inside UDP, whose sockets go from each agent to the
 /// next, over keepers of both builds.
 fn there_and_back(in_udp: bool) {
-    assert!(
-        std::env::var_os("TESTUDO_GUEST").is_some(),
-        "this test needs a kernel with ESP: cargo xtask guest -- THIS-PROGRAM"
-    );
+    let _turn = turn(NAME);
     let folder = tempfile::tempdir().expect("a folder");
     let place = folder.path().join("testudo");
     std::fs::write(&place, "").expect("a place for the program");
     let next = std::env::current_exe().expect("this program");
     put(Path::new(BINARY), &place);
-    let options = Options {
-        nodes: 2,
-        datapath: "kernel",
-        ..Options::VXLAN
-    };
-    let lab = Lab::up_with(&place, options);
+    let lab = Lab::up_with(&place, KERNEL);
     let lab = match in_udp {
         true => lab.made_strict_in_udp(),
         false => lab.made_strict(),

@@ -1,0 +1,5 @@
+//! The program `testudo`.
+
+fn main() -> std::process::ExitCode {
+    testudo::main(None)
+}
