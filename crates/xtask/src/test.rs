@@ -4,6 +4,7 @@
 //! summary names it as unstable, so that nobody takes a lucky second run for a sound first one.
 
 mod guests;
+mod programs;
 
 use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
@@ -12,6 +13,12 @@ use std::time::Instant;
 use anyhow::{Context, bail};
 
 use crate::{deny, guest, house, kube, packages, run};
+use programs::Program;
+
+/// Crates whose tests make namespaces or start daemons, all of them.
+const IN_NAMESPACES: [&str; 3] = ["datapath-user", "interop", "lab"];
+/// Crates of which those beside the source do not.
+const IN_CLUSTERS: [&str; 3] = ["kube-env", "store-kube", "testudo"];
 
 /// How much to run.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -85,50 +92,41 @@ pub(crate) fn run(scope: Scope<'_>) -> anyhow::Result<u8> {
     run::step("lints", &lints)?;
     guest::targets::lint()?;
     deny::check()?;
-    run::step(
-        "build",
-        &["cargo", "build", "--workspace", "--all-targets", "--quiet"],
-    )?;
-
-    let everything_else = [
-        "--workspace",
-        "--exclude",
-        "testudo",
-        "--exclude",
-        "testudo-lab",
-        "--exclude",
-        "testudo-datapath-user",
-        "--exclude",
-        "testudo-interop",
-        "--exclude",
-        "testudo-kube-env",
-        "--exclude",
-        "testudo-store-kube",
-    ];
-    tests(&mut tally, "tests", &everything_else, &[])?;
-    // What makes namespaces runs one test at a time: two labs on two cores disturb each other.
-    let alone = ["--test-threads=1"];
-    tests(
-        &mut tally,
-        "command line",
-        &[
-            "--package",
-            "testudo",
-            "--package",
-            "testudo-kube-env",
-            "--package",
-            "testudo-store-kube",
-            "--lib",
-            "--bins",
-        ],
-        &[],
-    )?;
+    let programs = programs::build()?;
+    for name in IN_NAMESPACES.iter().chain(&IN_CLUSTERS) {
+        if !programs.iter().any(|program| program.of == *name) {
+            bail!(
+                "crates/{name} has no tests any more, and is named among those that make namespaces"
+            );
+        }
+    }
+    let (labs, others): (Vec<_>, Vec<_>) = programs.iter().partition(|program| is_lab(program));
+    for program in others {
+        tests(&mut tally, program, &[])?;
+    }
+    cargo_tests(&mut tally, "documents", &["--workspace", "--doc"], &[])?;
     if scope == Scope::All {
         kube::ensure()?;
-        labs(&mut tally, &alone)?;
+        for program in labs {
+            // What makes namespaces runs one test at a time: two labs on two cores disturb each other.
+            // Daemons that mostly wait, without load, do not.
+            let threads = match program.of.as_str() {
+                "interop" => "--test-threads=8",
+                _ => "--test-threads=1",
+            };
+            twice(&mut tally, &program.title(), |tally| {
+                tests(tally, program, &[threads])
+            })?;
+        }
         guests::run(&mut tally, None)?;
     }
     Ok(finish(tally, start))
+}
+
+/// Whether its tests run in real time.
+fn is_lab(program: &Program) -> bool {
+    let of = program.of.as_str();
+    IN_NAMESPACES.contains(&of) || IN_CLUSTERS.contains(&of) && !program.unit
 }
 
 /// The summary, and the exit code.
@@ -156,46 +154,6 @@ fn finish(mut tally: Tally, start: Instant) -> u8 {
     u8::from(tally.failed > 0)
 }
 
-/// The tests that make namespaces, up to whole clusters, one package or binary after the other.
-fn labs(tally: &mut Tally, arguments: &[&str]) -> anyhow::Result<()> {
-    let package = |name: &str| vec!["--package".to_owned(), format!("testudo-{name}")];
-    let mut targets: Vec<(String, Vec<String>)> = ["datapath-user", "interop", "lab"]
-        .map(|name| (name.to_owned(), package(name)))
-        .to_vec();
-    for name in ["kube-env", "store-kube"] {
-        let mut target = package(name);
-        target.extend(["--test", "*"].map(str::to_owned));
-        targets.push((name.to_owned(), target));
-    }
-    let folder = run::root().join("crates/testudo/tests");
-    let mut names: Vec<String> = std::fs::read_dir(&folder)
-        .with_context(|| folder.display().to_string())?
-        .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
-        .filter_map(|name| name.strip_suffix(".rs").map(str::to_owned))
-        .filter(|name| !name.starts_with(guest::targets::PREFIX))
-        .collect();
-    names.sort();
-    for name in names {
-        let target = ["--package", "testudo", "--test", &name]
-            .map(str::to_owned)
-            .to_vec();
-        targets.push((name, target));
-    }
-    for (name, target) in targets {
-        // Daemons that mostly wait, without load: some at once do not disturb each other.
-        let arguments = if name == "interop" {
-            &["--test-threads=8"]
-        } else {
-            arguments
-        };
-        let target: Vec<&str> = target.iter().map(String::as_str).collect();
-        twice(tally, &name, |tally| {
-            tests(tally, &name, &target, arguments)
-        })?;
-    }
-    Ok(())
-}
-
 /// Runs what runs in real time, and again when it fails: then it is unstable, or broken.
 fn twice(
     tally: &mut Tally,
@@ -216,13 +174,30 @@ fn twice(
     Ok(())
 }
 
+/// Runs a program of tests and adds up what it says.
+fn tests(tally: &mut Tally, program: &Program, arguments: &[&str]) -> anyhow::Result<()> {
+    let mut command = program.command();
+    command.args(arguments);
+    let title = program.title();
+    eprintln!(
+        "==> {title}: {} {}",
+        command.get_program().display(),
+        arguments.join(" ")
+    );
+    count(tally, &title, command)
+}
+
 /// Runs `cargo test` and adds up what it says.
-fn tests(tally: &mut Tally, name: &str, target: &[&str], arguments: &[&str]) -> anyhow::Result<()> {
+fn cargo_tests(
+    tally: &mut Tally,
+    name: &str,
+    target: &[&str],
+    arguments: &[&str],
+) -> anyhow::Result<()> {
     let mut command = Command::new("cargo");
     command
         .args(["test", "--quiet", "--no-fail-fast"])
         .args(target)
-        // Skipped tests say so on the standard output, which the harness hides otherwise.
         .args(["--", "--show-output"])
         .args(arguments)
         .current_dir(run::root());

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 
-use super::{Tally, tests, twice};
+use super::{Tally, cargo_tests, twice};
 use crate::guest::batch::{self, Event, Manner, Outcome, Program};
 use crate::guest::targets::{self, Target};
 use crate::run;
@@ -80,7 +80,7 @@ pub(super) fn run(tally: &mut Tally, only: Option<&str>) -> anyhow::Result<()> {
 fn of_guests(tally: &mut Tally) -> anyhow::Result<()> {
     let alone = ["--test-threads=1"];
     twice(tally, "guests", |tally| {
-        tests(
+        cargo_tests(
             tally,
             "guests",
             &["--workspace", "--test", "guests"],
