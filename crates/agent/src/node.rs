@@ -6,6 +6,7 @@
 mod credentials;
 mod force;
 mod peers;
+mod pods;
 mod settings;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -153,7 +154,10 @@ impl Node {
         };
         Ok(Node {
             identity,
-            objects: Objects::new(),
+            objects: match options.pods_from_node {
+                true => Objects::awaiting_pods(),
+                false => Objects::new(),
+            },
             memory: Memory::open(&options.state_dir, Arc::clone(&memory_bell)),
             memory_bell,
             wrote: false,
@@ -215,6 +219,7 @@ impl Node {
             if self.in_force.is_none() {
                 self.remember_word();
             }
+            self.update_pods();
             self.update_addresses();
             self.update_datapath(now);
             self.update_kernels();

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use ipnet::IpNet;
 use testudo_model::bundle::TrustBundleKind;
 use testudo_model::node::NodeEncryptionKind;
 use testudo_model::policy::{CLUSTER, EncryptionPolicyKind};
@@ -10,6 +11,8 @@ use testudo_model::{
     CertificateRequest, EncryptionPolicy, Kind, NodeEncryption, NodeName, Object, TrustBundle,
 };
 use testudo_store::{Event, Problem, Store, StoreError, Watch};
+use testudo_store_kube::NodePods;
+use tokio::sync::mpsc;
 
 use crate::memory::Kept;
 
@@ -23,6 +26,8 @@ pub(crate) struct Objects {
     /// In the order of their names.
     pub(crate) nodes: Vec<NodeEncryption>,
     pub(crate) request: Option<CertificateRequest>,
+    /// The prefixes of this node's pods by its Node's word, or why that does not say; none before it is heard.
+    pub(crate) pods: Option<Result<Vec<IpNet>, String>>,
     /// By file: what cannot be read.
     pub(crate) problems: BTreeMap<String, String>,
     /// By watch: why the store itself cannot be reached.
@@ -58,6 +63,7 @@ pub(crate) struct Watches {
     bundles: Watch<TrustBundleKind>,
     nodes: Watch<NodeEncryptionKind>,
     requests: Watch<CertificateRequestKind>,
+    pods: Option<mpsc::Receiver<NodePods>>,
 }
 
 /// One event of any of the watches.
@@ -66,11 +72,18 @@ pub(crate) enum Told {
     Bundle(Event<TrustBundleKind>),
     Node(Event<NodeEncryptionKind>),
     Request(Event<CertificateRequestKind>),
+    /// What this node's Node says of its pods.
+    Pods(NodePods),
 }
 
 impl Watches {
-    pub(crate) async fn start<S: Store>(store: &S) -> Result<Watches, StoreError> {
+    /// Begins. `pods`: what this node's Node says, where that counts.
+    pub(crate) async fn start<S: Store>(
+        store: &S,
+        pods: Option<mpsc::Receiver<NodePods>>,
+    ) -> Result<Watches, StoreError> {
         Ok(Watches {
+            pods,
             policies: store.watch().await?,
             bundles: store.watch().await?,
             nodes: store.watch().await?,
@@ -85,6 +98,7 @@ impl Watches {
             event = self.bundles.next() => event.map(Told::Bundle),
             event = self.nodes.next() => event.map(Told::Node),
             event = self.requests.next() => event.map(Told::Request),
+            event = next(&mut self.pods) => event.map(Told::Pods),
         }
     }
 
@@ -94,6 +108,14 @@ impl Watches {
             .or_else(|| self.bundles.try_next().map(Told::Bundle))
             .or_else(|| self.nodes.try_next().map(Told::Node))
             .or_else(|| self.requests.try_next().map(Told::Request))
+            .or_else(|| self.pods.as_mut()?.try_recv().ok().map(Told::Pods))
+    }
+}
+
+async fn next(pods: &mut Option<mpsc::Receiver<NodePods>>) -> Option<NodePods> {
+    match pods {
+        Some(pods) => pods.recv().await,
+        None => std::future::pending().await,
     }
 }
 
@@ -101,6 +123,14 @@ impl Objects {
     pub(crate) fn new() -> Objects {
         Objects {
             unsynced: 4,
+            ..Objects::default()
+        }
+    }
+
+    /// The same, whose node goes by its Node's word of its pods, which is waited for as well.
+    pub(crate) fn awaiting_pods() -> Objects {
+        Objects {
+            unsynced: 5,
             ..Objects::default()
         }
     }
@@ -238,11 +268,21 @@ impl Objects {
                 }
                 _ => {}
             },
+            Told::Pods(NodePods::Are(pods)) => {
+                if self.pods.replace(pods).is_none() {
+                    self.one_more_synced();
+                }
+            }
+            Told::Pods(NodePods::Away(problem)) => {
+                self.away.insert(file(&problem), problem.reason);
+            }
+            Told::Pods(NodePods::Back(problem)) => {
+                self.away.remove(&file(&problem));
+            }
         }
     }
 
     fn common<K: Kind>(&mut self, event: Event<K>) -> Option<Known<K>> {
-        let file = |problem: &Problem| problem.file.display().to_string();
         match event {
             Event::Added(object) | Event::Modified(object) => Some(Known::There(object)),
             Event::Deleted(object) => Some(Known::Gone(object)),
@@ -265,14 +305,22 @@ impl Objects {
                 None
             }
             Event::Synced => {
-                self.unsynced = self.unsynced.saturating_sub(1);
-                if self.unsynced == 0 {
-                    self.synced();
-                }
+                self.one_more_synced();
                 None
             }
         }
     }
+
+    fn one_more_synced(&mut self) {
+        self.unsynced = self.unsynced.saturating_sub(1);
+        if self.unsynced == 0 {
+            self.synced();
+        }
+    }
+}
+
+fn file(problem: &Problem) -> String {
+    problem.file.display().to_string()
 }
 
 enum Known<K: Kind> {

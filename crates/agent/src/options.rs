@@ -27,6 +27,8 @@ pub struct Options {
     pub follow_addresses: bool,
     /// Prefixes of this node's pods.
     pub pod_cidrs: Vec<IpNet>,
+    /// They are those that this node's Node names, and follow it. With an API server alone.
+    pub pods_from_node: bool,
     /// The join token, hex: proves to the controller that a request is this node's. Where an API server
     /// holds the objects, that knows who writes and nothing is to be proved.
     pub join_token_file: Option<PathBuf>,

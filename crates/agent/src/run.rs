@@ -6,7 +6,8 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
 use testudo_store::{Store, no_core_dumps};
-use testudo_store_kube::{AnyStore, Writer};
+use testudo_store_kube::{AnyStore, NodePods, Writer};
+use tokio::sync::mpsc::Receiver;
 
 use crate::Options;
 use crate::api::server::Server;
@@ -39,7 +40,20 @@ pub async fn run(options: Options, shutdown: impl Future<Output = ()>) -> Result
     bound::take_identity(&options).await?;
     let writer = Writer::Agent(options.node.clone());
     let store = AnyStore::open(&options.store, writer).context("opening the store")?;
-    run_on(options, clock, host, enforcement, store, shutdown).await
+    let pods = match (&store, options.pods_from_node) {
+        (AnyStore::Kube(store), true) => Some(store.watch_pods(&options.node).await?),
+        (AnyStore::Dir(_), true) => bail!("a directory has no Node to take pods' prefixes from"),
+        (_, false) => None,
+    };
+    let sources = Sources { store, pods };
+    run_on(options, clock, host, enforcement, sources, shutdown).await
+}
+
+/// What an agent goes by.
+pub(crate) struct Sources<S> {
+    pub(crate) store: S,
+    /// What this node's Node says of its pods, where that counts.
+    pub(crate) pods: Option<Receiver<NodePods>>,
 }
 
 /// Does at the start what may cost the host a packet under traffic. Where the kernel's datapath can be
@@ -83,12 +97,15 @@ pub(crate) async fn run_on<S: Store>(
     clock: Clock,
     host: Box<dyn Host>,
     enforcement: Enforcement<PolicyFile>,
-    store: S,
+    sources: Sources<S>,
     shutdown: impl Future<Output = ()>,
 ) -> Result<()> {
     let (_server, mut calls) = Server::start(&options.socket)?;
     let (_metrics, mut questions) = metrics::start(options.metrics).await?;
-    let mut watches = Watches::start(&store).await.context("watching the store")?;
+    let Sources { store, pods } = sources;
+    let mut watches = Watches::start(&store, pods)
+        .await
+        .context("watching the store")?;
     let publisher = Publisher::start(store, options.node.clone());
     let mut node = Node::new(options, host, enforcement)?;
     let bell = Arc::clone(&node.bell);

@@ -7,6 +7,7 @@ mod bound;
 mod changes;
 mod metrics;
 mod mishaps;
+mod pods;
 mod resources;
 mod restarts;
 mod rogue;
@@ -35,7 +36,7 @@ use tokio::task::{JoinHandle, LocalSet, spawn_local};
 use crate::api::{Gettable, Request, Response, ask};
 use crate::clock::Clock;
 use crate::host::Host;
-use crate::run::{close_first, run_on};
+use crate::run::{Sources, close_first, run_on};
 use crate::{Options, Ports};
 
 /// Far more than a slow machine needs.
@@ -213,6 +214,7 @@ impl Cluster {
             addresses: vec![Ipv4Addr::new(127, self.subnet, 0, node).into()],
             follow_addresses: true,
             pod_cidrs: Vec::new(),
+            pods_from_node: false,
             join_token_file: Some(tokens::path(&self.store, &name(node))),
             danger_export_keys: None,
             keeper: None,
@@ -234,7 +236,15 @@ impl Cluster {
     }
 
     fn start_with(&mut self, node: u8, store: impl Store) {
-        let options = self.options(node);
+        let sources = Sources { store, pods: None };
+        self.start_by(node, sources);
+    }
+
+    fn start_by(&mut self, node: u8, sources: Sources<impl Store>) {
+        let options = Options {
+            pods_from_node: sources.pods.is_some(),
+            ..self.options(node)
+        };
         let host = Box::new(self.hosts[&node].clone());
         let (stop, stopped) = oneshot::channel();
         let task = spawn_local(async move {
@@ -242,7 +252,15 @@ impl Cluster {
             let shutdown = async {
                 let _ = stopped.await;
             };
-            run_on(options, Clock::start(), host, enforcement, store, shutdown).await
+            run_on(
+                options,
+                Clock::start(),
+                host,
+                enforcement,
+                sources,
+                shutdown,
+            )
+            .await
         });
         self.agents.insert(node, Agent { stop, task });
     }

@@ -43,18 +43,22 @@ async fn follow<K: Kind>(
         let mut events = Vec::new();
         match objects.next().await {
             Heard::Listed(raws) => {
-                events = trouble.over();
+                events.extend(trouble.over().map(Event::Solved));
                 let reads = raws.iter().map(|raw| store.read::<K>(raw));
                 told.listed(reads, &mut events);
             }
-            Heard::Watching => events = trouble.over(),
+            Heard::Watching => events.extend(trouble.over().map(Event::Solved)),
             Heard::Changed(raw) => told.changed(store.read::<K>(&raw), &mut events),
             Heard::Gone(raw) => {
                 let name = raw.metadata.name.as_deref().unwrap_or_default();
                 told.gone(name, &mut events);
             }
             Heard::Failed(error) => {
-                let problem = trouble.more::<K>(&store, error, told.synced).await;
+                let server = store.server().await;
+                let problem = trouble.more(told.synced, || {
+                    let reason = verdict::refused::<K>(&server, "", error).to_string();
+                    of_the_store(&server, &link::resource::<K>().plural, reason)
+                });
                 events.extend(problem.map(Event::Problem));
             }
         }
@@ -68,46 +72,41 @@ async fn follow<K: Kind>(
 
 /// That the API server is away, from the first failure to the next success.
 #[derive(Default)]
-struct Trouble {
+pub(crate) struct Trouble {
     since: Option<Instant>,
     told: Option<Problem>,
 }
 
 impl Trouble {
-    /// One more failure; what is to be told of it, if that was not told before.
-    async fn more<K: Kind>(
+    /// One more failure; what is to be told of it, if none was told before: the words of single failures
+    /// differ. `synced`: what stood at the beginning has been told, and a short absence is not spoken of.
+    pub(crate) fn more(
         &mut self,
-        store: &KubeStore,
-        error: kube::Error,
         synced: bool,
+        problem: impl FnOnce() -> Problem,
     ) -> Option<Problem> {
         let since = *self.since.get_or_insert_with(Instant::now);
-        if synced && since.elapsed() < UNSPOKEN {
+        if self.told.is_some() || (synced && since.elapsed() < UNSPOKEN) {
             return None;
         }
-        let server = match store.link().await {
-            Ok(link) => link.server.clone(),
-            Err(_) => String::new(),
-        };
-        let plural = link::resource::<K>().plural;
-        let problem = Problem {
-            file: PathBuf::from(format!("{server}/{plural}")),
-            name: None,
-            line: 0,
-            column: 0,
-            reason: verdict::refused::<K>(&server, "", error).to_string(),
-        };
-        // Said once: that it is away. The words of single failures differ.
-        self.told.is_none().then(|| {
-            self.told = Some(problem.clone());
-            problem
-        })
+        self.told = Some(problem());
+        self.told.clone()
     }
 
-    /// It answers again.
-    fn over<K: Kind>(&mut self) -> Vec<Event<K>> {
-        let solved = std::mem::take(self).told.map(Event::Solved);
-        solved.into_iter().collect()
+    /// It answers again; what was told of it.
+    pub(crate) fn over(&mut self) -> Option<Problem> {
+        std::mem::take(self).told
+    }
+}
+
+/// That the API server does not give objects of this resource.
+pub(crate) fn of_the_store(server: &str, plural: &str, reason: String) -> Problem {
+    Problem {
+        file: PathBuf::from(format!("{server}/{plural}")),
+        name: None,
+        line: 0,
+        column: 0,
+        reason,
     }
 }
 

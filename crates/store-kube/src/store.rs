@@ -64,6 +64,12 @@ impl KubeStore {
         self.inner.link.get_or_try_init(|| Link::open(at)).await
     }
 
+    /// The API server's name, for people; empty where the configuration cannot be read.
+    pub(crate) async fn server(&self) -> String {
+        let link = self.link().await;
+        link.map(|link| link.server.clone()).unwrap_or_default()
+    }
+
     fn writer(&self) -> &Writer {
         &self.inner.options.writer
     }

@@ -10,6 +10,7 @@ use testudo_agent::keeper::{self, KeeperOptions, Manner};
 use testudo_agent::{Options, Ports};
 use testudo_model::NodeName;
 use testudo_model::policy::DatapathChoice;
+use testudo_store::Location;
 
 use crate::exit::Outcome;
 use crate::global::Global;
@@ -75,6 +76,11 @@ struct Daemon {
     /// A prefix of this node's pods (routed clusters)
     #[arg(long = "pod-cidr", value_name = "CIDR")]
     pod_cidrs: Vec<IpNet>,
+
+    /// Take the prefixes of this node's pods from its Node, and follow them: those of the annotation
+    /// testudo.dev/pod-cidrs if there is one, else of spec.podCIDRs (routed clusters)
+    #[arg(long, conflicts_with = "pod_cidrs")]
+    pod_cidrs_from_node: bool,
 
     /// Where the agent keeps its key, certificate and last policy [default:
     /// /var/lib/testudo-agent/NODE]
@@ -188,6 +194,12 @@ fn options(command: Daemon, global: &Global) -> anyhow::Result<Options> {
     if addresses.is_empty() {
         bail!("this host has no default route to take the node's address from: give --address IP");
     }
+    let store = store::resolve(global)?;
+    if command.pod_cidrs_from_node && matches!(store, Location::Directory(_)) {
+        bail!(
+            "--pod-cidrs-from-node: a directory has no Nodes; give --store kube, or --pod-cidr CIDR"
+        );
+    }
     let state_dir = PathBuf::from("/var/lib/testudo-agent").join(node.as_str());
     let socket = PathBuf::from("/run/testudo").join(format!("{node}.sock"));
     let socket = command.socket.unwrap_or(socket);
@@ -197,12 +209,13 @@ fn options(command: Daemon, global: &Global) -> anyhow::Result<Options> {
     let keeper_socket = std::path::absolute(keeper_socket)?;
     Ok(Options {
         keeper: Some(keeper_at(&keeper_socket)),
-        store: store::resolve(global)?,
+        store,
         state_dir: command.state_dir.unwrap_or(state_dir),
         socket,
         addresses,
         follow_addresses,
         pod_cidrs: command.pod_cidrs,
+        pods_from_node: command.pod_cidrs_from_node,
         join_token_file: command.join_token_file,
         danger_export_keys: command.danger_export_keys,
         datapath: command.datapath.map(DatapathChoice::from),

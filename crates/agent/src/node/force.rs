@@ -49,6 +49,7 @@ impl Node {
         };
         if done
             && !held
+            && !self.lacks_pods()
             && let Some(acknowledge) = plan.acknowledge
             && self.acknowledged != Some(acknowledge)
         {

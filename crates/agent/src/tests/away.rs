@@ -9,20 +9,20 @@ use super::*;
 
 /// A store that says nothing until it is let.
 #[derive(Clone)]
-struct Mute {
+pub(super) struct Mute {
     store: DirStore,
     speaks: Arc<AtomicBool>,
 }
 
 impl Mute {
-    fn of(cluster: &Cluster) -> Mute {
+    pub(super) fn of(cluster: &Cluster) -> Mute {
         Mute {
             store: cluster.store.clone(),
             speaks: Arc::default(),
         }
     }
 
-    fn speak(&self) {
+    pub(super) fn speak(&self) {
         self.speaks.store(true, Ordering::Relaxed);
     }
 

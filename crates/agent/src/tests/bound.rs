@@ -45,6 +45,7 @@ fn an_agent_whose_node_was_made_anew_ends_and_takes_the_new_uid_up() {
         // The controller of this store denies what comes without a proof of the join token.
         let host = Box::new(cluster.hosts[&1].clone());
         let (begun, store) = (options.clone(), cluster.store.clone());
+        let sources = Sources { store, pods: None };
         let task = spawn_local(async move {
             let (host, enforcement) = close_first(&begun, host)?;
             run_on(
@@ -52,7 +53,7 @@ fn an_agent_whose_node_was_made_anew_ends_and_takes_the_new_uid_up() {
                 Clock::start(),
                 host,
                 enforcement,
-                store,
+                sources,
                 std::future::pending(),
             )
             .await

@@ -24,6 +24,7 @@ pub(super) fn strict_node(dir: &Path, fake: &Fake) -> Node {
         addresses: vec![Ipv4Addr::LOCALHOST.into()],
         follow_addresses: false,
         pod_cidrs: Vec::new(),
+        pods_from_node: false,
         join_token_file: None,
         danger_export_keys: None,
         keeper: None,

@@ -6,6 +6,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod owners;
+mod pods;
 mod refusals;
 mod requests;
 mod skew;
@@ -28,6 +29,7 @@ async fn the_store_holds_against_a_real_api_server() {
     .await;
     step("defaults are filled in", refusals::defaults(&world)).await;
     step("kubectl tells the story", refusals::columns(&world)).await;
+    step("a Node's pods", pods::prefixes_of_a_node(&world)).await;
     for writer in [Writer::Controller, Writer::Cli, world::agent("n1")] {
         step("it conforms", async {
             let done = conformance::run(world.store(writer)).await;
