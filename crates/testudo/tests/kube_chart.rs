@@ -140,9 +140,27 @@ fn it_says_what_is_wrong_with_values(chart: &Chart) {
         ("modules.names={esp4;reboot}", "at '/modules/names/0'"),
         ("agent.stateDir=here", "at '/agent/stateDir'"),
         ("agent.metrics.port=0", "at '/agent/metrics/port'"),
+        ("agent.podPrefixes=calico", "must be one of 'node', 'none'"),
+        ("policy.create=true", "policy.spec.overlay.type: Auto"),
+        (
+            "policy.create=true,policy.spec.overlay.type=Routed,agent.podPrefixes=none",
+            "needs agent.podPrefixes: node",
+        ),
     ] {
         let said = helm(&["template", "testudo", folder, "--set", set]);
         assert!(!said.done && said.err.contains(told), "{set}: {}", said.err);
+    }
+    // Where agents take no prefixes from their Nodes they may not read them.
+    for (value, reads) in [("node", true), ("none", false)] {
+        let set = format!("--set=agent.podPrefixes={value},startupTaint.remove=false");
+        let said = helm(&["template", "testudo", text(&chart.archive), &set]);
+        assert!(said.done, "{}", said.err);
+        assert_eq!(said.out.contains("--pod-cidrs-from-node"), reads);
+        let role = said.out.split("---").find(|part| {
+            part.contains("kind: ClusterRole\n") && part.contains("name: testudo-agent\n")
+        });
+        let role = role.expect("the agents' role");
+        assert_eq!(role.contains("resources: [nodes]"), reads, "{value}");
     }
     // As it stands in the repository, without what packaging adds.
     let bare = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../charts/testudo");
@@ -182,7 +200,8 @@ fn manifests_are_accepted(world: &World) {
         text(&world.chart.archive),
         "--namespace",
         NAMESPACE,
-        "--set=policy.create=true,agent.datapath=auto,agent.metrics.byPeer=true",
+        "--set=policy.create=true,policy.spec.overlay.type=Routed",
+        "--set=agent.datapath=auto,agent.metrics.byPeer=true",
         "--set=apiServer.host=192.0.2.1,agent.verbosity=2,controller.verbosity=1",
         "--set=image.pullSecrets[0].name=registry,controller.caSecret=our-ca",
     ]);
@@ -223,7 +242,7 @@ fn install(world: &World) {
 /// Who, verb, resource with its group (and subresource, and name), whether it is allowed.
 type Right = (&'static str, &'static str, &'static str, &'static str, bool);
 
-const RIGHTS: [Right; 50] = [
+const RIGHTS: [Right; 52] = [
     (AGENT, "watch", "encryptionpolicies.testudo.dev", "", true),
     (AGENT, "watch", "trustbundles.testudo.dev", "", true),
     (AGENT, "patch", "nodeencryptions.testudo.dev", "n1", true),
@@ -288,7 +307,9 @@ const RIGHTS: [Right; 50] = [
     ),
     (AGENT, "get", "secrets", "testudo-ca", false),
     (AGENT, "list", "secrets", "", false),
-    (AGENT, "get", "nodes", "n1", false),
+    (AGENT, "watch", "nodes", "", true),
+    (AGENT, "patch", "nodes", "n1", false),
+    (AGENT, "get", "nodes/proxy", "n1", false),
     (AGENT, "list", "pods", "", false),
     (
         AGENT,
