@@ -127,6 +127,9 @@ fn etcd(folder: &str) -> Vec<String> {
         "--initial-cluster=testudo=http://127.0.0.1:2380",
         // It outlives no crash of the machine, and is spared the waits for its disk.
         "--unsafe-no-fsync",
+        // Alone, it has nobody to hear from: these are only its wake-ups.
+        "--heartbeat-interval=1000",
+        "--election-timeout=10000",
         "--log-level=warn",
     ]
     .map(str::to_owned)
@@ -162,14 +165,38 @@ fn api_server(pki: &str, folder: &str, network: Network) -> Vec<String> {
     .to_vec()
 }
 
+/// Controllers of what no cluster here has: volumes, devices, scaling, quotas. Each would watch its kinds for
+/// nothing, which a guest with one processor feels.
+const WITHOUT: [&str; 16] = [
+    "cronjob-controller",
+    "device-taint-eviction-controller",
+    "ephemeral-volume-controller",
+    "horizontal-pod-autoscaler-controller",
+    "persistentvolume-attach-detach-controller",
+    "persistentvolume-binder-controller",
+    "persistentvolume-expander-controller",
+    "persistentvolume-protection-controller",
+    "persistentvolumeclaim-protection-controller",
+    "podcertificaterequest-cleaner-controller",
+    "podgroup-protection-controller",
+    "replicationcontroller-controller",
+    "resourceclaim-controller",
+    "resourcequota-controller",
+    "storage-version-migrator-controller",
+    "volumeattributesclass-protection-controller",
+];
+
 fn controller_manager(pki: &str, folder: &str) -> Vec<String> {
     let kubeconfig = format!("{folder}/controller-manager.kubeconfig");
+    let without = WITHOUT.map(|name| format!(",-{name}")).concat();
+    let controllers = format!("--controllers=*{without}");
     [
         &format!("--kubeconfig={kubeconfig}"),
         &format!("--authentication-kubeconfig={kubeconfig}"),
         &format!("--authorization-kubeconfig={kubeconfig}"),
         "--bind-address=127.0.0.1",
         "--leader-elect=false",
+        &controllers,
         "--use-service-account-credentials=true",
         &format!("--service-account-private-key-file={pki}/service-account.key"),
         &format!("--root-ca-file={pki}/ca.crt"),

@@ -46,6 +46,10 @@ impl Process {
             .stdout(log.try_clone().context("a log's descriptor")?)
             .stderr(log)
             .env_remove("KUBECONFIG")
+            // For the Go programs, which all are: memory is there and processors are not, and the signals by
+            // which the runtime interrupts itself are dear under user-mode-linux.
+            .env("GOGC", "400")
+            .env("GODEBUG", "asyncpreemptoff=1")
             .process_group(0);
         let mut child = command
             .spawn()

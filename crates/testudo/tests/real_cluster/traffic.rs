@@ -6,10 +6,10 @@ use super::Datapath;
 use super::world::{LONG, World};
 use crate::common::{Flow, Load};
 
-/// Datagrams a second, in all. A guest has one processor for everything.
+/// Datagrams a second, in all. A guest has one processor for everything, and system calls are dear there.
 const fn rate(datapath: Datapath) -> u32 {
     match datapath {
-        Datapath::Kernel => 200,
+        Datapath::Kernel => 80,
         Datapath::User => 900,
     }
 }
