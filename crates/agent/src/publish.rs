@@ -7,8 +7,8 @@ use anyhow::{Context, Result};
 use testudo_crypto::{Random, SystemRandom};
 use testudo_model::node::NodeEncryptionKind;
 use testudo_model::{
-    CertificateRequest, CertificateRequestSpec, NodeEncryption, NodeEncryptionSpec,
-    NodeEncryptionStatus, NodeName,
+    Acknowledgement, CertificateRequest, CertificateRequestSpec, NodeEncryption,
+    NodeEncryptionSpec, NodeEncryptionStatus, NodeName,
 };
 use testudo_store::{Store, StoreError, change_status};
 use testudo_store_kube::pause;
@@ -17,9 +17,35 @@ use tokio::time::Instant;
 
 /// What nobody waits for (counts, words for people) is held back for so long for each other node, to which
 /// each write goes: a small cluster sees it at once, and in a large one such writes do not grow with its square.
-const CALM_EACH: Duration = Duration::from_millis(20);
+/// Of a thousand nodes whose tunnels come up each would else write many times, and every write go to a thousand.
+const CALM_EACH: Duration = Duration::from_millis(50);
 /// And at most for about so long.
-const CALM: Duration = Duration::from_secs(5);
+const CALM: Duration = Duration::from_secs(60);
+
+/// In a large cluster the steps of a roll-out are told over so long for each node beyond the first few: all
+/// agents take a step in the same second, and what each writes goes to every other.
+const SPREAD_EACH: Duration = Duration::from_millis(50);
+/// So many nodes may write in one second.
+const CROWD: u32 = 50;
+/// And over no longer than this.
+const SPREAD: Duration = Duration::from_secs(60);
+
+fn spread(news: &News) -> Duration {
+    SPREAD_EACH
+        .saturating_mul(news.status.tunnels_expected.saturating_sub(CROWD))
+        .min(SPREAD)
+}
+
+/// When news are to be written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Haste {
+    /// Nobody waits for it.
+    None,
+    /// Others wait for it, and all write the like: within [`spread`].
+    Crowd,
+    /// Others wait for it.
+    Now,
+}
 
 fn calm(news: &News) -> Duration {
     CALM_EACH
@@ -42,13 +68,25 @@ pub(crate) struct News {
 impl News {
     /// Whether others wait for what has changed since `last`: the next step of a roll-out or of a rotation,
     /// or a peer.
-    fn is_urgent(&self, last: &News) -> bool {
+    fn haste(&self, last: &News) -> Haste {
+        if self.differs(last, last.status.acknowledged) {
+            return Haste::Now;
+        }
+        match self.differs(last, self.status.acknowledged) {
+            true => Haste::Crowd,
+            false => Haste::None,
+        }
+    }
+
+    /// Whether it differs in what others wait for, with this word for its own.
+    fn differs(&self, last: &News, acknowledged: Option<Acknowledgement>) -> bool {
         let calm = NodeEncryptionStatus {
             tunnels_up: last.status.tunnels_up,
             tunnels_expected: last.status.tunnels_expected,
             effective_mtu: last.status.effective_mtu,
             datapath_note: last.status.datapath_note.clone(),
             conditions: last.status.conditions.clone(),
+            acknowledged,
             ..self.status.clone()
         };
         let same = News {
@@ -101,6 +139,9 @@ async fn publish<S: Store>(
     // Not before this time: what nobody waits for, and everything after a failed write.
     let mut calm_due = Instant::now();
     let mut retry_due = calm_due;
+    // When it is this node's turn among all that write.
+    let mut crowd_due = None;
+    let mut words_due = None;
     loop {
         let now = news.borrow_and_update().clone();
         let Some(now) = now.filter(|now| written.as_ref() != Some(now)) else {
@@ -109,10 +150,21 @@ async fn publish<S: Store>(
                 Err(_) => return,
             }
         };
-        let urgent = written.as_ref().is_none_or(|last| now.is_urgent(last));
-        let due = match urgent {
-            true => retry_due,
-            false => retry_due.max(calm_due),
+        let haste = match &written {
+            Some(last) => now.haste(last),
+            None => Haste::Now,
+        };
+        let due = match haste {
+            Haste::Now => retry_due,
+            Haste::Crowd => {
+                let share = || Instant::now() + share(spread(&now));
+                retry_due.max(*crowd_due.get_or_insert_with(share))
+            }
+            Haste::None => {
+                // What one has to say all have, as a rule: that a step has begun, or the policy has changed.
+                let share = || Instant::now() + share(calm(&now));
+                retry_due.max(calm_due.max(*words_due.get_or_insert_with(share)))
+            }
         };
         if due > Instant::now() {
             tokio::select! {
@@ -125,6 +177,7 @@ async fn publish<S: Store>(
             Ok(()) => {
                 calm_due = Instant::now() + jittered(calm(&now));
                 written = Some(now);
+                (crowd_due, words_due) = (None, None);
                 failures = Failures::default();
             }
             Err(error) => retry_due = Instant::now() + failures.another(&error),
@@ -161,9 +214,14 @@ impl Failures {
 
 /// From four to six fifths of it: a thousand agents that began together do not go on together.
 fn jittered(time: Duration) -> Duration {
-    let mut random = [0];
+    time.mul_f64(0.8) + share(time.mul_f64(0.4))
+}
+
+/// A part of it by chance.
+fn share(time: Duration) -> Duration {
+    let mut random = [0; 2];
     SystemRandom::new().fill(&mut random);
-    time.mul_f64(0.8 + 0.4 * f64::from(random[0]) / 255.0)
+    time.mul_f64(f64::from(u16::from_be_bytes(random)) / f64::from(u16::MAX))
 }
 
 async fn write<S: Store>(

@@ -199,6 +199,33 @@ mod tests {
         }
     }
 
+    /// Dates are judged at each use, by the clock as it is then (L114): a node that booted in 1970 takes its
+    /// peers in when its clock is right, with nothing begun anew, and no longer than their certificates last.
+    #[test]
+    fn a_clock_that_was_wrong_at_boot_is_right_as_soon_as_it_is_set() {
+        let ours = ca();
+        let peer = PeerId::new("n2").unwrap();
+        let trust = Trust {
+            bundle: TrustBundle::from_pem(&ours.certificate_pem()).unwrap(),
+            nodes: BTreeMap::from([(peer.clone(), node("n2", "u2"))]),
+        };
+        let expected = PeerExpectation {
+            peer: &peer,
+            identity: &Identity::Fqdn("n2.node.testudo".into()),
+        };
+        let good = issue(&ours, &node("n2", "u2"));
+        let verifier = trust.verifier();
+        let judged = |now: u64| {
+            let verified = verifier.verify(&[&good], &expected, unix(now));
+            verified.map(drop).map_err(|error| error.check)
+        };
+        let early = Err(FailedCheck::CertificateNotYetValid);
+        let late = Err(FailedCheck::CertificateExpired);
+        assert_eq!([judged(0), judged(NOW)], [early, Ok(())]);
+        let wrong_again = NOW + 50 * 365 * 86_400;
+        assert_eq!([judged(wrong_again), judged(NOW)], [late, Ok(())]);
+    }
+
     #[test]
     fn a_node_that_the_store_does_not_know_is_nobody() {
         let ours = ca();

@@ -194,42 +194,42 @@ impl Rounds {
         };
         let rows = vec![
             Row {
-                name: "cpu_ms_per_handshake_and_side_n100",
+                name: "cpu_ms_per_handshake_and_side_n100".into(),
                 unit: "ms",
                 ours: ours(&self.small, ends::Outcome::cpu_ms),
                 baseline: self.rivals(small, cpu),
                 target: "<= 0.4",
             },
             Row {
-                name: "cpu_ms_per_handshake_and_side_n5000",
+                name: "cpu_ms_per_handshake_and_side_n5000".into(),
                 unit: "ms",
                 ours: ours(&self.large, ends::Outcome::cpu_ms),
                 baseline: self.rivals(large, cpu),
                 target: "<= 0.4",
             },
             Row {
-                name: "cpu_ms_with_mlkem768",
+                name: "cpu_ms_with_mlkem768".into(),
                 unit: "ms",
                 ours: hybrid.map_err(|e| self.hybrid_missing.clone().unwrap_or(e)),
                 baseline: self.baselines.iter().map(lacks_ml_kem).collect(),
                 target: "<= 0.5",
             },
             Row {
-                name: "kib_per_ike_and_child_sa",
+                name: "kib_per_ike_and_child_sa".into(),
                 unit: "KiB",
                 ours: ours(&self.large, ends::Outcome::kib),
                 baseline: self.rivals(large, kib),
                 target: "<= 6",
             },
             Row {
-                name: "established_per_second",
+                name: "established_per_second".into(),
                 unit: "1/s",
                 ours: ours(&self.large, ends::Outcome::rate),
                 baseline: self.rivals(large, rate),
                 target: ">= 2000",
             },
             Row {
-                name: "established_per_second_pooled",
+                name: "established_per_second_pooled".into(),
                 unit: "1/s",
                 ours: ours(&self.pooled, ends::Outcome::rate),
                 baseline: Vec::new(),

@@ -322,7 +322,7 @@ fn report(
         let pairs = mine.iter().zip(&batch);
         let ratios = pairs.map(|(mine, batch)| mine / batch).collect();
         rows.push(Row {
-            name,
+            name: name.into(),
             unit: "ms",
             ours: of(mine),
             baseline: vec![(
@@ -335,7 +335,7 @@ fn report(
             target: "",
         });
         rows.push(Row {
-            name: ratio,
+            name: ratio.into(),
             unit: "ratio",
             ours: of(ratios),
             baseline: Vec::new(),
@@ -343,9 +343,9 @@ fn report(
         });
     }
     let grows = |first: Duration, last: Duration| last.as_secs_f64() / first.as_secs_f64();
-    let mut row = |name, unit, values: Vec<f64>, target| {
+    let mut row = |name: &'static str, unit, values: Vec<f64>, target| {
         rows.push(Row {
-            name,
+            name: name.into(),
             unit,
             ours: of(values),
             baseline: Vec::new(),

@@ -8,6 +8,7 @@
 mod agent;
 mod cluster;
 mod counters;
+mod peers;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -83,13 +84,35 @@ impl Options {
 
 /// What one phase took.
 struct Phase {
+    /// Until it was done.
     time: Duration,
+    /// Until all watches had been told.
+    whole: Duration,
     spent: Counters,
+}
+
+/// All that was seen.
+struct Seen {
+    joined: Phase,
+    rest: Phase,
+    strict: Phase,
+    rotated: Phase,
+    /// Resident memory of the controller and of the API server, KiB.
+    controller: u64,
+    server: u64,
+    object: Size,
+    failures: u64,
+}
+
+/// Bytes of one node's object, as JSON.
+struct Size {
+    whole: usize,
+    managed: usize,
 }
 
 /// Measures and prints.
 pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
+    let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()?;
     let report = runtime.block_on(measure(options))?;
@@ -105,14 +128,14 @@ async fn measure(options: &Options) -> anyhow::Result<Report> {
     let mut world = World::start(&options.testudo)?;
     let nodes = world.nodes(number).await?;
     world.start_controller(&options.testudo)?;
-    let progress = Arc::new(Progress::default());
+    let progress = Arc::new(Progress::new(number));
     let people = world.store();
     let mut spec = EncryptionPolicySpec::default();
     spec.overlay.kind = OverlayType::Vxlan;
     people.apply(EncryptionPolicy::new(CLUSTER, spec)).await?;
     let all = nodes.len() as u64;
 
-    let mut stage = Stage::new(&world, options.patience)?;
+    let mut stage = Stage::new(&world, options)?;
     for node in nodes {
         agent::start(node, number, options.watches, Arc::clone(&progress));
     }
@@ -122,8 +145,9 @@ async fn measure(options: &Options) -> anyhow::Result<Report> {
 
     stage.begin()?;
     tokio::time::sleep(STEADY).await;
-    let steady = Phase {
+    let rest = Phase {
         time: stage.began.elapsed(),
+        whole: stage.began.elapsed(),
         spent: stage.spent()?,
     };
 
@@ -145,11 +169,17 @@ async fn measure(options: &Options) -> anyhow::Result<Report> {
         })
         .await?;
     let controller = world.controller().context("the controller")?;
-    let memory = usage::resident(&controller.to_string())?;
-    let server = world.memory_of_api_server()?;
-    Ok(report(
-        options, &joined, &steady, &strict, &rotated, memory, server,
-    ))
+    let seen = Seen {
+        joined,
+        rest,
+        strict,
+        rotated,
+        controller: usage::resident(&controller.to_string())?,
+        server: world.memory_of_api_server()?,
+        object: world.size_of_object()?,
+        failures: progress.failures(),
+    };
+    Ok(report(options, &seen))
 }
 
 /// Makes a change of the policy as a person would.
@@ -175,11 +205,30 @@ async fn settled(
 ) -> anyhow::Result<Phase> {
     let deadline = Instant::now() + stage.patience;
     let mut last = String::new();
+    let mut told = String::new();
     while Instant::now() < deadline {
-        let policy = store.get::<EncryptionPolicyKind>(CLUSTER).await?;
+        // A machine that has too much to do is asked again.
+        let policy = match store.get::<EncryptionPolicyKind>(CLUSTER).await {
+            Ok(policy) => policy,
+            Err(error) => {
+                eprintln!("==> {error}");
+                continue;
+            }
+        };
         last = format!("{:?}", policy.as_ref().map(|policy| &policy.status));
+        let step = policy.as_ref().map_or_else(String::new, |policy| {
+            let status = &policy.status;
+            format!(
+                "{}, {} of {}",
+                status.phase, status.nodes_acknowledged, status.nodes
+            )
+        });
+        if step != told {
+            eprintln!("==> {step}: {:.1} s", stage.began.elapsed().as_secs_f64());
+            told = step;
+        }
         if policy.as_ref().is_some_and(&holds) {
-            return stage.end().await;
+            return stage.end("Strict").await;
         }
         tokio::time::sleep(Duration::from_millis(500)).await;
     }
@@ -189,16 +238,19 @@ async fn settled(
 /// Measures one phase after the other.
 struct Stage<'a> {
     world: &'a World,
+    /// More than come in two seconds.
+    bookmarks: f64,
     patience: Duration,
     began: Instant,
     before: Counters,
 }
 
 impl<'a> Stage<'a> {
-    fn new(world: &'a World, patience: Duration) -> anyhow::Result<Self> {
+    fn new(world: &'a World, options: &Options) -> anyhow::Result<Self> {
         Ok(Self {
             world,
-            patience,
+            bookmarks: f64::from(options.nodes) / 4.0,
+            patience: options.patience,
             began: Instant::now(),
             before: world.counters()?,
         })
@@ -215,18 +267,25 @@ impl<'a> Stage<'a> {
     }
 
     /// The phase ends now; what its changes make the API server tell is waited for and is its own.
-    async fn end(&self) -> anyhow::Result<Phase> {
+    async fn end(&self, what: &str) -> anyhow::Result<Phase> {
         let time = self.began.elapsed();
+        eprintln!("==> {what}: {:.1} s", time.as_secs_f64());
         let deadline = Instant::now() + ON_ITS_WAY;
         let mut spent = self.spent()?;
         loop {
             tokio::time::sleep(Duration::from_secs(2)).await;
             let later = self.spent()?;
-            // Bookmarks alone come all the time.
-            let quiet = later.events - spent.events < 0.1 * spent.events / time.as_secs_f64();
+            let more = later.events - spent.events;
+            // Bookmarks alone come all the time, one a minute to each watch.
+            let quiet = more < 0.1 * spent.events / time.as_secs_f64() || more < self.bookmarks;
             spent = later;
             if quiet || Instant::now() > deadline {
-                return Ok(Phase { time, spent });
+                let whole = self.began.elapsed();
+                eprintln!(
+                    "==> {what}, all told: {:.1} s, {spent}",
+                    whole.as_secs_f64()
+                );
+                return Ok(Phase { time, whole, spent });
             }
         }
     }
@@ -246,116 +305,153 @@ impl<'a> Stage<'a> {
             }
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
-        let phase = self.end().await?;
-        eprintln!("==> {what}: {:.1} s", phase.time.as_secs_f64());
-        Ok(phase)
+        self.end(what).await
     }
 }
 
-fn report(
-    options: &Options,
-    joined: &Phase,
-    steady: &Phase,
-    strict: &Phase,
-    rotated: &Phase,
-    memory: u64,
-    server: u64,
-) -> Report {
-    let n = f64::from(options.nodes);
-    let mut rows = Vec::new();
-    let mut row = |name, unit, value: f64| {
-        rows.push(Row {
-            name,
-            unit,
-            ours: Measured::of(vec![value]).ok_or_else(|| "not measured".to_owned()),
-            baseline: Vec::new(),
-            target: "",
-        });
+/// What is told of a phase in which something happens. `n`: nodes.
+fn phase_rows(phase: &Phase, n: f64) -> [(&'static str, f64); 13] {
+    let spent = &phase.spent;
+    let (seconds, whole) = (phase.time.as_secs_f64(), phase.whole.as_secs_f64());
+    let ms_by_node = |seconds: f64| 1000.0 * seconds / n;
+    [
+        ("s", seconds),
+        ("told_s", whole),
+        ("requests_per_s", spent.requests / seconds),
+        ("requests_per_node", spent.requests / n),
+        ("node_lists_per_node", spent.lists / n),
+        ("listed_nodes_per_node", spent.listed / n),
+        ("watch_events_per_node", spent.events / n),
+        ("kib_per_node", spent.bytes / 1024.0 / n),
+        ("controller_cpu_ms_per_node", ms_by_node(spent.controller)),
+        ("api_server_cpu_ms_per_node", ms_by_node(spent.server)),
+        ("etcd_cpu_ms_per_node", ms_by_node(spent.etcd)),
+        ("agents_cpu_ms_per_node", ms_by_node(spent.agents)),
+        ("controller_cpu_percent", 100.0 * spent.controller / whole),
+    ]
+}
+
+/// What is told of a time in which nothing happens.
+fn rest_rows(phase: &Phase) -> [(&'static str, f64); 6] {
+    let spent = &phase.spent;
+    let seconds = phase.time.as_secs_f64();
+    [
+        ("requests_per_s", spent.requests / seconds),
+        ("node_lists_per_s", spent.lists / seconds),
+        ("watch_events_per_s", spent.events / seconds),
+        ("kib_per_s", spent.bytes / 1024.0 / seconds),
+        ("controller_cpu_percent", 100.0 * spent.controller / seconds),
+        ("api_server_cpu_percent", 100.0 * spent.server / seconds),
+    ]
+}
+
+/// The unit that a row's name says.
+fn unit(name: &str) -> &'static str {
+    let units = [
+        ("_mib", "MiB"),
+        ("kib_per_s", "KiB/s"),
+        ("kib_per_node", "KiB"),
+        ("_percent", "%"),
+        ("_ms_per_node", "ms"),
+        ("_per_s", "1/s"),
+        ("_per_node", ""),
+        ("_s", "s"),
+    ];
+    let of_name = units.iter().find(|(end, _)| name.ends_with(end));
+    of_name.map_or("", |(_, unit)| unit)
+}
+
+fn report(options: &Options, seen: &Seen) -> Report {
+    let mut values: Vec<(String, f64)> = Vec::new();
+    let mut add = |phase: &str, rows: &[(&str, f64)]| {
+        let named = rows
+            .iter()
+            .map(|(name, value)| (format!("{phase}_{name}"), *value));
+        values.extend(named);
     };
-    let seconds = steady.time.as_secs_f64();
-    const MIB: f64 = (1 << 20) as f64;
-    row(
-        "steady_requests_per_s",
-        "1/s",
-        steady.spent.requests / seconds,
+    let n = f64::from(options.nodes);
+    add("join", &phase_rows(&seen.joined, n));
+    add("rest", &rest_rows(&seen.rest));
+    add("rollout", &phase_rows(&seen.strict, n));
+    add("rotation", &phase_rows(&seen.rotated, n));
+    add(
+        "controller",
+        &[("resident_mib", seen.controller as f64 / 1024.0)],
     );
-    row(
-        "steady_watch_events_per_s",
-        "1/s",
-        steady.spent.events / seconds,
+    add(
+        "api_server",
+        &[("resident_mib", seen.server as f64 / 1024.0)],
     );
-    row(
-        "steady_kib_per_s",
-        "KiB/s",
-        steady.spent.bytes / 1024.0 / seconds,
-    );
-    row(
-        "steady_controller_cpu",
-        "%",
-        100.0 * steady.spent.controller / seconds,
-    );
-    row(
-        "steady_api_server_cpu",
-        "%",
-        100.0 * steady.spent.server / seconds,
-    );
-    let phases = [
-        (
-            joined,
-            [
-                "join_s",
-                "join_requests_per_node",
-                "join_watch_events_per_node",
-                "join_mib",
-                "join_controller_cpu_ms_per_node",
-                "join_api_server_cpu_ms_per_node",
-            ],
+    let rows = values.into_iter().map(|(name, value)| Row {
+        unit: unit(&name),
+        name: name.into(),
+        ours: Measured::of(vec![value]).ok_or_else(|| "not measured".to_owned()),
+        baseline: Vec::new(),
+        target: "",
+    });
+    let mut notes = vec![
+        format!(
+            "{} nodes; requests, lists, watch events and bytes are those of testudo.dev and of \
+             certificates.k8s.io, as the API server counts them",
+            options.nodes
         ),
-        (
-            strict,
-            [
-                "rollout_s",
-                "rollout_requests_per_node",
-                "rollout_watch_events_per_node",
-                "rollout_mib",
-                "rollout_controller_cpu_ms_per_node",
-                "rollout_api_server_cpu_ms_per_node",
-            ],
-        ),
-        (
-            rotated,
-            [
-                "rotation_s",
-                "rotation_requests_per_node",
-                "rotation_watch_events_per_node",
-                "rotation_mib",
-                "rotation_controller_cpu_ms_per_node",
-                "rotation_api_server_cpu_ms_per_node",
-            ],
+        format!(
+            "an object of a node is {} bytes long, {} of them managedFields; {} calls of agents failed \
+             and were tried again",
+            seen.object.whole, seen.object.managed, seen.failures
         ),
     ];
-    for (phase, [time, requests, events, mib, controller, server]) in phases {
-        row(time, "s", phase.time.as_secs_f64());
-        row(requests, "", phase.spent.requests / n);
-        row(events, "", phase.spent.events / n);
-        row(mib, "MiB", phase.spent.bytes / MIB);
-        row(controller, "ms", 1000.0 * phase.spent.controller / n);
-        row(server, "ms", 1000.0 * phase.spent.server / n);
-    }
-    row("controller_resident", "MiB", memory as f64 / 1024.0);
-    row("api_server_resident", "MiB", server as f64 / 1024.0);
-    let mut notes = vec![format!(
-        "{} nodes; requests, watch events and bytes are those of testudo.dev and of \
-         certificates.k8s.io, as the API server counts them",
-        options.nodes
-    )];
     if !options.watches {
         notes.push("agents did not watch the objects of other nodes".to_owned());
     }
     Report {
         bench: "kube",
         machine: usage::machine(),
-        rows,
+        rows: rows.collect(),
         notes,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_row_has_a_unit_or_is_a_count() {
+        let phase = Phase {
+            time: Duration::from_secs(2),
+            whole: Duration::from_secs(4),
+            spent: Counters {
+                requests: 10.0,
+                bytes: 4096.0,
+                controller: 0.5,
+                ..Counters::default()
+            },
+        };
+        let rows = phase_rows(&phase, 2.0);
+        let of = |name: &str| {
+            rows.iter()
+                .find(|(n, _)| *n == name)
+                .map(|(_, value)| *value)
+        };
+        assert_eq!(of("requests_per_s"), Some(5.0));
+        assert_eq!(of("kib_per_node"), Some(2.0));
+        assert_eq!(of("controller_cpu_ms_per_node"), Some(250.0));
+        assert_eq!(of("controller_cpu_percent"), Some(12.5));
+        let rest = rest_rows(&phase);
+        let names = rows
+            .iter()
+            .chain(&rest)
+            .map(|(name, _)| format!("x_{name}"));
+        for name in names {
+            let counts = ["requests", "lists", "listed_nodes", "watch_events"];
+            let count = counts
+                .iter()
+                .any(|what| name.ends_with(&format!("{what}_per_node")));
+            assert_eq!(unit(&name).is_empty(), count, "{name}");
+        }
+        assert_eq!(unit("api_server_resident_mib"), "MiB");
+        assert_eq!(unit("join_requests_per_s"), "1/s");
+        assert_eq!(unit("rest_kib_per_s"), "KiB/s");
     }
 }

@@ -284,7 +284,7 @@ fn report(options: &Options, ours: &Costs, theirs: &Costs) -> Report {
                 Measured::of(values).ok_or_else(|| why(costs, event))
             };
             rows.push(Row {
-                name,
+                name: name.into(),
                 unit,
                 ours: measured(ours),
                 baseline: vec![(

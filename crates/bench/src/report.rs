@@ -1,5 +1,7 @@
 //! The table for people and the JSON for programs.
 
+use std::borrow::Cow;
+
 use serde_json::{Map, Value, json};
 
 /// A measured value: the middle of several, and how far they lie apart.
@@ -37,7 +39,7 @@ pub(crate) type Gaps = Vec<String>;
 
 /// A row of the report.
 pub(crate) struct Row {
-    pub(crate) name: &'static str,
+    pub(crate) name: Cow<'static, str>,
     pub(crate) unit: &'static str,
     pub(crate) ours: Result<Measured, String>,
     pub(crate) baseline: Vec<(&'static str, Baseline)>,
@@ -163,7 +165,7 @@ mod tests {
             bench: "ike",
             machine: "a machine".into(),
             rows: vec![Row {
-                name: "cpu_ms_per_handshake_and_side_n100",
+                name: "cpu_ms_per_handshake_and_side_n100".into(),
                 unit: "ms",
                 ours: Ok(measured),
                 baseline: vec![

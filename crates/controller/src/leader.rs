@@ -56,7 +56,7 @@ impl<S: Store, K: Safe> Controller<S, K> {
             let Some(policy) = self.world.policies.objects.get(CLUSTER) else {
                 return Ok(());
             };
-            let nodes: Vec<NodeEncryption> = self.world.nodes.objects.values().cloned().collect();
+            let nodes: Vec<&NodeEncryption> = self.world.nodes.objects.values().collect();
             let unreadable = self.world.nodes.unreadable();
             let now = UnixTime(i64::try_from(seconds()).unwrap_or(i64::MAX));
             let mut status = rollout::next(policy, &nodes, &unreadable, now);
@@ -178,7 +178,7 @@ fn not_ready(node: &NodeEncryption) -> Option<&str> {
     (!holds(ready)).then_some(ready.message.as_str())
 }
 
-/// Whether only the count of those has changed who have done a step that still goes on.
+/// Whether only counts have changed, of those who have done a step that still goes on or of tunnels.
 fn is_progress(old: &EncryptionPolicyStatus, new: &EncryptionPolicyStatus) -> bool {
     let step = |s: &EncryptionPolicyStatus| {
         let kinds = s.conditions.iter();
@@ -194,7 +194,13 @@ fn is_progress(old: &EncryptionPolicyStatus, new: &EncryptionPolicyStatus) -> bo
             kinds,
         )
     };
-    !new.waiting_on.is_empty() && !old.waiting_on.is_empty() && step(old) == step(new)
+    let members = |s: &EncryptionPolicyStatus| (s.nodes, s.nodes_acknowledged);
+    let counts = match (old.waiting_on.is_empty(), new.waiting_on.is_empty()) {
+        (false, false) => true,
+        (true, true) => members(old) == members(new),
+        _ => false,
+    };
+    counts && step(old) == step(new)
 }
 
 /// Tells in the log what has changed between two statuses of the policy; what others are to hear of it.
@@ -256,5 +262,44 @@ pub(crate) fn first(names: &[String]) -> String {
     match names.len().saturating_sub(NAMED) {
         0 => text,
         more => format!("{text} and {more} more"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What is progress may be held back; a step, an end and a node more or less may not.
+    #[test]
+    fn counts_are_progress_and_steps_are_not() {
+        let waits = EncryptionPolicyStatus {
+            phase: Phase::Prepared,
+            waiting_on: vec!["n1".to_owned(), "n2".to_owned()],
+            nodes: 3,
+            nodes_acknowledged: 1,
+            tunnels_up: 4,
+            ..EncryptionPolicyStatus::default()
+        };
+        let rests = EncryptionPolicyStatus {
+            waiting_on: Vec::new(),
+            nodes_acknowledged: 3,
+            ..waits.clone()
+        };
+        type Change = fn(&mut EncryptionPolicyStatus);
+        let changes: [(&EncryptionPolicyStatus, bool, Change); 8] = [
+            (&waits, true, |s| s.nodes_acknowledged = 2),
+            (&waits, true, |s| s.tunnels_up = 5),
+            (&waits, false, |s| s.waiting_on.clear()),
+            (&waits, false, |s| s.phase = Phase::Permissive),
+            (&rests, true, |s| s.tunnels_up = 5),
+            (&rests, false, |s| s.nodes = 2),
+            (&rests, false, |s| s.waiting_on.push("n4".to_owned())),
+            (&rests, false, |s| s.observed_generation = 7),
+        ];
+        for (number, (old, progress, change)) in changes.into_iter().enumerate() {
+            let mut new = old.clone();
+            change(&mut new);
+            assert_eq!(is_progress(old, &new), progress, "{number}");
+        }
     }
 }

@@ -14,6 +14,7 @@ mod gates;
 mod leader;
 mod news;
 mod numbers;
+mod pace;
 mod register;
 mod requests;
 mod revocation;

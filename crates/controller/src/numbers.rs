@@ -40,6 +40,7 @@ struct Inner {
     revoked: u64,
     /// By what was tried.
     errors: BTreeMap<&'static str, u64>,
+    rounds: u64,
     gates: u64,
     events_dropped: u64,
 }
@@ -108,9 +109,22 @@ impl Numbers {
         }
     }
 
-    /// The loop goes round.
+    /// The loop goes on.
     pub(crate) fn beat(&self) {
         self.lock().beat = Some(Instant::now());
+    }
+
+    /// Rounds that were begun.
+    #[cfg(test)]
+    pub(crate) fn rounds(&self) -> u64 {
+        self.lock().rounds
+    }
+
+    /// A round over all that is there begins.
+    pub(crate) fn round(&self) {
+        let mut inner = self.lock();
+        inner.beat = Some(Instant::now());
+        inner.rounds += 1;
     }
 
     /// Why the controller does not do its work; `None`: it does.
@@ -200,6 +214,11 @@ impl Inner {
             "Certificates taken back",
         )
         .count([], self.revoked);
+        page.counter(
+            "testudo_controller_rounds",
+            "Rounds of the controller's loop, each over all nodes",
+        )
+        .count([], self.rounds);
         let errors = page.counter(
             "testudo_controller_reconcile_errors",
             "Rounds of the controller's loop that ended with an error, by what was tried",

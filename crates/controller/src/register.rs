@@ -11,7 +11,7 @@
 //! ca 8c7f3a2b11d0e4f5 5a1f…-74565a80 61b0…-74565b02!6b0276f8
 //! ```
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::fmt::Write as _;
 
 use anyhow::{Context, bail, ensure};
@@ -82,42 +82,50 @@ pub enum Full {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Register {
     entries: BTreeMap<Holder, Entry>,
+    /// Of [`MOST_BYTES`]: what the text takes at most.
+    bytes: usize,
 }
 
 impl Register {
     /// Writes down a certificate that is about to be given out.
     pub(crate) fn give(&mut self, holder: Holder, given: Given) -> Result<(), Full> {
-        if self.most_bytes() >= MOST_BYTES {
+        if self.bytes >= MOST_BYTES {
             return Err(Full::InAll);
         }
-        let entry = self.entries.entry(holder).or_default();
-        if entry.given.len() >= MOST_OF_ONE {
+        let there = self.entries.get(&holder);
+        if there.is_some_and(|entry| entry.given.len() >= MOST_OF_ONE) {
             return Err(Full::OfOne);
         }
-        entry.given.push(given);
+        self.put(holder, given);
         Ok(())
     }
 
-    /// What the text takes at most.
-    fn most_bytes(&self) -> usize {
+    fn put(&mut self, holder: Holder, given: Given) {
+        let entry = self.entries.entry(holder);
+        if let std::collections::btree_map::Entry::Vacant(new) = &entry {
+            self.bytes += bytes_of(new.key(), 0);
+        }
+        entry.or_default().given.push(given);
+        self.bytes += BYTES_OF_ONE;
+    }
+
+    /// Adds up anew what the text takes.
+    fn measure(&mut self) {
         let entries = self.entries.iter();
-        entries
-            .map(|(holder, entry)| {
-                // The words of both lines, with a second CA while one follows another.
-                let lines = holder.name.len() + holder.uid.len() + 12 + 2 * (CA_DIGITS + 5);
-                lines + entry.given.len() * BYTES_OF_ONE
-            })
-            .sum()
+        let each = entries.map(|(holder, entry)| bytes_of(holder, entry.given.len()));
+        self.bytes = each.sum();
     }
 
     fn given(&self) -> impl Iterator<Item = &Given> {
         self.entries.values().flat_map(|entry| &entry.given)
     }
 
-    /// Whether it was written down for anybody.
-    pub(crate) fn knows(&self, ca: &str, serial: &str) -> bool {
-        self.given()
-            .any(|given| given.ca == ca && given.serial == serial)
+    /// CA ([`ca_of`]) and serial number (hex) of all that was written down for anybody.
+    pub(crate) fn known(&self) -> HashSet<(&str, &str)> {
+        let given = self.given();
+        given
+            .map(|given| (given.ca.as_str(), given.serial.as_str()))
+            .collect()
     }
 
     /// The CAs ([`ca_of`]) of all certificates that were not taken back.
@@ -204,6 +212,7 @@ impl Register {
             });
         }
         self.entries.retain(|_, entry| !entry.given.is_empty());
+        self.measure();
     }
 
     /// The document's text.
@@ -239,6 +248,7 @@ impl Register {
             let read = register.read_line(line, &mut holder);
             read.with_context(|| format!("line {}", at + 1))?;
         }
+        register.measure();
         Ok(register)
     }
 
@@ -271,6 +281,13 @@ impl Register {
         }
         Ok(())
     }
+}
+
+/// What a node of so many certificates takes at most.
+fn bytes_of(holder: &Holder, given: usize) -> usize {
+    // The words of both lines, with a second CA while one follows another.
+    let lines = holder.name.len() + holder.uid.len() + 12 + 2 * (CA_DIGITS + 5);
+    lines + given * BYTES_OF_ONE
 }
 
 impl Entry {

@@ -55,6 +55,9 @@ impl<S: Store, K: Safe> Controller<S, K> {
         self.warned.retain(|name, _| there.contains_key(name));
         self.owed
             .retain(|name, _| there.get(name).is_some_and(is_open));
+        if open.is_empty() {
+            return Ok(());
+        }
         let mut register = self.kept.register.clone();
         let mut signed = Debts::new();
         let mut answers = Vec::with_capacity(open.len());

@@ -212,18 +212,18 @@ impl<S: Store, K: Safe> Controller<S, K> {
     /// show, each by one node, and of CAs that can take them back.
     fn adopt(&self, register: &mut Register) {
         let mut shown: BTreeMap<(String, String), Vec<(Holder, u64)>> = BTreeMap::new();
+        let (known, keyed) = (register.known(), self.authority.keyed());
         for node in self.world.nodes.objects.values() {
             let Some(certificate) = &node.status.certificate else {
                 continue;
             };
-            let keyed = self.authority.keyed().into_iter();
-            let mut of_it = keyed.filter(|ca| ca.facts().subject == certificate.issuer);
-            let Some(ca) = of_it.next().map(|ca| ca.facts()) else {
+            let mut of_it = keyed.iter().map(|ca| ca.facts());
+            let Some(ca) = of_it.find(|facts| facts.subject == certificate.issuer) else {
                 continue;
             };
             let serial = certificate.serial.to_ascii_lowercase();
             let well_formed = crate::register::serial_bytes(&serial).is_some();
-            if !well_formed || register.knows(ca_of(ca), &serial) {
+            if !well_formed || known.contains(&(ca_of(ca), serial.as_str())) {
                 continue;
             }
             let holder = Holder {

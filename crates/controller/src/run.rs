@@ -21,6 +21,7 @@ use crate::fenced::Fenced;
 use crate::gates::Gates;
 use crate::leader::Wave;
 use crate::numbers::{Numbers, Standing};
+use crate::pace;
 use crate::register::Kept;
 use crate::requests::Debts;
 use crate::revocation::Absent;
@@ -53,10 +54,6 @@ const IDLE: Duration = Duration::from_secs(30);
 
 /// How soon it is tried again to lead on Kubernetes, where what is wrong may be put right.
 const ANEW: Duration = Duration::from_secs(5);
-
-/// Progress of a step that goes on is written this often at most: with each node that acknowledges, the
-/// policy would be written once for each node, and read by each.
-const PROGRESS: Duration = Duration::from_secs(1);
 
 /// The same complaint is not logged again before this time.
 const AGAIN: Duration = Duration::from_secs(60);
@@ -284,7 +281,8 @@ impl<S: Store, K: Safe> Controller<S, K> {
     async fn work(&mut self) -> anyhow::Result<()> {
         let mut complaint = Complaint::default();
         loop {
-            self.numbers.beat();
+            let began = Instant::now();
+            self.numbers.round();
             let done = self.reconcile().await;
             self.show();
             let pause = match done {
@@ -303,7 +301,22 @@ impl<S: Store, K: Safe> Controller<S, K> {
                 () = self.safe.changed() => {}
                 () = tokio::time::sleep(pause) => {}
             }
+            self.gather(began + pace::round(self.world.nodes.objects.len()))
+                .await?;
         }
+    }
+
+    /// Takes in what is told until then: no watch is held up, and all of it is one round's.
+    async fn gather(&mut self, until: Instant) -> anyhow::Result<()> {
+        while Instant::now() < until {
+            tokio::select! {
+                alive = self.world.changed() => {
+                    anyhow::ensure!(alive, "the store's watch has ended");
+                }
+                () = tokio::time::sleep_until(until.into()) => {}
+            }
+        }
+        Ok(())
     }
 
     /// How long to wait when nothing is told: until all is looked at again, or the clock is believed.
@@ -318,7 +331,8 @@ impl<S: Store, K: Safe> Controller<S, K> {
 
     /// Until when a status that only tells of progress is held back; `None`: it may be written now.
     pub(crate) fn hold(&self, which: usize) -> Option<Instant> {
-        let then = self.written[which]? + PROGRESS;
+        let nodes = self.world.nodes.objects.len();
+        let then = self.written[which]? + pace::progress(nodes);
         (Instant::now() < then).then_some(then)
     }
 

@@ -1,5 +1,7 @@
 //! The controller's side: when the cluster takes the next step.
 
+use std::borrow::Borrow;
+
 use testudo_model::{
     Acknowledgement, Condition, ConditionStatus, EncryptionPolicy, EncryptionPolicyStatus,
     NodeEncryption, Phase, UnixTime, condition,
@@ -14,12 +16,13 @@ const NAMED: usize = 8;
 ///
 /// `unreadable` names nodes whose object stands there but cannot be read: they are waited for,
 /// because nobody knows what they do.
-pub fn next(
+pub fn next<N: Borrow<NodeEncryption>>(
     policy: &EncryptionPolicy,
-    nodes: &[NodeEncryption],
+    nodes: &[N],
     unreadable: &[String],
     now: UnixTime,
 ) -> EncryptionPolicyStatus {
+    let nodes: &[&NodeEncryption] = &nodes.iter().map(Borrow::borrow).collect::<Vec<_>>();
     let refusals = crate::refusals(&policy.spec);
     let mut status = policy.status.clone();
     if refusals.is_empty() && !recover(policy, nodes, &mut status) {
@@ -46,7 +49,7 @@ pub fn acknowledged(node: &NodeEncryption, status: &EncryptionPolicyStatus) -> b
 /// as they are meanwhile ([`crate::node::plan`]).
 fn recover(
     policy: &EncryptionPolicy,
-    nodes: &[NodeEncryption],
+    nodes: &[&NodeEncryption],
     status: &mut EncryptionPolicyStatus,
 ) -> bool {
     if status.rollout != 0 {
@@ -71,7 +74,7 @@ fn recover(
 
 fn step(
     policy: &EncryptionPolicy,
-    nodes: &[NodeEncryption],
+    nodes: &[&NodeEncryption],
     unreadable: &[String],
     status: &mut EncryptionPolicyStatus,
 ) {
@@ -104,7 +107,7 @@ fn step(
     }
 }
 
-fn count(nodes: &[NodeEncryption], unreadable: &[String], status: &mut EncryptionPolicyStatus) {
+fn count(nodes: &[&NodeEncryption], unreadable: &[String], status: &mut EncryptionPolicyStatus) {
     let mut waiting: Vec<String> = nodes
         .iter()
         .filter(|node| !acknowledged(node, status))
@@ -132,7 +135,7 @@ fn count(nodes: &[NodeEncryption], unreadable: &[String], status: &mut Encryptio
 }
 
 fn conditions(
-    nodes: &[NodeEncryption],
+    nodes: &[&NodeEncryption],
     refusals: &[String],
     unreadable: &[String],
     now: UnixTime,
@@ -157,7 +160,7 @@ fn conditions(
             format!("{phase}, on the way to {target}; waiting for {waiting}"),
         )
     };
-    let degraded: Vec<String> = nodes.iter().filter_map(complaint).collect();
+    let degraded: Vec<String> = nodes.iter().filter_map(|node| complaint(node)).collect();
     let (bad, bad_reason, bad_message) = if !refusals.is_empty() {
         (true, "Unsupported", refusals.join("; "))
     } else if !unreadable.is_empty() {

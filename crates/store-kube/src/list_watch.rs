@@ -13,8 +13,11 @@ use testudo_crypto::{Random, SystemRandom};
 use tokio::time::Instant;
 
 use crate::call::call;
-use crate::link::PATIENCE;
 use crate::verdict;
+
+/// How long a page of a list may take. An API server that a thousand agents ask at once has them wait in a
+/// queue, for a quarter of a minute by itself; a list that is given up and asked for anew is twice the work.
+const LISTING: Duration = Duration::from_secs(45);
 
 /// How many objects come in one answer to a list.
 const PAGE: u32 = 500;
@@ -142,7 +145,7 @@ where
                 bookmarks: true,
                 send_initial_events: false,
             };
-            let begun = call(PATIENCE, self.api.watch(&params, version)).await;
+            let begun = call(LISTING, self.api.watch(&params, version)).await;
             self.watch = Some(Running {
                 stream: Box::pin(begun.map_err(End::of)?),
                 began: Instant::now(),
@@ -228,7 +231,7 @@ where
     selection.limit = Some(PAGE);
     let mut found = Vec::new();
     loop {
-        let page = call(PATIENCE, api.list(&selection)).await?;
+        let page = call(LISTING, api.list(&selection)).await?;
         found.extend(page.items.into_iter().map(keep));
         selection.continue_token = page.metadata.continue_.filter(|token| !token.is_empty());
         if selection.continue_token.is_none() {

@@ -28,14 +28,14 @@ fn acknowledged(phase: Phase) -> Option<Acknowledgement> {
 /// What a step of a roll-out or of a rotation waits for goes out at once, and counts and words do not.
 #[test]
 fn what_others_wait_for_is_told_from_what_they_do_not() {
-    type Change = (&'static str, bool, fn(&mut News));
-    let changes: [Change; 10] = [
-        ("nothing", false, |_| {}),
-        ("tunnels", false, |n| {
+    type Change = (&'static str, Haste, fn(&mut News));
+    let changes: [Change; 11] = [
+        ("nothing", Haste::None, |_| {}),
+        ("tunnels", Haste::None, |n| {
             (n.status.tunnels_up, n.status.tunnels_expected) = (3, 4);
         }),
-        ("MTU", false, |n| n.status.effective_mtu = Some(1400)),
-        ("progress", false, |n| {
+        ("MTU", Haste::None, |n| n.status.effective_mtu = Some(1400)),
+        ("progress", Haste::None, |n| {
             let condition = Condition {
                 kind: "Ready".to_owned(),
                 status: ConditionStatus::False,
@@ -46,22 +46,28 @@ fn what_others_wait_for_is_told_from_what_they_do_not() {
             };
             condition::set(&mut n.status.conditions, condition);
         }),
-        ("phase", true, |n| {
+        ("phase", Haste::Crowd, |n| {
             n.status.acknowledged = acknowledged(Phase::Strict);
         }),
-        ("rotation", true, |n| n.status.rotation = 1),
-        ("authorities", true, |n| {
+        ("phase and datapath", Haste::Now, |n| {
+            n.status.acknowledged = acknowledged(Phase::Strict);
+            n.spec.datapath = "kernel".to_owned();
+        }),
+        ("rotation", Haste::Now, |n| n.status.rotation = 1),
+        ("authorities", Haste::Now, |n| {
             n.status.authorities.trusted = vec!["CN=ca".to_owned()];
         }),
-        ("per CPU", true, |n| n.status.per_cpu = 2),
-        ("datapath", true, |n| n.spec.datapath = "kernel".to_owned()),
-        ("written anew", true, |n| n.again = 1),
+        ("per CPU", Haste::Now, |n| n.status.per_cpu = 2),
+        ("datapath", Haste::Now, |n| {
+            n.spec.datapath = "kernel".to_owned()
+        }),
+        ("written anew", Haste::Now, |n| n.again = 1),
     ];
     let last = news();
-    for (what, urgent, change) in changes {
+    for (what, haste, change) in changes {
         let mut next = last.clone();
         change(&mut next);
-        assert_eq!(next.is_urgent(&last), urgent, "{what}");
+        assert_eq!(next.haste(&last), haste, "{what}");
     }
 }
 
@@ -151,6 +157,28 @@ fn a_small_cluster_sees_counts_at_once_and_a_large_one_within_seconds() {
         news.status.tunnels_expected = expected;
         calm(&news)
     };
-    assert_eq!(of(2), Duration::from_millis(40));
-    assert_eq!([of(250), of(1000), of(u32::MAX)], [CALM; 3]);
+    assert_eq!(of(2), Duration::from_millis(100));
+    assert_eq!(of(99), Duration::from_millis(4950));
+    assert_eq!([of(1200), of(5000), of(u32::MAX)], [CALM; 3]);
+}
+
+/// All take a step in the same second: a small cluster tells of it at once, and a thousand nodes one after the
+/// other, for each word goes to all of them.
+#[test]
+fn a_thousand_nodes_do_not_tell_of_a_step_in_one_second() {
+    let of = |expected| {
+        let mut news = news();
+        news.status.tunnels_expected = expected;
+        spread(&news)
+    };
+    assert_eq!([of(0), of(49), of(50)], [Duration::ZERO; 3]);
+    assert_eq!(of(999), Duration::from_millis(47_450));
+    assert_eq!([of(5000), of(u32::MAX)], [SPREAD; 2]);
+    let mut seconds = [0u32; 48];
+    for _ in 0..1000 {
+        let second = share(of(999)).as_secs();
+        seconds[usize::try_from(second).unwrap()] += 1;
+    }
+    // 21 each on the average.
+    assert!(seconds.iter().all(|writes| *writes < 60), "{seconds:?}");
 }

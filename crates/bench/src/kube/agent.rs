@@ -8,68 +8,147 @@ use std::time::Duration;
 use anyhow::Context;
 use testudo_crypto::{KeyType, SigningKey, sha256};
 use testudo_model::bundle::TrustBundleKind;
-use testudo_model::node::NodeEncryptionKind;
+use testudo_model::condition::{Condition, ConditionStatus};
 use testudo_model::policy::{CLUSTER, EncryptionPolicyKind, rotation_of};
 use testudo_model::request::CertificateRequestKind;
 use testudo_model::{
-    Acknowledgement, BootId, CertificateFacts, CertificateRequest, CertificateRequestSpec,
-    EncryptionPolicy, NodeEncryption, NodeEncryptionSpec, NodeEncryptionStatus, UnixTime,
+    Acknowledgement, Authorities, BootId, CertificateFacts, CertificateRequest,
+    CertificateRequestSpec, EncryptionPolicy, NodeEncryption, NodeEncryptionSpec,
+    NodeEncryptionStatus, Phase, UnixTime,
 };
 use testudo_pki as pki;
 use testudo_store::{Event, Store};
+use testudo_store_kube::pause;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
+use tokio::time::Instant;
 
 use super::cluster::NodeStore;
+use super::peers::Peers;
 
-/// Nodes renew one after another, a tenth of a second each: real agents spread theirs over minutes.
-const TURN: Duration = Duration::from_millis(100);
+/// So many nodes join at once: the next begins when one has its certificate, as far as the machine gets.
+const JOINING: usize = 20;
 
-/// What all agents have done together.
-#[derive(Default)]
+/// Nodes renew in waves of a part of them all, as [`testudo_plan::renewal`] has it.
+const WAVES: u32 = 20;
+
+/// Steps of a roll-out are told over this time for each node beyond a first few, as agents do.
+const SPREAD_EACH: Duration = Duration::from_millis(50);
+const CROWD: u32 = 50;
+
+/// Tunnels to all peers come up in this time. Of the way there an agent tells once.
+const TUNNELS: Duration = Duration::from_secs(2);
+
+/// What all agents have done together, and who may go on.
 pub(super) struct Progress {
     certificates: AtomicU64,
+    failures: AtomicU64,
+    joining: Arc<Semaphore>,
+    renewing: Arc<Semaphore>,
 }
 
 impl Progress {
+    /// Of so many nodes.
+    pub(super) fn new(nodes: u32) -> Self {
+        Self {
+            certificates: AtomicU64::new(0),
+            failures: AtomicU64::new(0),
+            joining: Arc::new(Semaphore::new(JOINING)),
+            renewing: Arc::new(Semaphore::new(nodes.div_ceil(WAVES) as usize)),
+        }
+    }
+
+    /// Counts a call that failed and is tried again. Told of the first of all: a thousand say the same.
+    pub(super) fn failed(&self, text: impl FnOnce() -> String) {
+        if self.failures.fetch_add(1, Ordering::Relaxed) == 0 {
+            eprintln!("{}; it is tried again", text());
+        }
+    }
+
     /// Certificates taken up and told in a status.
     pub(super) fn certificates(&self) -> u64 {
         self.certificates.load(Ordering::Relaxed)
+    }
+
+    /// Calls that failed and were tried again.
+    pub(super) fn failures(&self) -> u64 {
+        self.failures.load(Ordering::Relaxed)
     }
 }
 
 /// Starts the agent of a node among this many.
 pub(super) fn start(node: NodeStore, nodes: u32, watches: bool, progress: Arc<Progress>) {
     tokio::spawn(async move {
-        // Not all at the same instant.
-        tokio::time::sleep(TURN.mul_f64(f64::from(node.number) / 4.0)).await;
+        let Ok(turn) = Arc::clone(&progress.joining).acquire_owned().await else {
+            return;
+        };
         let name = node.name.clone();
+        let now = Instant::now();
         let mut agent = Agent {
             node,
-            nodes,
+            peers: nodes.saturating_sub(1),
             progress,
-            policy: None,
-            status: NodeEncryptionStatus::default(),
+            facts: Facts::default(),
+            later: None,
+            words: None,
+            applied: false,
+            told: None,
+            certificates: 0,
             asked: None,
-            made: 0,
+            turn: Some(turn),
+            waits: None,
+            tries: 0,
+            resume: now,
         };
-        // As a real one, it goes on trying.
-        while let Err(error) = agent.live(watches).await {
-            eprintln!("{name}: {error:#}; once more");
-            agent.asked = None;
-            tokio::time::sleep(Duration::from_secs(1)).await;
+        if let Err(error) = agent.live(watches).await {
+            eprintln!("{name}: {error:#}; it ends");
         }
     });
 }
 
+/// What it says of itself.
+#[derive(Clone, Default)]
+struct Facts {
+    acknowledged: Option<Acknowledgement>,
+    rotation: u64,
+    certificate: Option<CertificateFacts>,
+    tunnels: u32,
+    expected: u32,
+    waits: bool,
+    generation: u64,
+}
+
+/// A certificate that it wants.
+struct Asked {
+    rotation: u64,
+    sent: bool,
+    request: CertificateRequestSpec,
+}
+
 struct Agent {
     node: NodeStore,
-    nodes: u32,
+    peers: u32,
     progress: Arc<Progress>,
-    policy: Option<EncryptionPolicy>,
-    status: NodeEncryptionStatus,
-    /// The request that is under way, by its proof, and the rotation that it answers.
-    asked: Option<(String, u64)>,
-    /// Certificates asked for.
-    made: u64,
+    facts: Facts,
+    /// The step that it is about to have done.
+    later: Option<(Instant, Acknowledgement)>,
+    /// When it has a word for people, as agents have at a chance time of their own: whether its tunnels are yet to
+    /// come up, and of which policy it speaks.
+    words: Option<(Instant, bool, u64)>,
+    /// Its object has been made.
+    applied: bool,
+    /// The status that was written last.
+    told: Option<NodeEncryptionStatus>,
+    /// Certificates taken up that no status has told of.
+    certificates: u64,
+    asked: Option<Asked>,
+    /// Its turn to have one, until it has told of it.
+    turn: Option<OwnedSemaphorePermit>,
+    /// Where its turn is told.
+    waits: Option<oneshot::Receiver<OwnedSemaphorePermit>>,
+    /// Writes that failed since the last one that did not.
+    tries: u32,
+    /// Nothing is written before.
+    resume: Instant,
 }
 
 impl Agent {
@@ -78,38 +157,114 @@ impl Agent {
         let mut policies = store.watch::<EncryptionPolicyKind>().await?;
         let mut bundles = store.watch::<TrustBundleKind>().await?;
         let mut requests = store.watch::<CertificateRequestKind>().await?;
-        let mut nodes = match all {
-            true => Some(store.watch::<NodeEncryptionKind>().await?),
+        let _nodes = match all {
+            true => Some(Peers::follow(&store, Arc::clone(&self.progress)).await?),
             false => None,
         };
-        let own = NodeEncryption::new(self.node.name.as_str(), self.spec()?);
-        store.apply(own).await?;
         loop {
+            let due = self.due();
             tokio::select! {
                 event = policies.next() => match event.context("the policy's watch")? {
                     Event::Added(new) | Event::Modified(new) if new.name() == CLUSTER => {
-                        self.policy = Some(new);
-                        self.act().await?;
+                        self.obey(&new)?;
                     }
                     _ => {}
                 },
                 event = requests.next() => match event.context("the requests' watch")? {
-                    Event::Added(new) | Event::Modified(new) => self.answered(&new).await?,
+                    Event::Added(new) | Event::Modified(new) => self.answered(&new)?,
                     _ => {}
                 },
                 event = bundles.next() => {
                     event.context("the bundle's watch")?;
                 }
-                event = async {
-                    match &mut nodes {
-                        Some(nodes) => nodes.next().await,
-                        None => std::future::pending().await,
-                    }
-                } => {
-                    event.context("the nodes' watch")?;
+                turn = next(&mut self.waits) => {
+                    self.turn = turn;
+                    self.waits = None;
+                }
+                () = tokio::time::sleep_until(due.unwrap_or(self.resume)), if due.is_some() => {
+                    self.write_or_try_later().await;
                 }
             }
         }
+    }
+
+    /// When there is something to write, if at all.
+    fn due(&self) -> Option<Instant> {
+        let news = !self.applied || self.told.as_ref() != Some(&self.status());
+        let news = news.then_some(self.resume);
+        let step = self.later.map(|(then, _)| then);
+        let words = self.words.map(|(then, ..)| then);
+        let asks = self.asked.as_ref().is_some_and(|asked| !asked.sent) && self.turn.is_some();
+        let ask = asks.then_some(self.resume);
+        [news, step, words, ask].into_iter().flatten().min()
+    }
+
+    async fn write_or_try_later(&mut self) {
+        let now = Instant::now();
+        if let Some((_, word)) = self.later.take_if(|(then, _)| *then <= now) {
+            self.facts.acknowledged = Some(word);
+            self.facts.expected = match word.phase {
+                Phase::Disabled => 0,
+                _ => self.peers,
+            };
+            self.facts.tunnels = self.facts.expected;
+            self.facts.waits = false;
+            // They go with it.
+            if let Some((_, _, generation)) = self.words.take() {
+                self.facts.generation = generation;
+            }
+        }
+        if let Some((_, up, generation)) = self.words.take_if(|(then, ..)| *then <= now) {
+            self.facts.generation = generation;
+            if up {
+                self.facts.expected = self.peers;
+                self.facts.tunnels = self.peers / 2;
+                self.facts.waits = true;
+            }
+        }
+        if now < self.resume {
+            return;
+        }
+        match self.write().await {
+            Ok(()) => self.tries = 0,
+            Err(error) => {
+                self.tries = self.tries.saturating_add(1);
+                self.resume = Instant::now() + pause(self.tries);
+                let name = &self.node.name;
+                self.progress.failed(|| format!("{name}: {error:#}"));
+            }
+        }
+    }
+
+    /// As a real one: the object, its status, the request.
+    async fn write(&mut self) -> anyhow::Result<()> {
+        let store = self.node.store.clone();
+        let mut object = NodeEncryption::new(self.node.name.as_str(), self.spec()?);
+        if !self.applied {
+            store.apply(object.clone()).await?;
+            self.applied = true;
+        }
+        object.status = self.status();
+        if self.told.as_ref() != Some(&object.status) {
+            store.update_status(&object).await?;
+            self.told = Some(object.status);
+            let taken_up = std::mem::take(&mut self.certificates);
+            let all = &self.progress.certificates;
+            all.fetch_add(taken_up, Ordering::Relaxed);
+            if taken_up > 0 {
+                self.turn = None;
+            }
+        }
+        if let Some(asked) = &mut self.asked
+            && !asked.sent
+            && self.turn.is_some()
+        {
+            let name = self.node.name.as_str();
+            let request = CertificateRequest::new(name, asked.request.clone());
+            store.apply(request).await?;
+            asked.sent = true;
+        }
+        Ok(())
     }
 
     fn spec(&self) -> anyhow::Result<NodeEncryptionSpec> {
@@ -120,68 +275,146 @@ impl Agent {
             addresses: vec![IpAddr::V4(Ipv4Addr::new(10, 200, high, low))],
             pod_cidrs: Vec::new(),
             datapath: "kernel".to_owned(),
-            agent_socket: Some(format!("/run/testudo/{}.sock", self.node.name)),
+            agent_socket: Some("/run/testudo/agent.sock".to_owned()),
         })
     }
 
-    /// Acknowledges the phase, and asks for a certificate where one is wanted.
-    async fn act(&mut self) -> anyhow::Result<()> {
-        let Some(policy) = &self.policy else {
-            return Ok(());
+    /// All that a real one says, so that it is as long.
+    fn status(&self) -> NodeEncryptionStatus {
+        let facts = &self.facts;
+        let ca = facts.certificate.as_ref().map(|facts| facts.issuer.clone());
+        let phase = facts.acknowledged.unwrap_or_default().phase;
+        let make = |kind: &str, holds: bool, reason: &str, message: String| Condition {
+            kind: kind.to_owned(),
+            status: match holds {
+                true => ConditionStatus::True,
+                false => ConditionStatus::False,
+            },
+            reason: reason.to_owned(),
+            message,
+            last_transition_time: UnixTime(1_800_000_000),
+            observed_generation: facts.generation,
         };
-        let wanted = rotation_of(policy, self.node.name.as_str());
+        let ready = match facts.waits {
+            true => make("Ready", false, "Progressing", format!("leaving {phase}")),
+            false => make(
+                "Ready",
+                true,
+                "PhaseInForce",
+                format!("{phase} is in force"),
+            ),
+        };
+        NodeEncryptionStatus {
+            acknowledged: facts.acknowledged,
+            certificate: facts.certificate.clone(),
+            rotation: facts.rotation,
+            authorities: Authorities {
+                trusted: ca.iter().cloned().collect(),
+                presented: ca.clone(),
+                peers: ca.filter(|_| facts.tunnels > 0).into_iter().collect(),
+                ..Authorities::default()
+            },
+            tunnels_up: facts.tunnels,
+            tunnels_expected: facts.expected,
+            effective_mtu: (facts.tunnels > 0).then_some(1390),
+            agent_pid: Some(4000 + self.node.number),
+            agent_version: Some(env!("CARGO_PKG_VERSION").to_owned()),
+            conditions: vec![
+                ready,
+                make("Degraded", false, "AsExpected", String::new()),
+                make("StoreReachable", true, "AsExpected", String::new()),
+            ],
+            ..NodeEncryptionStatus::default()
+        }
+    }
+
+    /// Takes the step that the policy asks for, and wants a certificate where there is to be another.
+    fn obey(&mut self, policy: &EncryptionPolicy) -> anyhow::Result<()> {
         let word = Acknowledgement {
             phase: policy.status.phase,
             rollout: policy.status.rollout,
         };
-        let missing = self.status.certificate.is_none() || self.status.rotation < wanted;
-        let others = self.nodes.saturating_sub(1);
-        let mut status = self.status.clone();
-        status.acknowledged = Some(word);
-        status.tunnels_expected = others;
-        status.tunnels_up = others;
-        self.tell(status).await?;
-        if missing
-            && self
-                .asked
-                .as_ref()
-                .is_none_or(|(_, rotation)| *rotation < wanted)
-        {
-            if self.status.certificate.is_some() {
-                tokio::time::sleep(TURN.mul_f64(f64::from(self.node.number))).await;
+        let now = Instant::now();
+        let generation = policy.metadata.generation;
+        let mut speaks = self.facts.generation != generation;
+        if self.facts.acknowledged.is_none() {
+            self.facts.generation = generation;
+            speaks = false;
+        }
+        if self.facts.acknowledged != Some(word) && self.later.is_none_or(|(_, w)| w != word) {
+            let up = self.facts.expected == 0 && word.phase != Phase::Disabled;
+            if up {
+                self.words = Some((now + self.calm(), true, generation));
+                speaks = false;
             }
-            self.ask(wanted).await?;
+            // Nothing is to be done for a first word.
+            let then = match (self.facts.acknowledged, up) {
+                (None, _) => now,
+                (_, true) => now + TUNNELS + self.share(),
+                (_, false) => now + self.share(),
+            };
+            self.later = Some((then, word));
+        }
+        if speaks && self.words.is_none() {
+            self.words = Some((now + self.calm(), false, generation));
+        }
+        let wanted = rotation_of(policy, self.node.name.as_str());
+        let have = self.facts.certificate.as_ref().map(|_| self.facts.rotation);
+        let coming = self.asked.as_ref().map(|asked| asked.rotation);
+        if have.max(coming).is_none_or(|newest| newest < wanted) {
+            self.asked = Some(Asked {
+                rotation: wanted,
+                sent: false,
+                request: self.request()?,
+            });
+            if self.turn.is_none() {
+                let (sender, waits) = oneshot::channel();
+                let turns = Arc::clone(&self.progress.renewing);
+                tokio::spawn(async move {
+                    if let Ok(turn) = turns.acquire_owned().await {
+                        // Whoever has gone needs no turn.
+                        drop(sender.send(turn));
+                    }
+                });
+                self.waits = Some(waits);
+            }
         }
         Ok(())
     }
 
-    async fn ask(&mut self, rotation: u64) -> anyhow::Result<()> {
+    /// Its share of the time over which all say what nobody waits for.
+    fn calm(&self) -> Duration {
+        let part = 1.0 - f64::from(self.node.number) / f64::from(self.peers.max(1));
+        let all = SPREAD_EACH.saturating_mul(self.peers);
+        all.mul_f64(part.max(0.0))
+    }
+
+    /// Its share of the time over which all tell of a step.
+    fn share(&self) -> Duration {
+        let crowd = self.peers.saturating_sub(CROWD);
+        let part = f64::from(self.node.number) / f64::from(self.peers.max(1));
+        SPREAD_EACH.saturating_mul(crowd).mul_f64(part)
+    }
+
+    fn request(&self) -> anyhow::Result<CertificateRequestSpec> {
         let (name, uid) = (self.node.name.as_str(), self.node.uid.as_str());
         let key = SigningKey::generate(KeyType::EcdsaP256)?;
         let identity = pki::NodeIdentity::new(name, uid)?;
         let request = pki::certificate_request(&key, &identity)?;
-        let proof = pki::hex(&sha256(&[&request]));
-        let spec = CertificateRequestSpec {
+        Ok(CertificateRequestSpec {
             node: self.node.name.clone(),
             uid: self.node.uid.clone(),
             request: pki::request_to_pem(&request),
-            proof: proof.clone(),
-        };
-        self.asked = Some((proof, rotation));
-        self.made += 1;
-        self.node
-            .store
-            .apply(CertificateRequest::new(name, spec))
-            .await?;
-        Ok(())
+            proof: pki::hex(&sha256(&[&request])),
+        })
     }
 
-    async fn answered(&mut self, request: &CertificateRequest) -> anyhow::Result<()> {
-        let Some((proof, rotation)) = &self.asked else {
+    fn answered(&mut self, request: &CertificateRequest) -> anyhow::Result<()> {
+        let Some(asked) = &self.asked else {
             return Ok(());
         };
         if request.name() != self.node.name.as_str()
-            || request.status.answers.as_ref() != Some(proof)
+            || request.status.answers.as_ref() != Some(&asked.request.proof)
         {
             return Ok(());
         }
@@ -193,9 +426,8 @@ impl Agent {
         };
         let chain = pki::chain_from_pem(pem)?;
         let facts = pki::CertificateFacts::read(chain.first().context("an empty chain")?)?;
-        let mut status = self.status.clone();
-        status.rotation = *rotation;
-        status.certificate = Some(CertificateFacts {
+        self.facts.rotation = asked.rotation;
+        self.facts.certificate = Some(CertificateFacts {
             subject: facts.subject,
             issuer: facts.issuer,
             serial: facts.serial,
@@ -203,21 +435,18 @@ impl Agent {
             not_after: time(facts.times.not_after),
         });
         self.asked = None;
-        self.tell(status).await?;
-        self.progress.certificates.fetch_add(1, Ordering::Relaxed);
+        self.certificates += 1;
         Ok(())
     }
+}
 
-    /// Writes the status, if it is another.
-    async fn tell(&mut self, status: NodeEncryptionStatus) -> anyhow::Result<()> {
-        if status == self.status {
-            return Ok(());
-        }
-        let mut object = NodeEncryption::new(self.node.name.as_str(), self.spec()?);
-        object.status = status.clone();
-        self.node.store.update_status(&object).await?;
-        self.status = status;
-        Ok(())
+/// The turn that is waited for, if one is.
+async fn next(
+    waits: &mut Option<oneshot::Receiver<OwnedSemaphorePermit>>,
+) -> Option<OwnedSemaphorePermit> {
+    match waits {
+        Some(waits) => waits.await.ok(),
+        None => std::future::pending().await,
     }
 }
 

@@ -16,6 +16,7 @@ use testudo_store_kube::{KubeOptions, KubeStore, Writer, crd};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
+use super::Size;
 use super::counters::Counters;
 use crate::usage;
 
@@ -121,15 +122,34 @@ impl World {
     }
 
     fn api_server(&self) -> anyhow::Result<u32> {
+        self.process("apiserver")
+    }
+
+    fn process(&self, name: &str) -> anyhow::Result<u32> {
         let all = self.cluster.processes().into_iter();
-        let mut servers = all.filter(|process| process.name.contains("apiserver"));
-        let server = servers.next().context("the API server's process")?;
-        u32::try_from(server.pid).context("a PID")
+        let mut named = all.filter(|process| process.name.contains(name));
+        let found = named.next().with_context(|| format!("no {name} runs"))?;
+        u32::try_from(found.pid).context("a PID")
     }
 
     /// The API server's resident memory in KiB.
     pub(super) fn memory_of_api_server(&self) -> anyhow::Result<u64> {
         usage::resident(&self.api_server()?.to_string())
+    }
+
+    /// How long a node's object is.
+    pub(super) fn size_of_object(&self) -> anyhow::Result<Size> {
+        let text = self.kubectl(&[
+            "get",
+            "--raw",
+            "/apis/testudo.dev/v1alpha1/nodeencryptions/n0001",
+        ])?;
+        let object: Value = serde_json::from_str(&text)?;
+        let managed = object["metadata"]["managedFields"].to_string().len();
+        Ok(Size {
+            whole: text.trim_end().len(),
+            managed,
+        })
     }
 
     /// All that is counted, now.
@@ -139,6 +159,8 @@ impl World {
         let controller = self.controller().context("the controller")?;
         counters.controller = usage::cpu_of(controller)?.as_secs_f64();
         counters.server = usage::cpu_of(self.api_server()?)?.as_secs_f64();
+        counters.etcd = usage::cpu_of(self.process("etcd")?)?.as_secs_f64();
+        counters.agents = usage::cpu().as_secs_f64();
         Ok(counters)
     }
 

@@ -149,7 +149,7 @@ fn a_change_of_the_target_is_a_step_of_its_own() {
 #[test]
 fn the_first_node_starts_a_roll_out_and_no_node_none() {
     let policy = policy(Phase::Strict);
-    let idle = next(&policy, &[], &[], NOW);
+    let idle = next::<NodeEncryption>(&policy, &[], &[], NOW);
     assert_eq!((idle.phase, idle.rollout), (Phase::Disabled, 0));
     assert_eq!(condition(&idle, "Ready").reason, "NoNodes");
     let started = next(&policy, &[node("n1", None)], &[], NOW);
@@ -166,7 +166,7 @@ fn an_empty_cluster_can_be_switched_off() {
     policy.status.phase = Phase::Strict;
     policy.status.target = Phase::Strict;
     for _ in 0..4 {
-        policy.status = next(&policy, &[], &[], NOW);
+        policy.status = next::<NodeEncryption>(&policy, &[], &[], NOW);
     }
     assert_eq!(policy.status.phase, Phase::Disabled);
 }

@@ -20,6 +20,10 @@ pub(super) fn add(kind: &str, schema: &mut Value) {
                 "an address of IPv4 or IPv6 is wanted",
             );
             prefixes(schema, &format!("{spec}/podCIDRs"));
+            // Its one writer writes it whole, and each write goes to every agent: the names of all its fields
+            // in managedFields would be half of that.
+            let whole = json!({ "x-kubernetes-map-type": "atomic" });
+            bound(schema, "/properties/status", whole);
             for field in ["datapath", "agentSocket"] {
                 bound(
                     schema,

@@ -106,3 +106,15 @@ fn the_manifest_says_what_the_definitions_say() {
     assert_eq!(documents, all());
     assert!(text.lines().all(|line| line.len() < 1500));
 }
+
+/// Every write of a node's status goes to every agent, with its managedFields.
+#[test]
+fn only_a_nodes_status_is_kept_as_one_field() {
+    for definition in all() {
+        let kind = &definition["spec"]["names"]["kind"];
+        let whole = &schema(&definition)["properties"]["status"]["x-kubernetes-map-type"];
+        assert_eq!(whole == "atomic", kind == "NodeEncryption", "{kind}");
+        let spec = &schema(&definition)["properties"]["spec"];
+        assert!(spec.get("x-kubernetes-map-type").is_none(), "{kind}");
+    }
+}

@@ -13,7 +13,7 @@ use testudo_model::{
 use testudo_store::{Store, StoreError};
 use testudo_store_kube::Writer;
 
-use crate::world::{World, node, policy};
+use crate::world::{World, agent, node, policy};
 
 const TIME: UnixTime = UnixTime(1_800_000_000);
 
@@ -129,7 +129,19 @@ pub(crate) async fn every_field_is_kept(world: &World) {
     kept(world, wanted).await;
     let mut wanted = node("n1");
     wanted.status = node_status();
-    kept(world, wanted).await;
+    kept(world, wanted.clone()).await;
+    // Each write of a node's status goes to every agent, and what keeps it must not be half of that.
+    let store = world.store(agent("n1"));
+    store.apply(wanted).await.unwrap();
+    let raw = world.raw_of::<NodeEncryptionKind>().await.get("n1").await;
+    let managed = json!(raw.unwrap().metadata.managed_fields);
+    let entries = managed.as_array().unwrap();
+    let status = entries
+        .iter()
+        .find(|entry| entry["subresource"] == "status");
+    let fields = status.map(|status| &status["fieldsV1"]);
+    assert_eq!(fields, Some(&json!({ "f:status": {} })), "{managed}");
+    assert!(store.delete::<NodeEncryptionKind>("n1").await.unwrap());
     let spec = TrustBundleSpec {
         certificates: "certificates".to_owned(),
         revocation_lists: "lists".to_owned(),
