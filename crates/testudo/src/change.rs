@@ -147,7 +147,7 @@ pub(crate) fn report(global: &Global, done: &[Done]) -> Outcome {
         match &one.diff {
             None => output::line(&said)?,
             Some(diff) => {
-                eprintln!("{said}");
+                eprintln!("{}", output::harmless(&said));
                 if !diff.is_empty() {
                     let head = format!("--- {name}\n+++ {name}, wanted");
                     output::line(&format!("{head}\n{}", diff.trim_end()))?;

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::process::ExitCode;
 
-use crate::plugin;
+use crate::{output, plugin};
 
 /// What every verb returns. `Ok` is exit code 0; an error is 1 unless it holds a [`Usage`] or a
 /// [`TimedOut`].
@@ -51,7 +51,8 @@ pub(crate) fn code(outcome: Outcome) -> ExitCode {
     if error.is::<CheckFailed>() {
         return ExitCode::from(1);
     }
-    eprintln!("testudo: {}", plugin::said(&format!("{error:#}")));
+    let text = plugin::said(&format!("{error:#}"));
+    eprintln!("testudo: {}", output::harmless(&text));
     let code = match &error {
         e if e.is::<Usage>() => 2,
         e if e.is::<TimedOut>() => 3,

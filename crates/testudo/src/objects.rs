@@ -170,7 +170,7 @@ pub(crate) fn get(command: &GetCommand, global: &Global) -> Outcome {
     }
     for problem in runtime.block_on(problems(&store, command.kind)) {
         // No part of the answer, but nobody should miss it.
-        eprintln!("{problem}");
+        eprintln!("{}", output::harmless(&problem.to_string()));
     }
     match (global.format(), name) {
         (Format::Json | Format::Yaml, Some(_)) => output::data(global.format(), &objects[0]),

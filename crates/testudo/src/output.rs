@@ -1,5 +1,6 @@
 //! Results on standard output: tables for people, JSON and YAML for programs.
 
+use std::borrow::Cow;
 use std::io::Write;
 
 use clap::ValueEnum;
@@ -30,14 +31,38 @@ impl Format {
 /// Prints a value as JSON or YAML; nothing for the table formats, which verbs print themselves.
 pub(crate) fn data<T: Serialize>(format: Format, value: &T) -> Outcome {
     match format {
-        Format::Json => line(&serde_json::to_string_pretty(value)?),
-        Format::Yaml => line(serde_saphyr::to_string(value)?.trim_end()),
+        Format::Json => raw(&serde_json::to_string_pretty(value)?),
+        Format::Yaml => raw(serde_saphyr::to_string(value)?.trim_end()),
         Format::Table | Format::Wide => Ok(()),
     }
 }
 
-/// Prints one line (or block of lines). A reader that went away is no error.
+/// Prints one line (or block of lines) for people. A reader that went away is no error.
 pub(crate) fn line(text: &str) -> Outcome {
+    raw(&harmless(text))
+}
+
+/// A text without what moves a terminal's cursor or turns its writing round. Much of what is shown was written by agents,
+/// and one that was taken over must not write on an administrator's screen what it likes.
+pub(crate) fn harmless(text: &str) -> Cow<'_, str> {
+    let harms = |c: char| {
+        let turns = matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+        (c.is_control() && !matches!(c, '\n' | '\t')) || turns
+    };
+    if !text.contains(harms) {
+        return Cow::Borrowed(text);
+    }
+    let replaced = |c| {
+        if harms(c) {
+            char::REPLACEMENT_CHARACTER
+        } else {
+            c
+        }
+    };
+    Cow::Owned(text.chars().map(replaced).collect())
+}
+
+fn raw(text: &str) -> Outcome {
     let mut out = std::io::stdout().lock();
     match writeln!(out, "{text}").and_then(|()| out.flush()) {
         Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
@@ -61,8 +86,12 @@ impl Columns {
     /// Adds a line.
     pub(crate) fn row<S: Into<String>>(&mut self, cells: impl IntoIterator<Item = S>) {
         let cells = cells.into_iter().map(Into::<String>::into);
-        // An empty cell would be read as a missing one by who splits at spaces.
-        let shown = cells.map(|c| if c.is_empty() { "-".to_owned() } else { c });
+        // An empty cell would be read as a missing one by who splits at spaces, and a line's end in one as
+        // another row.
+        let shown = cells.map(|c| match c.is_empty() {
+            true => "-".to_owned(),
+            false => c.replace(['\n', '\t'], " "),
+        });
         self.rows.push(shown.collect());
     }
 
@@ -132,6 +161,19 @@ mod tests {
         assert_eq!(bytes(1_000), "1000 B");
         assert_eq!(bytes(1_536), "1.5 KiB");
         assert_eq!(bytes(u64::MAX), "16384.0 PiB");
+    }
+
+    #[test]
+    fn no_text_of_an_agent_moves_the_cursor_or_makes_a_row() {
+        assert_eq!(harmless("plain, ö\n\tas it is"), "plain, ö\n\tas it is");
+        assert_eq!(
+            harmless("a\x1b[2Jb\rc\u{9b}d"),
+            "a\u{fffd}[2Jb\u{fffd}c\u{fffd}d"
+        );
+        assert_eq!(harmless("a\u{202e}b"), "a\u{fffd}b");
+        let mut columns = Columns::new(["A"]);
+        columns.row(["x\nn2 Ready"]);
+        assert_eq!(columns.lines(), ["A", "x n2 Ready"]);
     }
 
     #[test]

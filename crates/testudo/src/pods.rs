@@ -216,11 +216,17 @@ pub(crate) fn start(command: &mut Command) -> anyhow::Result<Child> {
     })
 }
 
+/// What is kept of what a pod says, bytes: the tunnels of a node among thousands take less.
+const MOST_SAID: u64 = 64 << 20;
+
 fn reader(pipe: Option<impl Read + Send + 'static>) -> std::thread::JoinHandle<Vec<u8>> {
     std::thread::spawn(move || {
         let mut bytes = Vec::new();
         if let Some(mut pipe) = pipe {
-            let _ = pipe.read_to_end(&mut bytes);
+            // A pod says what it likes, and as much.
+            let _ = pipe.by_ref().take(MOST_SAID).read_to_end(&mut bytes);
+            // What is left is let go, so that its writer comes to its end.
+            let _ = std::io::copy(&mut pipe, &mut std::io::sink());
         }
         bytes
     })

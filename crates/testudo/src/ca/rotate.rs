@@ -209,6 +209,7 @@ impl Follow {
     }
 
     fn say(&self, text: &str) {
+        let text = output::harmless(text);
         eprintln!("{:6.2} s  {text}", self.began.elapsed().as_secs_f64());
     }
 
