@@ -9,6 +9,7 @@ mod admission;
 mod authority;
 mod documents;
 mod election;
+mod external;
 mod fenced;
 mod gates;
 mod leader;

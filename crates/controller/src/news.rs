@@ -22,6 +22,8 @@ pub enum About {
     Policy,
     /// The TrustBundle.
     Bundle,
+    /// An ExternalConnection, by name.
+    Connection(String),
     /// A node, by name.
     Node(String),
     /// A certificate request, by its name in the API.

@@ -353,8 +353,12 @@ impl<S: Store, K: Safe> Controller<S, K> {
         self.open_gates().await;
         self.part = "rotation";
         self.rotate().await?;
-        self.part = "requests";
-        answered
+        self.part = "connections";
+        let judged = self.judge_connections().await;
+        if answered.is_err() {
+            self.part = "requests";
+        }
+        answered.and(judged)
     }
 
     /// The published bundle is exactly what the CA file says: whoever may write objects must not

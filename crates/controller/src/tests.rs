@@ -335,6 +335,7 @@ async fn until_published(store: &DirStore) {
     while !matches!(watch.next().await, Some(Event::Added(_))) {}
 }
 
+mod external;
 mod gates;
 mod giving;
 mod many;

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use testudo_model::bundle::TrustBundleKind;
+use testudo_model::external::ExternalConnectionKind;
 use testudo_model::node::NodeEncryptionKind;
 use testudo_model::policy::EncryptionPolicyKind;
 use testudo_model::request::CertificateRequestKind;
@@ -17,6 +18,7 @@ pub(crate) struct World {
     pub(crate) nodes: Watched<NodeEncryptionKind>,
     pub(crate) requests: Watched<CertificateRequestKind>,
     pub(crate) bundles: Watched<TrustBundleKind>,
+    pub(crate) connections: Watched<ExternalConnectionKind>,
 }
 
 impl World {
@@ -27,6 +29,8 @@ impl World {
             nodes: Watched::open(store).await?,
             requests: Watched::open(store).await?,
             bundles: Watched::open(store).await?,
+            // A cluster whose CRDs are older does not have the kind, and nothing waits for it.
+            connections: Watched::begin(store).await?,
         })
     }
 
@@ -37,11 +41,13 @@ impl World {
             alive = self.nodes.next() => alive,
             alive = self.requests.next() => alive,
             alive = self.bundles.next() => alive,
+            alive = self.connections.next() => alive,
         };
         self.policies.drain();
         self.nodes.drain();
         self.requests.drain();
         self.bundles.drain();
+        self.connections.drain();
         alive
     }
 }
@@ -57,14 +63,19 @@ pub(crate) struct Watched<K: Kind> {
 
 impl<K: Kind> Watched<K> {
     async fn open<S: Store>(store: &S) -> Result<Self, StoreError> {
-        let mut watched = Self {
+        let mut watched = Self::begin(store).await?;
+        while !watched.synced && watched.next().await {}
+        Ok(watched)
+    }
+
+    /// Starts the watch and does not wait for what it tells.
+    async fn begin<S: Store>(store: &S) -> Result<Self, StoreError> {
+        Ok(Self {
             watch: store.watch::<K>().await?,
             objects: BTreeMap::new(),
             broken: BTreeMap::new(),
             synced: false,
-        };
-        while !watched.synced && watched.next().await {}
-        Ok(watched)
+        })
     }
 
     async fn next(&mut self) -> bool {

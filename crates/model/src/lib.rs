@@ -1,6 +1,6 @@
 //! Nodes, policies, security associations: the nouns every other crate speaks in.
 //!
-//! Two families live here. The *objects* (`policy`, `node`, `request`, `bundle`) are what
+//! Two families live here. The *objects* (`policy`, `node`, `request`, `bundle`, `external`) are what
 //! stands in a store and in Kubernetes, group `testudo.dev/v1alpha1`. The *specs* (`sa`,
 //! `selector`, `traffic`) are what the IKE engine and the planner hand to a datapath.
 #![forbid(unsafe_code)]
@@ -9,6 +9,7 @@ pub mod algorithm;
 pub mod bundle;
 pub mod condition;
 pub mod duration;
+pub mod external;
 pub mod name;
 pub mod node;
 pub mod object;
@@ -23,7 +24,8 @@ pub mod traffic;
 pub use bundle::{CaPhase, CaWaiting, TrustBundle, TrustBundleSpec, TrustBundleStatus};
 pub use condition::{Condition, ConditionStatus};
 pub use duration::Lifetime;
-pub use name::{BootId, NodeName, NodeUid, PeerId};
+pub use external::{ExternalConnection, ExternalConnectionSpec, ExternalConnectionStatus};
+pub use name::{BootId, NodeName, NodeUid, PeerId, SecretName};
 pub use node::{
     Authorities, CertificateFacts, NodeEncryption, NodeEncryptionSpec, NodeEncryptionStatus,
 };

@@ -30,8 +30,8 @@ fn error(what: &'static str, text: &str, reason: &'static str) -> NameError {
     }
 }
 
-/// [`dns_subdomain`] as a pattern for schemas, and the longest.
-const SUBDOMAIN: (&str, u32) = (
+/// A DNS subdomain (RFC 1123, as Kubernetes has it) as a pattern for schemas, and the longest.
+pub const SUBDOMAIN: (&str, u32) = (
     r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?(\.[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?)*$",
     253,
 );
@@ -140,13 +140,21 @@ text_name!(
     SUBDOMAIN
 );
 
+text_name!(
+    /// The name of a Secret.
+    SecretName,
+    "name of a Secret",
+    dns_subdomain,
+    SUBDOMAIN
+);
+
 impl From<&NodeName> for PeerId {
     fn from(name: &NodeName) -> PeerId {
         PeerId(name.0.clone())
     }
 }
 
-fn dns_subdomain(text: &str) -> Result<(), &'static str> {
+pub(crate) fn dns_subdomain(text: &str) -> Result<(), &'static str> {
     if text.is_empty() {
         return Err("it is empty");
     }

@@ -37,6 +37,12 @@ pub trait Kind:
     fn validate(_name: &str, _spec: &Self::Spec) -> Result<(), String> {
         Ok(())
     }
+
+    /// What an API server's object must fulfil to be read; nothing is written that fails [`Kind::validate`].
+    /// Less than that where a controller says in the object's status what is wrong with it.
+    fn readable(name: &str, spec: &Self::Spec) -> Result<(), String> {
+        Self::validate(name, spec)
+    }
 }
 
 /// An object of kind `K`.

@@ -59,7 +59,7 @@ fn object<K: Kind>(raw: &DynamicObject, unknown: &mut Vec<String>) -> Result<Obj
         spec: serde_json::from_value(spec).map_err(|e| format!("spec: {e}"))?,
         status: serde_json::from_value(status).map_err(|e| format!("status: {e}"))?,
     };
-    K::validate(object.name(), &object.spec)?;
+    K::readable(object.name(), &object.spec)?;
     Ok(object)
 }
 

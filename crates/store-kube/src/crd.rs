@@ -3,6 +3,7 @@
 //! Shapes, descriptions and defaults come from the types; what serde cannot state and our own
 //! validation refuses stands in `rules`, as CEL for the API server to refuse it too.
 
+mod external;
 mod rules;
 mod structural;
 
@@ -10,6 +11,7 @@ use std::sync::LazyLock;
 
 use serde_json::{Value, json};
 use testudo_model::bundle::TrustBundleKind;
+use testudo_model::external::ExternalConnectionKind;
 use testudo_model::node::NodeEncryptionKind;
 use testudo_model::policy::EncryptionPolicyKind;
 use testudo_model::{API_VERSION, Kind};
@@ -41,13 +43,17 @@ struct Defined {
     definition: Value,
 }
 
-static KINDS: LazyLock<[Defined; 3]> = LazyLock::new(|| {
+static KINDS: LazyLock<[Defined; 4]> = LazyLock::new(|| {
     [
         define::<EncryptionPolicyKind>(
             "What the cluster's encryption is to be, and how far it is.",
         ),
         define::<NodeEncryptionKind>("What a node is and how far it is; written by its agent."),
         define::<TrustBundleKind>("The CAs that nodes trust; written by the controller."),
+        define::<ExternalConnectionKind>(
+            "A connection between nodes and a host outside the cluster. Agents of this version do \
+             not set it up: its condition Programmed says so.",
+        ),
     ]
 });
 

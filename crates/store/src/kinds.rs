@@ -2,11 +2,13 @@
 
 use serde::Serialize;
 use testudo_model::bundle::TrustBundleKind;
+use testudo_model::external::ExternalConnectionKind;
 use testudo_model::node::NodeEncryptionKind;
 use testudo_model::policy::EncryptionPolicyKind;
 use testudo_model::request::CertificateRequestKind;
 use testudo_model::{
-    CertificateRequest, EncryptionPolicy, Kind, NodeEncryption, Object, TrustBundle,
+    CertificateRequest, EncryptionPolicy, ExternalConnection, Kind, NodeEncryption, Object,
+    TrustBundle,
 };
 
 use crate::document::Source;
@@ -142,6 +144,7 @@ kinds! {
     Node(NodeEncryption, NodeEncryptionKind, "node", "NodeEncryption"),
     Request(CertificateRequest, CertificateRequestKind, "request", "CertificateRequest"),
     Bundle(TrustBundle, TrustBundleKind, "bundle", "TrustBundle"),
+    External(ExternalConnection, ExternalConnectionKind, "extconn", "ExternalConnection"),
 }
 
 impl KindName {
@@ -186,6 +189,10 @@ mod tests {
             ("nodes", KindName::Node),
             ("nodeencryptions", KindName::Node),
             ("TrustBundle", KindName::Bundle),
+            ("externalconnections", KindName::External),
+            ("ExternalConnection", KindName::External),
+            ("extconn", KindName::External),
+            ("extconns", KindName::External),
         ] {
             assert_eq!(KindName::parse(text), Ok(kind));
         }

@@ -81,9 +81,9 @@ fn object(source: &Source<'_>) -> Result<AnyObject, Problem> {
     }
 }
 
-/// Cuts at `---` and `...` at the beginning of a line, which YAML allows nowhere inside a document
+/// The documents of a text, each with the number of lines before it. Cuts at `---` and `...` at the beginning of a line, which YAML allows nowhere inside a document
 /// (1.2.2, 9.1.2: c-forbidden). Documents of comments alone are left out.
-fn documents(text: &str) -> Vec<(u64, &str)> {
+pub fn documents(text: &str) -> Vec<(u64, &str)> {
     let mut found = Vec::new();
     let mut start = 0;
     let mut start_line = 0;

@@ -74,6 +74,14 @@ impl Done {
         }
     }
 
+    /// It would be done.
+    pub(crate) fn shown(kind: KindName, name: &str, result: &'static str) -> Self {
+        Self {
+            dry_run: true,
+            ..Self::new(kind, name, result)
+        }
+    }
+
     /// What writing an object would do, by what stands in the store.
     pub(crate) async fn would_be(
         store: &AnyStore,

@@ -21,6 +21,7 @@ mod global;
 mod lab;
 mod logging;
 mod objects;
+mod nmstate;
 mod openshift;
 mod output;
 mod patch;

@@ -7,14 +7,17 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, bail};
 use clap::Args;
 use serde::Serialize;
-use testudo_model::NodeName;
+use serde_json::Value;
+use testudo_model::external::{ACCEPTED, NOT_SERVED, PROGRAMMED};
 use testudo_model::node::NodeEncryptionKind;
+use testudo_model::{Condition, ExternalConnection, NodeName};
 use testudo_store::{AnyObject, DirStore, KindName, Problem, Store, manifest, removed, tokens};
 use testudo_store_kube::AnyStore;
 
 use crate::change::{Done, Manner, report};
 use crate::exit::{CheckFailed, Outcome};
 use crate::global::Global;
+use crate::nmstate::{self, Step};
 use crate::openshift::Wish;
 use crate::output::{self, Columns, Format};
 use crate::{patch, signals, store};
@@ -32,7 +35,8 @@ Examples:
 /// Put the objects of a file into the store.
 ///
 /// OpenShift's ipsecConfig is taken too, as a manifest of networks.operator.openshift.io, as a merge
-/// patch of it or as a JSON patch (a list of operations).
+/// patch of it or as a JSON patch (a list of operations). So are the interfaces of type ipsec of
+/// NMState's NodeNetworkConfigurationPolicies: they become ExternalConnections.
 #[derive(Args)]
 #[command(after_help = APPLY_EXAMPLES)]
 pub(crate) struct ApplyCommand {
@@ -58,7 +62,7 @@ pub(crate) struct ApplyCommand {
     after_help = "Examples:\n  testudo delete node n4          it is thrown out of the cluster\n  testudo delete -f node-n4.yaml"
 )]
 pub(crate) struct DeleteCommand {
-    /// EncryptionPolicy, NodeEncryption, CertificateRequest or TrustBundle; short names work
+    /// EncryptionPolicy, NodeEncryption, CertificateRequest, TrustBundle or ExternalConnection; short names work
     #[arg(
         value_name = "KIND",
         requires = "name",
@@ -80,7 +84,7 @@ pub(crate) struct DeleteCommand {
 #[derive(Args)]
 #[command(after_help = "Examples:\n  testudo get nodes\n  testudo get policy cluster -o yaml")]
 pub(crate) struct GetCommand {
-    /// EncryptionPolicy, NodeEncryption, CertificateRequest or TrustBundle; short names work
+    /// EncryptionPolicy, NodeEncryption, CertificateRequest, TrustBundle or ExternalConnection; short names work
     #[arg(value_name = "KIND")]
     kind: KindName,
 
@@ -92,16 +96,35 @@ pub(crate) struct GetCommand {
 /// `testudo apply -f`.
 pub(crate) fn apply(command: &ApplyCommand, global: &Global) -> Outcome {
     let manner = command.manner;
-    let objects = match load(&command.file)? {
-        Loaded::Objects(objects) => objects,
+    let (mut objects, policies) = match load(&command.file)? {
+        Loaded::Objects(objects) => (objects, Vec::new()),
+        Loaded::Nmstate(policies) => (Vec::new(), policies),
         Loaded::OpenShift(wish) => return patch::wished(&wish, manner, global),
     };
+    for field in policies.iter().flat_map(|policy| &policy.passed_over) {
+        eprintln!("{field}: not Testudo's, passed over");
+    }
     let store = match manner.only_shows() {
         true => store::open_to_read(global)?,
         false => store::open_to_write(global)?,
     };
-    let done = signals::runtime()?.block_on(async {
+    let (done, connections) = signals::runtime()?.block_on(async {
         let mut done = Vec::new();
+        for step in nmstate::steps(&store, &policies).await? {
+            let kind = KindName::External;
+            match step {
+                Step::Apply(connection) => objects.push(AnyObject::External(*connection)),
+                Step::Absent(name) => done.push(Done::new(kind, &name, "not there")),
+                Step::Remove(name) if manner.only_shows() => {
+                    done.push(Done::shown(kind, &name, "deleted"));
+                }
+                Step::Remove(name) => {
+                    let result = deleted(kind, &store, &name).await?;
+                    done.push(Done::new(kind, &name, result));
+                }
+            }
+        }
+        let mut connections = Vec::new();
         for object in objects {
             if manner.only_shows() {
                 done.push(Done::would_be(&store, &object, manner).await?);
@@ -110,10 +133,24 @@ pub(crate) fn apply(command: &ApplyCommand, global: &Global) -> Outcome {
             let (kind, name) = (object.kind(), object.name().to_owned());
             let change = object.apply(&store).await?;
             done.push(Done::new(kind, &name, change.as_str()));
+            if kind == KindName::External {
+                connections.push(name);
+            }
         }
-        anyhow::Ok(done)
+        anyhow::Ok((done, connections))
     })?;
-    report(global, &done)
+    report(global, &done)?;
+    for name in connections {
+        eprintln!("warning: externalconnection/{name}: {NOT_SERVED}");
+    }
+    Ok(())
+}
+
+async fn deleted(kind: KindName, store: &AnyStore, name: &str) -> anyhow::Result<&'static str> {
+    Ok(match kind.delete(store, name).await? {
+        true => "deleted",
+        false => "not there",
+    })
 }
 
 /// `testudo delete`.
@@ -121,8 +158,17 @@ pub(crate) fn delete(command: &DeleteCommand, global: &Global) -> Outcome {
     let objects = match (&command.file, command.kind, &command.name) {
         (None, Some(kind), Some(name)) => vec![(kind, name.clone())],
         (Some(file), _, _) => {
-            let Loaded::Objects(objects) = load(file)? else {
-                bail!("OpenShift's Network object stays: to turn IPsec off, apply mode: Disabled");
+            let objects = match load(file)? {
+                Loaded::Objects(objects) => objects,
+                Loaded::OpenShift(_) => {
+                    bail!(
+                        "OpenShift's Network object stays: to turn IPsec off, apply mode: Disabled"
+                    )
+                }
+                Loaded::Nmstate(_) => bail!(
+                    "a NodeNetworkConfigurationPolicy that goes leaves its interfaces as they are: apply it \
+                     with state: absent"
+                ),
             };
             let named = objects
                 .iter()
@@ -138,10 +184,7 @@ pub(crate) fn delete(command: &DeleteCommand, global: &Global) -> Outcome {
             if let (KindName::Node, AnyStore::Dir(directory)) = (kind, &store) {
                 mark_removed(directory, &name).await?;
             }
-            let result = match kind.delete(&store, &name).await? {
-                true => "deleted",
-                false => "not there",
-            };
+            let result = deleted(kind, &store, &name).await?;
             done.push(Done::new(kind, &name, result));
         }
         anyhow::Ok(done)
@@ -203,6 +246,8 @@ enum Loaded {
     Objects(Vec<AnyObject>),
     /// A change in OpenShift's words.
     OpenShift(Wish),
+    /// Connections in NMState's words.
+    Nmstate(Vec<nmstate::Policy>),
 }
 
 /// The text of a file, or of the standard input where it is named `-`.
@@ -247,11 +292,49 @@ fn load(file: &Path) -> anyhow::Result<Loaded> {
             }])
         });
     }
+    if let Some(policies) = text.as_deref().and_then(|text| nmstate(named, text)) {
+        return policies.map(Loaded::Nmstate).map_err(refused);
+    }
     let loaded = match (input, text) {
         (true, Some(text)) => manifest::parse(named, &text),
         _ => manifest::load(file),
     };
     loaded.map(Loaded::Objects).map_err(refused)
+}
+
+/// The policies of NMState in a text; `None` where none of its documents is one.
+fn nmstate(file: &Path, text: &str) -> Option<Result<Vec<nmstate::Policy>, Vec<Problem>>> {
+    let documents = manifest::documents(text);
+    let read = documents.iter().map(|(line, text)| {
+        let document: Option<Value> = serde_saphyr::from_str(text).ok();
+        (*line, document.filter(nmstate::is_policy))
+    });
+    let read: Vec<(u64, Option<Value>)> = read.collect();
+    if read.iter().all(|(_, document)| document.is_none()) {
+        return None;
+    }
+    let mut policies = Vec::new();
+    let mut problems = Vec::new();
+    for (line, document) in read {
+        let policy = match &document {
+            Some(document) => nmstate::Policy::read(document),
+            None => Err("NMState's policies stand in files of their own".to_owned()),
+        };
+        match policy {
+            Ok(policy) => policies.push(policy),
+            Err(reason) => problems.push(Problem {
+                file: file.to_owned(),
+                name: None,
+                line: line + 1,
+                column: 0,
+                reason,
+            }),
+        }
+    }
+    Some(match problems.is_empty() {
+        true => Ok(policies),
+        false => Err(problems),
+    })
 }
 
 /// What of a kind cannot be read.
@@ -273,9 +356,24 @@ fn table(kind: KindName, objects: &[AnyObject], wide: bool) -> Outcome {
         KindName::Node => vec!["NAME", "ADDRESS", "DATAPATH", "PHASE", "TUNNELS", "MTU"],
         KindName::Request => vec!["NAME", "UID", "STATE"],
         KindName::Bundle => vec!["NAME", "CERTIFICATES"],
+        KindName::External => vec![
+            "NAME",
+            "TYPE",
+            "RIGHT",
+            "SUBNETS",
+            "ACCEPTED",
+            "PROGRAMMED",
+            "REASON",
+        ],
     };
     if wide {
+        if kind == KindName::External {
+            headers.extend(["LEFT", "CREDENTIAL", "NODES"]);
+        }
         headers.extend(["GENERATION", "UID"]);
+        if kind == KindName::External {
+            headers.push("MESSAGE");
+        }
     }
     let mut columns = Columns::new(headers);
     for object in objects {
@@ -286,9 +384,16 @@ fn table(kind: KindName, objects: &[AnyObject], wide: bool) -> Outcome {
                 AnyObject::Node(o) => &o.metadata,
                 AnyObject::Request(o) => &o.metadata,
                 AnyObject::Bundle(o) => &o.metadata,
+                AnyObject::External(o) => {
+                    cells.extend(wide_cells(o));
+                    &o.metadata
+                }
             };
             cells.push(metadata.generation.to_string());
             cells.push(metadata.uid.clone().unwrap_or_default());
+            if let AnyObject::External(o) = object {
+                cells.push(message(o));
+            }
         }
         columns.row(cells);
     }
@@ -340,5 +445,66 @@ fn cells(object: &AnyObject) -> Vec<String> {
                 .count()
                 .to_string(),
         ],
+        AnyObject::External(o) => {
+            let said = |kind: &str| said(o, kind).map(|c| format!("{:?}", c.status));
+            let reason = telling(o).map(|c| c.reason.clone());
+            vec![
+                o.name().to_owned(),
+                format!("{:?}", o.spec.kind).to_ascii_lowercase(),
+                o.spec.right.to_string(),
+                list(&o.spec.right_subnets),
+                said(ACCEPTED).unwrap_or_default(),
+                said(PROGRAMMED).unwrap_or_default(),
+                reason.unwrap_or_default(),
+            ]
+        }
     }
+}
+
+fn list<T: ToString>(items: &[T]) -> String {
+    let items: Vec<String> = items.iter().map(ToString::to_string).collect();
+    items.join(",")
+}
+
+/// What is said of a connection under a type of condition.
+fn said<'o>(connection: &'o ExternalConnection, kind: &str) -> Option<&'o Condition> {
+    let mut conditions = connection.status.conditions.iter();
+    conditions.find(|condition| condition.kind == kind)
+}
+
+/// The condition that says most: why it is not accepted, else how far it is.
+fn telling(connection: &ExternalConnection) -> Option<&Condition> {
+    let refused = said(connection, ACCEPTED).filter(|c| !c.message.is_empty());
+    refused.or_else(|| said(connection, PROGRAMMED))
+}
+
+fn message(connection: &ExternalConnection) -> String {
+    telling(connection)
+        .map(|condition| condition.message.clone())
+        .unwrap_or_default()
+}
+
+fn wide_cells(connection: &ExternalConnection) -> [String; 3] {
+    let spec = &connection.spec;
+    let certificate = spec.left_cert.as_ref().map(|cert| &cert.secret_name);
+    let credential = match (certificate, spec.psk.as_ref().map(|psk| &psk.secret_name)) {
+        (Some(secret), _) => format!("certificate/{secret}"),
+        (None, Some(secret)) => format!("psk/{secret}"),
+        (None, None) => String::new(),
+    };
+    let selector = &spec.node_selector;
+    let nodes = match (selector.is_all(), selector.names.is_empty()) {
+        (true, _) => "all".to_owned(),
+        (false, false) => list(&selector.names),
+        (false, true) => {
+            let labels = selector.match_labels.iter();
+            let labels = labels.map(|(key, value)| format!("{key}={value}"));
+            let more = selector
+                .match_expressions
+                .iter()
+                .map(|one| format!("{} {:?} ({})", one.key, one.operator, one.values.join(",")));
+            list(&labels.chain(more).collect::<Vec<_>>())
+        }
+    };
+    [spec.left.to_string(), credential, nodes]
 }

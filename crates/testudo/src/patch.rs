@@ -121,8 +121,8 @@ pub(crate) fn wished(wish: &Wish, manner: Manner, global: &Global) -> Outcome {
         let wanted = wish.wanted(&policy.spec)?;
         if wanted.mode == Mode::External && policy.spec.mode != Mode::External {
             eprintln!(
-                "mode External: pods' traffic is not encrypted, and connections to hosts outside the \
-                 cluster are not built yet"
+                "mode External: pods' traffic is not encrypted, and {}",
+                testudo_model::external::NOT_SET_UP
             );
         }
         policy.spec.mode = wanted.mode;

@@ -30,6 +30,18 @@ spec:
   datapath: user
 ";
 
+const CONNECTION: &str = "apiVersion: testudo.dev/v1alpha1
+kind: ExternalConnection
+metadata:
+  name: office
+spec:
+  right: 203.0.113.7
+  rightSubnets: [198.51.100.0/24]
+  leftCert:
+    secretName: office
+  dpdDelay: 30s
+";
+
 struct Place {
     dir: TempDir,
 }
@@ -106,6 +118,10 @@ fn code(output: &Output) -> i32 {
 }
 
 fn text(output: &Output) -> String {
+    String::from_utf8(output.stdout.clone()).unwrap()
+}
+
+fn output(output: &Output) -> String {
     String::from_utf8(output.stdout.clone()).unwrap()
 }
 
@@ -386,4 +402,74 @@ fn the_doctor_says_what_is_wrong_and_fails_with_it() {
     let shown = place.run(&["doctor"]);
     assert_eq!(code(&shown), code(&output));
     assert_eq!(text(&shown).lines().count(), 1 + findings.len());
+}
+
+#[test]
+fn a_connection_to_a_host_outside_is_kept_and_said_not_to_be_served() {
+    let place = Place::new();
+    let _controller = place.controller();
+    let file = place.file("office.yaml", CONNECTION);
+    let applied = place.run(&["apply", "-f", &file]);
+    assert!(applied.status.success(), "{}", errors(&applied));
+    assert_eq!(output(&applied), "externalconnection/office created\n");
+    let warned = errors(&applied);
+    let warning = "warning: externalconnection/office: agents of this version do not set up";
+    assert!(warned.starts_with(warning), "{warned}");
+
+    // What cannot be is refused with its line, and a key that is written out is not repeated.
+    let text = CONNECTION.replace("30s", "30s\n  dpdTimeout: 10s");
+    let bad = place.run(&["apply", "-f", &place.file("bad.yaml", &text)]);
+    assert_eq!(bad.status.code(), Some(1));
+    assert!(
+        errors(&bad).contains("bad.yaml:11: spec.dpdTimeout: 10s"),
+        "{}",
+        errors(&bad)
+    );
+    let text = CONNECTION.replace("leftCert:\n    secretName: office", "psk: hunter2");
+    let bad = place.run(&["apply", "-f", &place.file("bad.yaml", &text)]);
+    let said = errors(&bad);
+    assert!(
+        said.contains("put it into a Secret") && !said.contains("hunter2"),
+        "{said}"
+    );
+
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(20);
+    let shown = loop {
+        let shown = output(&place.run(&["get", "extconn"]));
+        if shown.contains("NotServed") {
+            break shown;
+        }
+        assert!(std::time::Instant::now() < deadline, "{shown}");
+        std::thread::sleep(std::time::Duration::from_millis(50));
+    };
+    let rows: Vec<Vec<&str>> = shown
+        .lines()
+        .map(|l| l.split_whitespace().collect())
+        .collect();
+    let row = [
+        "office",
+        "tunnel",
+        "203.0.113.7",
+        "198.51.100.0/24",
+        "True",
+        "False",
+        "NotServed",
+    ];
+    assert_eq!(rows[1], row, "{shown}");
+    let wide = output(&place.run(&["get", "externalconnections", "-o", "wide"]));
+    for word in [
+        "certificate/office",
+        "all",
+        "%defaultroute",
+        "no packet is treated differently",
+    ] {
+        assert!(wide.contains(word), "{word}: {wide}");
+    }
+    let json = place.json(&["get", "externalconnection", "office"]);
+    assert_eq!(json["spec"]["saLifetime"], "8h");
+    assert_eq!(json["status"]["conditions"][1]["reason"], "NotServed");
+    let yaml = output(&place.run(&["get", "extconn", "office", "-o", "yaml"]));
+    assert!(yaml.contains("kind: ExternalConnection"), "{yaml}");
+    let gone = place.run(&["delete", "externalconnections", "office"]);
+    assert_eq!(output(&gone), "externalconnection/office deleted\n");
 }

@@ -235,6 +235,7 @@ fn install(world: &World) {
         "crd",
         "nodeencryptions.testudo.dev",
         "encryptionpolicies.testudo.dev",
+        "externalconnections.testudo.dev",
     ];
     assert!(world.kubectl(&wait).done);
 }
@@ -242,9 +243,38 @@ fn install(world: &World) {
 /// Who, verb, resource with its group (and subresource, and name), whether it is allowed.
 type Right = (&'static str, &'static str, &'static str, &'static str, bool);
 
-const RIGHTS: [Right; 52] = [
+const RIGHTS: [Right; 57] = [
     (AGENT, "watch", "encryptionpolicies.testudo.dev", "", true),
     (AGENT, "watch", "trustbundles.testudo.dev", "", true),
+    (AGENT, "watch", "externalconnections.testudo.dev", "", true),
+    (
+        AGENT,
+        "create",
+        "externalconnections.testudo.dev",
+        "",
+        false,
+    ),
+    (
+        AGENT,
+        "patch",
+        "externalconnections.testudo.dev/status",
+        "x",
+        false,
+    ),
+    (
+        CONTROLLER,
+        "patch",
+        "externalconnections.testudo.dev/status",
+        "x",
+        true,
+    ),
+    (
+        CONTROLLER,
+        "patch",
+        "externalconnections.testudo.dev",
+        "x",
+        false,
+    ),
     (AGENT, "patch", "nodeencryptions.testudo.dev", "n1", true),
     (AGENT, "create", "nodeencryptions.testudo.dev", "", true),
     (

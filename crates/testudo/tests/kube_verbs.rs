@@ -116,7 +116,7 @@ fn openshifts_words(run: &dyn Fn(&[&str]) -> Answer, folder: &Path) {
     let applied = apply(manifest, &[]).ok();
     assert_eq!(applied.out, "encryptionpolicy/cluster unchanged\n");
     let external = apply(&ipsec(json!({"mode": "External"})), &[]).ok();
-    assert!(external.err.contains("not built yet"), "{external}");
+    assert!(external.err.contains("do not set up"), "{external}");
     is("External", "Auto");
     merge(json!({"mode": "Disabled"})).ok();
     // Our own object, in our words.
@@ -192,7 +192,7 @@ kind: ClusterRole
 metadata: {name: testudo-agent}
 rules:
 - apiGroups: [testudo.dev]
-  resources: [encryptionpolicies, nodeencryptions, trustbundles]
+  resources: [encryptionpolicies, externalconnections, nodeencryptions, trustbundles]
   verbs: [get, list, watch]
 - apiGroups: [testudo.dev]
   resources: [nodeencryptions, nodeencryptions/status]

@@ -80,7 +80,7 @@ fn agent() -> Value {
     json!([
         rule(
             OURS,
-            &["encryptionpolicies", "trustbundles"],
+            &["encryptionpolicies", "externalconnections", "trustbundles"],
             &["get", "list", "watch"]
         ),
         rule(
@@ -101,8 +101,16 @@ fn controller() -> Value {
     let mut signers = rule(CERTIFICATES, &["signers"], &["approve", "sign"]);
     signers["resourceNames"] = json!(["testudo.dev/node"]);
     json!([
-        rule(OURS, &["encryptionpolicies"], &["get", "list", "watch"]),
-        rule(OURS, &["encryptionpolicies/status"], &["patch", "update"]),
+        rule(
+            OURS,
+            &["encryptionpolicies", "externalconnections"],
+            &["get", "list", "watch"]
+        ),
+        rule(
+            OURS,
+            &["encryptionpolicies/status", "externalconnections/status"],
+            &["patch", "update"]
+        ),
         rule(
             OURS,
             &["nodeencryptions"],

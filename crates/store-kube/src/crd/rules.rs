@@ -3,6 +3,8 @@
 use serde_json::{Value, json};
 use testudo_model::policy::MOST_PER_CPU;
 
+use super::external;
+
 /// Adds a kind's rules to its schema.
 pub(super) fn add(kind: &str, schema: &mut Value) {
     let spec = "/properties/spec/properties";
@@ -39,6 +41,7 @@ pub(super) fn add(kind: &str, schema: &mut Value) {
                 bound(schema, &format!("{spec}/{field}"), longest.clone());
             }
         }
+        "ExternalConnection" => external::add(schema),
         _ => {}
     }
     if schema
@@ -57,14 +60,6 @@ pub(super) fn add(kind: &str, schema: &mut Value) {
 fn policy(schema: &mut Value) {
     named_cluster("EncryptionPolicy", schema);
     let spec = "/properties/spec/properties";
-    // The seconds of a length of time, of which the pattern says that it is one.
-    let seconds = |field: &str| {
-        format!(
-            "double({field}.substring(0, size({field}) - 1)) * \
-             {{'y': 31536000.0, 'w': 604800.0, 'd': 86400.0, 'h': 3600.0, 'm': 60.0, 's': 1.0}}\
-             [{field}.substring(size({field}) - 1)]"
-        )
-    };
     let certificates = format!("{spec}/certificates");
     rule(
         schema,
@@ -118,6 +113,15 @@ fn policy(schema: &mut Value) {
     prefixes(schema, &format!("{spec}/overlay/properties/podCIDRs"));
 }
 
+/// The seconds of a length of time, of which the pattern says that it is one.
+pub(super) fn seconds(field: &str) -> String {
+    format!(
+        "double({field}.substring(0, size({field}) - 1)) * \
+         {{'y': 31536000.0, 'w': 604800.0, 'd': 86400.0, 'h': 3600.0, 'm': 60.0, 's': 1.0}}\
+         [{field}.substring(size({field}) - 1)]"
+    )
+}
+
 fn named_cluster(kind: &str, schema: &mut Value) {
     let text = format!("metadata.name: the one {kind} is named \"cluster\"");
     rule(schema, "", "self.metadata.name == 'cluster'", &text);
@@ -136,7 +140,7 @@ fn prefixes(schema: &mut Value, path: &str) {
 }
 
 /// Adds a rule in CEL to the schema at a path (RFC 6901).
-fn rule(schema: &mut Value, path: &str, rule: &str, message: &str) {
+pub(super) fn rule(schema: &mut Value, path: &str, rule: &str, message: &str) {
     let at = at(schema, path);
     if at.get("x-kubernetes-validations").is_none() {
         at["x-kubernetes-validations"] = json!([]);
@@ -147,7 +151,7 @@ fn rule(schema: &mut Value, path: &str, rule: &str, message: &str) {
 }
 
 /// Sets keywords of the schema at a path.
-fn bound(schema: &mut Value, path: &str, keywords: Value) {
+pub(super) fn bound(schema: &mut Value, path: &str, keywords: Value) {
     let at = at(schema, path);
     for (key, value) in keywords.as_object().into_iter().flatten() {
         at[key.as_str()] = value.clone();
@@ -165,6 +169,7 @@ pub(super) fn short_names(kind: &str) -> Value {
     match kind {
         "EncryptionPolicy" => json!(["encpol"]),
         "NodeEncryption" => json!(["nodeenc"]),
+        "ExternalConnection" => json!(["extconn"]),
         _ => json!(["trustb"]),
     }
 }
@@ -212,6 +217,22 @@ pub(super) fn columns(kind: &str) -> Value {
             wide("CA", "string", ".status.authorities.presented"),
             wide("Version", "string", ".status.agentVersion"),
             wide("Message", "string", &condition("Degraded", "message")),
+        ]),
+        "ExternalConnection" => json!([
+            column("Type", "string", ".spec.type"),
+            column("Right", "string", ".spec.right"),
+            column("Right-Subnets", "string", ".spec.rightSubnets"),
+            column("Accepted", "string", &condition("Accepted", "status")),
+            column("Programmed", "string", &condition("Programmed", "status")),
+            column("Reason", "string", &condition("Programmed", "reason")),
+            age,
+            wide("Left", "string", ".spec.left"),
+            wide("Left-Subnets", "string", ".spec.leftSubnets"),
+            wide("Certificate", "string", ".spec.leftCert.secretName"),
+            wide("PSK", "string", ".spec.psk.secretName"),
+            wide("Nodes", "string", ".spec.nodeSelector"),
+            wide("Refused", "string", &condition("Accepted", "message")),
+            wide("Message", "string", &condition("Programmed", "message")),
         ]),
         _ => json!([
             column("Phase", "string", ".status.phase"),

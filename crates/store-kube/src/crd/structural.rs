@@ -37,6 +37,10 @@ fn structural(schema: Value) -> Value {
     let mut out = Map::new();
     for (key, value) in map {
         match key.as_str() {
+            // A map whose keys are the user's has a schema for its values.
+            "additionalProperties" if value.is_object() => {
+                out.insert(key, structural(value));
+            }
             "$schema" | "title" | "additionalProperties" | "examples" => {}
             "default" if value.is_null() => {}
             "type" => {

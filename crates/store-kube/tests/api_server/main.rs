@@ -5,6 +5,7 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod external;
 mod owners;
 mod pods;
 mod refusals;
@@ -27,6 +28,11 @@ async fn the_store_holds_against_a_real_api_server() {
         refusals::both_refuse(&world),
     )
     .await;
+    step(
+        "connections to hosts outside",
+        external::both_refuse(&world),
+    )
+    .await;
     step("defaults are filled in", refusals::defaults(&world)).await;
     step("kubectl tells the story", refusals::columns(&world)).await;
     step("a Node's pods", pods::prefixes_of_a_node(&world)).await;
@@ -41,6 +47,7 @@ async fn the_store_holds_against_a_real_api_server() {
     step("what is ours is taken back", owners::taken_back(&world)).await;
     step("a newer build's objects", skew::newer_objects(&world)).await;
     step("an older build's CRDs", skew::older_crds(&world)).await;
+    step("connections of other builds", external::skew(&world)).await;
     step("requests", requests::asked_and_answered(&world)).await;
     step("strangers", requests::strangers_are_told_apart(&world)).await;
     step("an approval by hand", requests::approved_by_hand(&world)).await;

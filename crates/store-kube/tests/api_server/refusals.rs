@@ -3,6 +3,7 @@
 use kube::api::{Patch, PatchParams};
 use serde_json::{Value, json};
 use testudo_model::bundle::TrustBundleKind;
+use testudo_model::external::{ExternalConnectionKind, judged};
 use testudo_model::node::NodeEncryptionKind;
 use testudo_model::policy::{EncryptionPolicyKind, Mode};
 use testudo_model::{
@@ -13,6 +14,7 @@ use testudo_model::{
 use testudo_store::{Store, StoreError};
 use testudo_store_kube::Writer;
 
+use crate::external;
 use crate::world::{World, agent, node, policy};
 
 const TIME: UnixTime = UnixTime(1_800_000_000);
@@ -149,15 +151,19 @@ pub(crate) async fn every_field_is_kept(world: &World) {
     let mut wanted: Object<TrustBundleKind> = Object::new("cluster", spec);
     wanted.status = bundle_status();
     kept(world, wanted).await;
+    let mut wanted: Object<ExternalConnectionKind> =
+        Object::new("office", serde_json::from_value(external::whole()).unwrap());
+    wanted.status = judged(&wanted, Some(("Invalid", "a sentence".to_owned())), TIME);
+    kept(world, wanted).await;
 }
 
 /// What our own validation says of a spec as a program reads it.
-fn ours<K: Kind>(name: &str, spec: &Value) -> Result<(), String> {
+pub(crate) fn ours<K: Kind>(name: &str, spec: &Value) -> Result<(), String> {
     let spec = serde_json::from_value(spec.clone()).map_err(|e| e.to_string())?;
     K::validate(name, &spec)
 }
 
-async fn theirs<K: Kind>(world: &World, name: &str, spec: &Value) -> Result<(), String> {
+pub(crate) async fn theirs<K: Kind>(world: &World, name: &str, spec: &Value) -> Result<(), String> {
     let api = world.raw_of::<K>().await;
     let object = json!({
         "apiVersion": "testudo.dev/v1alpha1", "kind": K::KIND,
@@ -289,7 +295,11 @@ pub(crate) async fn columns(world: &World) {
     let mut wanted = node("n1");
     wanted.status = node_status();
     store.apply(wanted).await.unwrap();
-    let shown = world.kubectl(&["get", "encryptionpolicy,nodeencryption"]);
+    let mut wanted: Object<ExternalConnectionKind> =
+        Object::new("office", serde_json::from_value(external::whole()).unwrap());
+    wanted.status = judged(&wanted, None, TIME);
+    store.apply(wanted).await.unwrap();
+    let shown = world.kubectl(&["get", "encryptionpolicy,nodeencryption,externalconnection"]);
     eprintln!("{shown}");
     for word in [
         "Full",
@@ -299,6 +309,8 @@ pub(crate) async fn columns(world: &World) {
         "10.0.0.1",
         "1400",
         "2027-01-15",
+        "203.0.113.7",
+        "NotServed",
     ] {
         assert!(shown.contains(word), "{word}:\n{shown}");
     }
@@ -306,7 +318,8 @@ pub(crate) async fn columns(world: &World) {
     let wide = world.kubectl(&["get", "testudo", "-o", "wide"]);
     eprintln!("{wide}");
     assert!(wide.contains("a sentence") && wide.contains("0a"), "{wide}");
-    for short in ["encpol", "nodeenc", "trustb"] {
+    assert!(wide.contains("agents of this version"), "{wide}");
+    for short in ["encpol", "nodeenc", "trustb", "extconn"] {
         world.kubectl(&["get", short]);
     }
     store
@@ -314,4 +327,8 @@ pub(crate) async fn columns(world: &World) {
         .await
         .unwrap();
     store.delete::<NodeEncryptionKind>("n1").await.unwrap();
+    store
+        .delete::<ExternalConnectionKind>("office")
+        .await
+        .unwrap();
 }

@@ -11,7 +11,7 @@ use crate::watches::next;
 use crate::world::{World, node, policy, until};
 
 /// A CRD of ours with a change of its schema.
-fn changed(kind: &str, change: impl FnOnce(&mut Value)) -> Value {
+pub(crate) fn changed(kind: &str, change: impl FnOnce(&mut Value)) -> Value {
     let all = crd::all();
     let of_kind = |definition: &&Value| definition["spec"]["names"]["kind"] == kind;
     let mut definition = all.iter().find(of_kind).unwrap().clone();

@@ -329,8 +329,18 @@ fn roles() -> Vec<Value> {
     };
     let (ours, certificates, all) = ("testudo.dev", "certificates.k8s.io", &[][..]);
     let controller = vec![
-        rule(ours, &["encryptionpolicies"], "get list watch", all),
-        rule(ours, &["encryptionpolicies/status"], "patch update", all),
+        rule(
+            ours,
+            &["encryptionpolicies", "externalconnections"],
+            "get list watch",
+            all,
+        ),
+        rule(
+            ours,
+            &["encryptionpolicies/status", "externalconnections/status"],
+            "patch update",
+            all,
+        ),
         rule(ours, &["nodeencryptions"], "get list watch delete", all),
         rule(
             ours,

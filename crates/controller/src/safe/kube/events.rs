@@ -258,6 +258,12 @@ fn about(about: &About) -> (ApiResource, &str) {
             CLUSTER,
         ),
         About::Bundle => (API_VERSION, "TrustBundle", "trustbundles", CLUSTER),
+        About::Connection(name) => (
+            API_VERSION,
+            "ExternalConnection",
+            "externalconnections",
+            name.as_str(),
+        ),
         About::Node(name) => ("v1", "Node", "nodes", name.as_str()),
         About::Secret(name) => ("v1", "Secret", "secrets", name.as_str()),
         About::Request(name) => (
