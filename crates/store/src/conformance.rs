@@ -26,6 +26,7 @@ macro_rules! check {
     };
 }
 
+mod external;
 pub mod requests;
 
 /// Puts a store to the test; the error says what it did wrong.
@@ -35,6 +36,7 @@ pub async fn run<S: Store>(store: S) -> Result<(), String> {
     status_changes_alone(&store).await?;
     stale_writes_are_refused(&store).await?;
     nonsense_is_refused(&store).await?;
+    external::connections_are_kept(&store).await?;
     writers_at_once_lose_nothing(&store).await?;
     a_watch_tells_everything(&store).await
 }
