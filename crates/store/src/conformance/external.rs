@@ -3,7 +3,9 @@
 use testudo_model::external::{
     ACCEPTED, ConnectionType, ExternalConnectionKind, KeyReference, NodeSelector, judged,
 };
-use testudo_model::{ConditionStatus, ExternalConnection, ExternalConnectionSpec, Lifetime, UnixTime};
+use testudo_model::{
+    ConditionStatus, ExternalConnection, ExternalConnectionSpec, Lifetime, UnixTime,
+};
 
 use super::said;
 use crate::error::StoreError;
