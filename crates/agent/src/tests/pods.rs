@@ -28,7 +28,7 @@ fn away() -> Problem {
 }
 
 /// A routed cluster of two, and what tells each of its Node.
-async fn routed(subnet: u8) -> (Cluster, [Sender<NodePods>; 2]) {
+fn routed(subnet: u8) -> (Cluster, [Sender<NodePods>; 2]) {
     let mut cluster = Cluster::new(subnet, 0);
     let senders = [1, 2].map(|node| {
         cluster.hosts.insert(node, Fake::default());
@@ -38,17 +38,19 @@ async fn routed(subnet: u8) -> (Cluster, [Sender<NodePods>; 2]) {
         cluster.start_by(node, Sources { store, pods });
         sender
     });
-    cluster
-        .policy(|spec| {
+    (cluster, senders)
+}
+
+impl Cluster {
+    async fn encrypt(&self) {
+        self.policy(|spec| {
             spec.mode = Mode::Full;
             spec.overlay.kind = OverlayType::Routed;
             spec.overlay.pod_cidrs = nets(&["10.244.0.0/16"]);
         })
         .await;
-    (cluster, senders)
-}
+    }
 
-impl Cluster {
     /// What a node has in force: its own prefixes, and those of the one peer.
     fn prefixes(&self, node: u8) -> Option<(Vec<IpNet>, Vec<IpNet>)> {
         let policy = self.hosts[&node].twin().policy()?;
@@ -74,7 +76,7 @@ impl Cluster {
 #[test]
 fn pods_prefixes_follow_the_node_and_no_step_is_taken_without_them() {
     on_one_thread(async {
-        let (cluster, [first, second]) = routed(76).await;
+        let (cluster, [first, second]) = routed(76);
         first.send(are(&["10.244.1.0/24"])).await.unwrap();
         wait("the first node", async || {
             let node = cluster.node(1).await;
@@ -85,15 +87,20 @@ fn pods_prefixes_follow_the_node_and_no_step_is_taken_without_them() {
 
         let none = "Node n2 has no spec.podCIDRs".to_owned();
         second.send(NodePods::Are(Err(none.clone()))).await.unwrap();
+        wait("the second node", async || cluster.node(2).await.is_some()).await;
+        cluster.encrypt().await;
+        let status = async || {
+            let policy = cluster.store.get::<EncryptionPolicyKind>(CLUSTER).await;
+            policy.unwrap().unwrap().status
+        };
         wait("the complaint", async || {
-            cluster.is_degraded_by(2, &none).await
+            let waits = status().await.waiting_on.contains(&"n2".to_owned());
+            waits && cluster.is_degraded_by(2, &none).await
         })
         .await;
         tokio::time::sleep(Duration::from_millis(500)).await;
-        let policy = cluster.store.get::<EncryptionPolicyKind>(CLUSTER).await;
-        let status = policy.unwrap().unwrap().status;
-        assert!(status.phase <= Phase::Prepared, "{status:?}");
-        assert!(status.waiting_on.contains(&"n2".to_owned()), "{status:?}");
+        let phase = status().await.phase;
+        assert!(phase <= Phase::Prepared, "{phase}");
         assert_eq!(cluster.node(2).await.unwrap().status.acknowledged, None);
 
         second.send(are(&["10.244.2.0/24"])).await.unwrap();
@@ -133,9 +140,10 @@ fn pods_prefixes_follow_the_node_and_no_step_is_taken_without_them() {
 #[test]
 fn pods_prefixes_outlive_a_restart_without_the_api_server() {
     on_one_thread(async {
-        let (mut cluster, [first, second]) = routed(77).await;
+        let (mut cluster, [first, second]) = routed(77);
         first.send(are(&["10.244.1.0/24"])).await.unwrap();
         second.send(are(&["10.244.2.0/24"])).await.unwrap();
+        cluster.encrypt().await;
         cluster.reach(Phase::Strict).await;
         cluster.all_sealed().await;
         let before = cluster.prefixes(2);
