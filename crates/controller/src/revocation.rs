@@ -10,16 +10,17 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use testudo_model::NodeEncryption;
 use testudo_model::node::NodeEncryptionKind;
 use testudo_model::request::CertificateRequestKind;
+use testudo_model::{Kind, NodeEncryption};
 use testudo_pki::hex;
 use testudo_store::{Store, StoreError};
 use tracing::{error, info, warn};
 
+use crate::leader::first;
 use crate::news::{About, News};
 use crate::register::{Given, Holder, Register, ca_of};
-use crate::run::{Controller, seconds};
+use crate::run::{Complaint, Controller, seconds};
 use crate::safe::{Document, Members, Safe};
 
 /// For so long a node's object has to be away before the node is gone.
@@ -32,6 +33,12 @@ const UNSEEN: Duration = Duration::from_secs(3600);
 /// How often an object that somebody writes again and again is removed.
 const SWEEP: Duration = Duration::from_secs(5);
 
+/// One that could not be removed is tried again after this time.
+const STUCK: Duration = Duration::from_secs(10);
+/// Once one could not be removed, no more are tried in this round after this time: where each takes as long
+/// as a call may take, the controller has other things to do.
+const ROUND: Duration = Duration::from_secs(5);
+
 /// How soon an object is looked at again that was written while it was to be removed.
 const SOON: Duration = Duration::from_millis(100);
 
@@ -42,6 +49,10 @@ pub(crate) struct Absent {
     since: BTreeMap<Holder, Instant>,
     /// When an object was last removed.
     swept: BTreeMap<String, Instant>,
+    /// When to try again to remove what could not be removed, by kind and name.
+    stuck: BTreeMap<(&'static str, String), Instant>,
+    /// What was last complained of those.
+    stuck_complaint: Complaint,
     /// What was last complained of.
     told: Option<String>,
     /// When to look again.
@@ -157,7 +168,7 @@ impl<S: Store, K: Safe> Controller<S, K> {
             info!(lists = done.signed, "revocation lists signed");
             self.publish_bundle().await?;
         }
-        self.sweep(&members).await?;
+        self.sweep(&members).await;
         let mut names: BTreeSet<String> = removed.iter().map(ToString::to_string).collect();
         let gone = gone.into_iter().map(|holder| holder.name);
         names.extend(gone.filter(|name| {
@@ -271,8 +282,9 @@ impl<S: Store, K: Safe> Controller<S, K> {
     }
 
     /// Removes what nodes that are out have in the store. An agent that does not know yet that it is out
-    /// may write it again.
-    pub(crate) async fn sweep(&mut self, members: &Members) -> anyhow::Result<()> {
+    /// may write it again. What cannot be removed is told and counted, and keeps the controller from nothing
+    /// else.
+    pub(crate) async fn sweep(&mut self, members: &Members) {
         let register = &self.kept.register;
         let is_out = |name: &str, uid: &str| {
             let gone = match members {
@@ -294,42 +306,92 @@ impl<S: Store, K: Safe> Controller<S, K> {
             answered && is_out(request.spec.node.as_str(), request.spec.uid.as_str())
         });
         let requests: Vec<String> = out.map(|request| request.name().to_owned()).collect();
-        let now = Instant::now();
-        self.absent.swept.retain(|_, at| now < *at + SWEEP);
-        let broken = self.world.nodes.broken();
-        for node in nodes {
-            let (name, uid) = (node.name().to_owned(), node.spec.uid.as_str());
-            if let Some(at) = self.absent.swept.get(&name) {
-                let then = *at + SWEEP;
+        let began = Instant::now();
+        self.absent.swept.retain(|_, at| began < *at + SWEEP);
+        self.absent.stuck.retain(|_, then| began < *then);
+        // Certificates that were given out weigh less than nodes that others still go by.
+        let nodes = nodes.into_iter().map(Left::Node);
+        let mut stuck = Vec::new();
+        for left in nodes.chain(requests.into_iter().map(Left::Request)) {
+            let key = left.key();
+            if let Some(then) = self.absent.stuck.get(&key) {
+                self.absent.look_at(*then);
+                continue;
+            }
+            if !stuck.is_empty() && began.elapsed() > ROUND {
+                self.absent.look_at(Instant::now());
+                break;
+            }
+            self.numbers.beat();
+            if let Err(error) = self.remove(left, members).await {
+                stuck.push(format!("{} {} ({error:#})", key.0, key.1));
+                let then = Instant::now() + STUCK;
                 self.absent.look_at(then);
-                continue;
+                self.absent.stuck.insert(key, then);
             }
-            // Who has just come may not be among the members yet.
-            let listed = matches!(members, Members::These(_));
-            if listed && !self.safe.is_gone(&name, uid).await? {
-                continue;
-            }
-            // What is seen of one that cannot be read is not what stands there.
-            let deleted = match broken.contains(&name) {
-                true => self.store.delete::<NodeEncryptionKind>(&name).await,
-                false => self.store.delete_seen(&node).await,
-            };
-            if matches!(&deleted, Err(e) if e.is_conflict()) {
-                // Somebody has written it, and may be another node of that name.
-                self.world.nodes.refresh(&self.store, &name).await?;
-                self.absent.look_at(now + SOON);
-                continue;
-            }
-            deleted?;
-            self.world.nodes.objects.remove(&name);
-            info!(node = name, "the object of a node that is gone is removed");
-            self.absent.swept.insert(name, now);
         }
-        for name in requests {
-            self.store.delete::<CertificateRequestKind>(&name).await?;
-            self.world.requests.objects.remove(&name);
+        if !stuck.is_empty() {
+            self.numbers.failed("removal");
+            let names = first(&stuck);
+            let text = format!("what nodes that are gone have left is not removed: {names}");
+            self.absent.stuck_complaint.say(&text);
         }
+    }
+
+    /// Removes one such object, if it is to go now.
+    async fn remove(&mut self, left: Left, members: &Members) -> anyhow::Result<()> {
+        let node = match left {
+            Left::Node(node) => node,
+            Left::Request(name) => {
+                self.store.delete::<CertificateRequestKind>(&name).await?;
+                self.world.requests.objects.remove(&name);
+                return Ok(());
+            }
+        };
+        let now = Instant::now();
+        let (name, uid) = (node.name().to_owned(), node.spec.uid.as_str());
+        if let Some(at) = self.absent.swept.get(&name) {
+            let then = *at + SWEEP;
+            self.absent.look_at(then);
+            return Ok(());
+        }
+        // Who has just come may not be among the members yet.
+        let listed = matches!(members, Members::These(_));
+        if listed && !self.safe.is_gone(&name, uid).await? {
+            return Ok(());
+        }
+        // What is seen of one that cannot be read is not what stands there.
+        let deleted = match self.world.nodes.broken().contains(&name) {
+            true => self.store.delete::<NodeEncryptionKind>(&name).await,
+            false => self.store.delete_seen(&node).await,
+        };
+        if matches!(&deleted, Err(e) if e.is_conflict()) {
+            // Somebody has written it, and may be another node of that name.
+            self.world.nodes.refresh(&self.store, &name).await?;
+            self.absent.look_at(now + SOON);
+            return Ok(());
+        }
+        deleted?;
+        self.world.nodes.objects.remove(&name);
+        info!(node = name, "the object of a node that is gone is removed");
+        self.absent.swept.insert(name, now);
         Ok(())
+    }
+}
+
+/// What a node that is out has left in the store.
+enum Left {
+    Node(NodeEncryption),
+    /// By name.
+    Request(String),
+}
+
+impl Left {
+    fn key(&self) -> (&'static str, String) {
+        match self {
+            Self::Node(node) => (NodeEncryptionKind::KIND, node.name().to_owned()),
+            Self::Request(name) => (CertificateRequestKind::KIND, name.clone()),
+        }
     }
 }
 

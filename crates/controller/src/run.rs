@@ -152,7 +152,7 @@ pub async fn lead<S: Store, K: Safe>(
 }
 
 /// Logs errors, and the same one not again and again.
-#[derive(Default)]
+#[derive(Debug, Default)]
 pub(crate) struct Complaint {
     last: Option<(String, Instant)>,
 }

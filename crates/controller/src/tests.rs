@@ -338,6 +338,7 @@ async fn until_published(store: &DirStore) {
 mod external;
 mod gates;
 mod giving;
+mod holding;
 mod many;
 mod removal;
 mod rotation;

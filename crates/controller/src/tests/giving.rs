@@ -14,14 +14,21 @@ use crate::{DirSafe, Numbers};
 /// A store that takes no answer to the requests of these nodes.
 #[derive(Clone)]
 pub(super) struct Refusing {
-    store: DirStore,
+    pub(super) store: DirStore,
     nodes: Arc<Mutex<BTreeSet<String>>>,
+    /// Nor the removal of these nodes' objects.
+    kept: Arc<Mutex<BTreeSet<String>>>,
 }
 
 impl Refusing {
     fn refuse(&self, nodes: &[&str]) {
         let nodes = nodes.iter().map(|node| (*node).to_owned());
         *self.nodes.lock().unwrap() = nodes.collect();
+    }
+
+    pub(super) fn keep(&self, nodes: &[&str]) {
+        let nodes = nodes.iter().map(|node| (*node).to_owned());
+        *self.kept.lock().unwrap() = nodes.collect();
     }
 }
 
@@ -55,6 +62,12 @@ impl Store for Refusing {
     }
 
     async fn delete<K: Kind>(&self, name: &str) -> Result<bool, StoreError> {
+        if K::KIND == NodeEncryptionKind::KIND && self.kept.lock().unwrap().contains(name) {
+            return Err(StoreError::Unavailable {
+                what: format!("a webhook forbids the removal of {name}"),
+                remedy: "none".to_owned(),
+            });
+        }
         self.store.delete::<K>(name).await
     }
 
@@ -71,6 +84,7 @@ impl Store for Refusing {
 pub(super) struct Stepped {
     pub(super) store: Refusing,
     pub(super) controller: Controller<Refusing, DirSafe>,
+    pub(super) numbers: Numbers,
     _dir: tempfile::TempDir,
 }
 
@@ -80,13 +94,15 @@ impl Stepped {
         let store = Refusing {
             store: DirStore::open(dir.path()).unwrap(),
             nodes: Arc::default(),
+            kept: Arc::default(),
         };
         let safe = DirSafe::open(&store.store);
         let numbers = Numbers::new("test", false);
-        let controller = Controller::open(store.clone(), safe, numbers).await;
+        let controller = Controller::open(store.clone(), safe, numbers.clone()).await;
         Self {
             controller: controller.unwrap(),
             store,
+            numbers,
             _dir: dir,
         }
     }
@@ -103,7 +119,7 @@ impl Stepped {
     }
 
     /// The serial number of the certificate that a node was given.
-    async fn given(&self, name: &str) -> Option<String> {
+    pub(super) async fn given(&self, name: &str) -> Option<String> {
         let request = self.store.get::<CertificateRequestKind>(name).await;
         let status = request.unwrap().unwrap().status;
         let chain = chain_from_pem(&status.certificate?).unwrap();
