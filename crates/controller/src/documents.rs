@@ -142,23 +142,34 @@ pub(crate) fn set_condition(
     generation: u64,
     trouble: &BTreeMap<Document, Unusable>,
 ) {
-    let there = status.conditions.iter().any(|c| c.kind == CONDITION);
-    if trouble.is_empty() && !there {
+    let texts: Vec<&str> = trouble.values().map(|one| one.text.as_str()).collect();
+    let first = trouble.values().next();
+    let wrong = first.map(|one| (one.reason, texts.join("; ")));
+    set_where_wrong(status, generation, CONDITION, wrong);
+}
+
+/// Sets a condition that is false with a reason and a sentence while something is `wrong`, and of which there
+/// is none where nothing ever was.
+pub(crate) fn set_where_wrong(
+    status: &mut EncryptionPolicyStatus,
+    generation: u64,
+    kind: &str,
+    wrong: Option<(&str, String)>,
+) {
+    let there = status.conditions.iter().any(|c| c.kind == kind);
+    if wrong.is_none() && !there {
         return;
     }
-    let texts: Vec<&str> = trouble.values().map(|one| one.text.as_str()).collect();
+    let holds = match wrong {
+        None => ConditionStatus::True,
+        Some(_) => ConditionStatus::False,
+    };
+    let (reason, message) = wrong.unwrap_or(("AsExpected", String::new()));
     let condition = Condition {
-        kind: CONDITION.to_owned(),
-        status: match trouble.is_empty() {
-            true => ConditionStatus::True,
-            false => ConditionStatus::False,
-        },
-        reason: trouble
-            .values()
-            .next()
-            .map_or("AsExpected", |one| one.reason)
-            .to_owned(),
-        message: texts.join("; "),
+        kind: kind.to_owned(),
+        status: holds,
+        reason: reason.to_owned(),
+        message,
         last_transition_time: UnixTime(i64::try_from(seconds()).unwrap_or(i64::MAX)),
         observed_generation: generation,
     };

@@ -62,6 +62,8 @@ impl<S: Store, K: Safe> Controller<S, K> {
             let mut status = rollout::next(policy, &nodes, &unreadable, now);
             let trouble = &self.documents.trouble;
             documents::set_condition(&mut status, policy.metadata.generation, trouble);
+            self.absent
+                .set_condition(&mut status, policy.metadata.generation);
             if status == policy.status {
                 self.name_stragglers(&status);
                 return Ok(());

@@ -195,6 +195,24 @@ impl Register {
             .collect()
     }
 
+    /// Names of nodes with certificates that are taken back, have not ended at `now`, and are in none of the
+    /// `lists` ([`Register::forget`]).
+    pub(crate) fn unlisted(
+        &self,
+        now: Option<u64>,
+        lists: &BTreeMap<String, BTreeSet<String>>,
+    ) -> Vec<String> {
+        let unlisted = |given: &Given| {
+            let list = lists.get(&given.ca);
+            let named = list.is_none_or(|named| named.contains(&given.serial));
+            given.revoked.is_some() && !named && !given.has_ended(now)
+        };
+        let entries = self.entries.iter();
+        let with_such = entries.filter(|(_, entry)| entry.given.iter().any(unlisted));
+        let names: BTreeSet<&str> = with_such.map(|(holder, _)| holder.name.as_str()).collect();
+        names.into_iter().map(str::to_owned).collect()
+    }
+
     /// Serial numbers (hex) of a CA's certificates that were written down, ended or not.
     pub(crate) fn serials_of(&self, ca: &str) -> BTreeSet<&str> {
         let of_it = self.given().filter(|given| given.ca == ca);

@@ -12,11 +12,12 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use testudo_model::node::NodeEncryptionKind;
 use testudo_model::request::CertificateRequestKind;
-use testudo_model::{Kind, NodeEncryption};
+use testudo_model::{EncryptionPolicyStatus, Kind, NodeEncryption};
 use testudo_pki::hex;
 use testudo_store::{Store, StoreError};
-use tracing::{error, info, warn};
+use tracing::{info, warn};
 
+use crate::documents;
 use crate::leader::first;
 use crate::news::{About, News};
 use crate::register::{Given, Holder, Register, ca_of};
@@ -42,6 +43,10 @@ const ROUND: Duration = Duration::from_secs(5);
 /// How soon an object is looked at again that was written while it was to be removed.
 const SOON: Duration = Duration::from_millis(100);
 
+/// The type of the condition in the policy's status, and its reason where it does not hold.
+const CONDITION: &str = "RevocationsInForce";
+const HELD: &str = "RevocationHeld";
+
 /// What this run knows of nodes that are away.
 #[derive(Debug, Default)]
 pub(crate) struct Absent {
@@ -53,8 +58,9 @@ pub(crate) struct Absent {
     stuck: BTreeMap<(&'static str, String), Instant>,
     /// What was last complained of those.
     stuck_complaint: Complaint,
-    /// What was last complained of.
-    told: Option<String>,
+    /// Why certificates of nodes that are gone are not taken back, though they should be.
+    held: Option<String>,
+    held_complaint: Complaint,
     /// When to look again.
     again: Option<Instant>,
 }
@@ -68,6 +74,13 @@ impl Absent {
     /// Looks again then, at the latest.
     pub(crate) fn look_at(&mut self, then: Instant) {
         self.again = Some(self.again.map_or(then, |again| again.min(then)));
+    }
+
+    /// Says in the policy's status that certificates are not taken back. Where that never was so it says
+    /// nothing.
+    pub(crate) fn set_condition(&self, status: &mut EncryptionPolicyStatus, generation: u64) {
+        let held = self.held.clone().map(|text| (HELD, text));
+        documents::set_where_wrong(status, generation, CONDITION, held);
     }
 
     /// Those of `missing` that have been so for long enough.
@@ -88,24 +101,41 @@ impl Absent {
 }
 
 impl<S: Store, K: Safe> Controller<S, K> {
-    /// Finds nodes that are gone and takes their certificates back. Trouble with it is told, and keeps
-    /// the controller from nothing else.
+    /// Finds nodes that are gone and takes their certificates back. Trouble with it is told in every way
+    /// there is, because who is not wanted any more stays trusted; it keeps the controller from nothing else.
+    /// An error is a conflict: all is to be looked at again.
     pub(crate) async fn keep_out(&mut self) -> Result<(), StoreError> {
         self.absent.again = None;
-        let told = match self.try_to_keep_out().await {
+        let held = match self.try_to_keep_out().await {
             Ok(()) => None,
-            Err(trouble) => match trouble.downcast::<StoreError>() {
-                Ok(error) => return Err(error),
-                Err(trouble) => Some(format!("{trouble:#}")),
-            },
+            Err(error) => {
+                let store = error.downcast_ref::<StoreError>();
+                if store.is_some_and(StoreError::is_conflict) {
+                    return Err(changed(&self.safe));
+                }
+                Some(format!("{error:#}"))
+            }
         };
-        if let Some(text) = told.as_ref().filter(|_| told != self.absent.told) {
-            error!("certificates of nodes that are gone: {text}");
+        match &held {
+            Some(text) => {
+                self.numbers.failed("revocation");
+                let text = format!("certificates are not taken back: {text}");
+                if self.absent.held_complaint.say(&text) {
+                    let news = News::bad(About::Bundle, HELD, "Revoke", text);
+                    self.safe.tell(news);
+                }
+                self.absent.look_at(Instant::now() + SWEEP);
+            }
+            None if self.absent.held.is_some() => {
+                let text = "certificates of nodes that are gone are taken back again";
+                info!("{text}");
+                let news = News::good(About::Bundle, "RevocationResumed", "Revoke", text);
+                self.safe.tell(news);
+                self.absent.held_complaint = Complaint::default();
+            }
+            None => {}
         }
-        if told.is_some() {
-            self.absent.look_at(Instant::now() + SWEEP);
-        }
-        self.absent.told = told;
+        self.absent.held = held;
         Ok(())
     }
 
@@ -139,7 +169,14 @@ impl<S: Store, K: Safe> Controller<S, K> {
         }
         let (now, sure) = (seconds(), self.steady.is_sure(Instant::now()));
         next.forget(sure.then_some(now), &self.lists());
-        if !self.kept.put(&self.safe, next).await? {
+        let kept = self.kept.put(&self.safe, next).await.with_context(|| {
+            let names: Vec<String> = taken.iter().map(|(node, _)| node.name.clone()).collect();
+            match names.is_empty() {
+                true => "the register is not written".to_owned(),
+                false => format!("nodes that are gone stay trusted: {}", first(&names)),
+            }
+        });
+        if !kept? {
             return Err(changed(&self.safe).into());
         }
         for (holder, count) in taken {
@@ -160,7 +197,10 @@ impl<S: Store, K: Safe> Controller<S, K> {
         }
         let register = &self.kept.register;
         let done = self.authority.revoke(&self.safe, register, now, sure).await;
-        let done = done.context("no revocation list is signed")?;
+        let done = done.with_context(|| {
+            let names = first(&self.unlisted());
+            format!("no revocation list is signed, and these stay trusted: {names}")
+        })?;
         if !done.done {
             return Err(changed(&self.safe).into());
         }
@@ -181,9 +221,10 @@ impl<S: Store, K: Safe> Controller<S, K> {
         }
         anyhow::ensure!(
             done.left_out == 0,
-            "{} certificates do not fit into the revocation lists: rotate the CA (`testudo ca rotate`), \
-             which makes all of them worthless",
-            done.left_out
+            "{} certificates do not fit into the revocation lists, and these nodes stay trusted: {}; rotate \
+             the CA (`testudo ca rotate`), which makes all of them worthless",
+            done.left_out,
+            first(&self.unlisted())
         );
         Ok(())
     }
@@ -279,6 +320,12 @@ impl<S: Store, K: Safe> Controller<S, K> {
             .facts()
             .map(|ca| (ca_of(&ca).to_owned(), named(&ca.spki)))
             .collect()
+    }
+
+    /// Nodes of which certificates are taken back that no list names yet.
+    fn unlisted(&self) -> Vec<String> {
+        let now = self.steady.is_sure(Instant::now()).then(seconds);
+        self.kept.register.unlisted(now, &self.lists())
     }
 
     /// Removes what nodes that are out have in the store. An agent that does not know yet that it is out

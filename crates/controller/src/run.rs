@@ -158,13 +158,16 @@ pub(crate) struct Complaint {
 }
 
 impl Complaint {
-    pub(crate) fn say(&mut self, text: &str) {
+    /// Whether it was said now.
+    pub(crate) fn say(&mut self, text: &str) -> bool {
         let now = Instant::now();
         let said = |(last, at): &(String, Instant)| last == text && now < *at + AGAIN;
-        if !self.last.as_ref().is_some_and(said) {
+        let news = !self.last.as_ref().is_some_and(said);
+        if news {
             error!("{text}; trying again");
             self.last = Some((text.to_owned(), now));
         }
+        news
     }
 }
 

@@ -340,6 +340,7 @@ mod gates;
 mod giving;
 mod holding;
 mod many;
+mod reluctant;
 mod removal;
 mod rotation;
 mod stale;

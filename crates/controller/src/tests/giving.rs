@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex};
 use testudo_model::Kind;
 use testudo_store::{Applied, Listing, Requester, StoreError, Watch};
 
+use super::reluctant::Reluctant;
 use super::*;
 use crate::register::{Holder, Register};
 use crate::run::Controller;
@@ -83,7 +84,7 @@ impl Store for Refusing {
 /// A controller whose rounds the test makes.
 pub(super) struct Stepped {
     pub(super) store: Refusing,
-    pub(super) controller: Controller<Refusing, DirSafe>,
+    pub(super) controller: Controller<Refusing, Reluctant>,
     pub(super) numbers: Numbers,
     _dir: tempfile::TempDir,
 }
@@ -96,7 +97,7 @@ impl Stepped {
             nodes: Arc::default(),
             kept: Arc::default(),
         };
-        let safe = DirSafe::open(&store.store);
+        let safe = Reluctant::new(DirSafe::open(&store.store));
         let numbers = Numbers::new("test", false);
         let controller = Controller::open(store.clone(), safe, numbers.clone()).await;
         Self {

@@ -7,6 +7,7 @@ use testudo_store::removed;
 
 use super::giving::Stepped;
 use super::*;
+use crate::Document;
 use crate::register::Holder;
 
 fn holder(name: &str) -> Holder {
@@ -75,4 +76,49 @@ async fn an_object_that_cannot_be_removed_keeps_the_controller_from_nothing_else
     // Not tried again at once, and not forgotten.
     assert_eq!(failures(&stepped, "removal").await, 1);
     assert!(stepped.controller.absent.pause(Instant::now()).is_some());
+}
+
+/// Whether the policy says that revocation works, and what else it says of it.
+async fn in_force(stepped: &Stepped) -> Option<(ConditionStatus, String)> {
+    let policy = stepped.store.get::<EncryptionPolicyKind>(CLUSTER).await;
+    let conditions = policy.unwrap().unwrap().status.conditions;
+    let mut such = conditions.iter().filter(|c| c.kind == "RevocationsInForce");
+    such.next().map(|c| (c.status, c.message.clone()))
+}
+
+#[tokio::test]
+async fn a_revocation_that_fails_is_told_in_every_way_until_it_is_done() {
+    let mut stepped = with_nodes(&["n1", "n2"]).await;
+    want(&stepped.store.store, Mode::Full).await;
+    let safe = stepped.controller.safe.clone();
+    round(&mut stepped).await.unwrap();
+    assert_eq!(in_force(&stepped).await, None);
+    remove(&stepped, "n1");
+    // First the register cannot be written, then the list.
+    for (at, document) in [Document::Register, Document::Authority]
+        .into_iter()
+        .enumerate()
+    {
+        safe.refuse(Some(document));
+        for _ in 0..2 {
+            round(&mut stepped).await.unwrap();
+        }
+        let told = safe.told("RevocationHeld");
+        assert_eq!(told.len(), at + 1, "{told:?}");
+        let text = &told[at];
+        assert!(text.contains("n1") && text.contains("403"), "{text}");
+        assert_eq!(failures(&stepped, "revocation").await, 2 * (at as u64 + 1));
+        let (status, message) = in_force(&stepped).await.unwrap();
+        assert_eq!(status, ConditionStatus::False);
+        assert!(
+            message.contains("n1") && message.contains("403"),
+            "{message}"
+        );
+    }
+    safe.refuse(None);
+    round(&mut stepped).await.unwrap();
+    assert!(stepped.register().is_out(&holder("n1")));
+    assert_eq!(in_force(&stepped).await.unwrap().0, ConditionStatus::True);
+    assert_eq!(safe.told("RevocationResumed").len(), 1);
+    assert_eq!(failures(&stepped, "revocation").await, 4);
 }
