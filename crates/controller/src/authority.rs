@@ -20,7 +20,7 @@ use tracing::{info, warn};
 use crate::register::{Register, ca_of};
 use crate::safe::{Document, Safe, SafeError, Unusable, Version};
 
-pub(crate) use revocation::Revocation;
+pub(crate) use revocation::{MOST as MOST_IN_A_LIST, Revocation};
 
 /// Where random numbers come from.
 pub(crate) type Chance = dyn Random + Send;
@@ -227,7 +227,7 @@ impl Authority {
         let mut outcome = Revocation::default();
         let due = |ca| revocation::due(ca, &self.bundle, register, now, sure).is_some();
         if !self.keyed().into_iter().any(due) {
-            let surplus = |ca| revocation::surplus(ca, register);
+            let surplus = |ca| revocation::surplus(ca, &self.bundle, register, now, sure);
             outcome.left_out = self.keyed().into_iter().map(surplus).sum();
             outcome.done = true;
             return Ok(outcome);

@@ -162,6 +162,7 @@ impl<S: Store, K: Safe> Controller<S, K> {
                 })
                 .collect(),
             unusable: self.documents.trouble.len(),
+            fill: self.fill(),
         });
     }
 }

@@ -7,6 +7,7 @@
 
 mod admission;
 mod authority;
+mod crowding;
 mod documents;
 mod election;
 mod external;

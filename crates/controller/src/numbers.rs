@@ -9,6 +9,8 @@ use anyhow::Context;
 use testudo_metrics::{Page, Server, Source};
 use testudo_model::{CaPhase, Phase};
 
+use crate::crowding::Fill;
+
 /// A loop that has said nothing for so long hangs: each of its calls ends by itself long before.
 const HANGS: Duration = Duration::from_secs(180);
 
@@ -72,6 +74,8 @@ pub(crate) struct State {
     pub(crate) revoked: Vec<(String, usize)>,
     /// Documents that somebody has to see to.
     pub(crate) unusable: usize,
+    /// How full register and lists are.
+    pub(crate) fill: Fill,
 }
 
 impl Numbers {
@@ -301,6 +305,16 @@ impl Inner {
         for (ca, count) in &state.revoked {
             revoked.gauge([("ca", ca.clone())], *count as f64);
         }
+        let fill = page.gauge(
+            "testudo_controller_register_fill_ratio",
+            "The share that is taken of the room for certificates that are kept track of, and for those taken back",
+        );
+        for (what, share) in [
+            ("register", state.fill.register),
+            ("revocation_list", state.fill.list),
+        ] {
+            fill.gauge([("room", what.to_owned())], share);
+        }
     }
 
     fn api(&self, page: &mut Page) {
@@ -347,6 +361,10 @@ mod tests {
             stragglers: 1,
             cas: vec![("Testudo CA 1".to_owned(), 77), ("old".to_owned(), 7)],
             revoked: vec![("Testudo CA 1".to_owned(), 4)],
+            fill: Fill {
+                register: 0.5,
+                ..Fill::default()
+            },
             ..State::default()
         });
         let text = numbers.page().await.unwrap().encode();
@@ -357,6 +375,8 @@ mod tests {
             "testudo_controller_stragglers 1.0",
             "testudo_controller_ca_expiry_timestamp_seconds{ca=\"Testudo CA 1\",signs=\"true\"} 77.0",
             "testudo_controller_revoked_certificates{ca=\"Testudo CA 1\"} 4.0",
+            "testudo_controller_register_fill_ratio{room=\"register\"} 0.5",
+            "testudo_controller_register_fill_ratio{room=\"revocation_list\"} 0.0",
             "testudo_controller_requests_denied_total{reason=\"stranger\"} 1",
         ] {
             assert!(text.lines().any(|l| l == line), "{line} in\n{text}");

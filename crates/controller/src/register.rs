@@ -116,6 +116,25 @@ impl Register {
         self.bytes = each.sum();
     }
 
+    /// The share of its room that is taken.
+    pub(crate) fn fill(&self) -> f64 {
+        self.bytes as f64 / MOST_BYTES as f64
+    }
+
+    /// The share of its room that would be free if this CA's certificates were worthless and each node that
+    /// has a good one had one of another CA.
+    pub(crate) fn freed_without(&self, ca: &str) -> f64 {
+        let freed = self.entries.iter().map(|(holder, entry)| {
+            let of_it = entry.given.iter().filter(|given| given.ca == ca).count();
+            match (of_it == entry.given.len(), entry.is_good()) {
+                (true, false) => bytes_of(holder, of_it),
+                (_, true) => of_it.saturating_sub(1) * BYTES_OF_ONE,
+                (false, false) => of_it * BYTES_OF_ONE,
+            }
+        });
+        freed.sum::<usize>() as f64 / MOST_BYTES as f64
+    }
+
     fn given(&self) -> impl Iterator<Item = &Given> {
         self.entries.values().flat_map(|entry| &entry.given)
     }

@@ -357,7 +357,7 @@ impl<S: Store, K: Safe> Controller<S, K> {
         self.absent.swept.retain(|_, at| began < *at + SWEEP);
         self.absent.stuck.retain(|_, then| began < *then);
         // Certificates that were given out weigh less than nodes that others still go by.
-        let nodes = nodes.into_iter().map(Left::Node);
+        let nodes = nodes.into_iter().map(|node| Left::Node(Box::new(node)));
         let mut stuck = Vec::new();
         for left in nodes.chain(requests.into_iter().map(Left::Request)) {
             let key = left.key();
@@ -388,7 +388,7 @@ impl<S: Store, K: Safe> Controller<S, K> {
     /// Removes one such object, if it is to go now.
     async fn remove(&mut self, left: Left, members: &Members) -> anyhow::Result<()> {
         let node = match left {
-            Left::Node(node) => node,
+            Left::Node(node) => *node,
             Left::Request(name) => {
                 self.store.delete::<CertificateRequestKind>(&name).await?;
                 self.world.requests.objects.remove(&name);
@@ -428,7 +428,7 @@ impl<S: Store, K: Safe> Controller<S, K> {
 
 /// What a node that is out has left in the store.
 enum Left {
-    Node(NodeEncryption),
+    Node(Box<NodeEncryption>),
     /// By name.
     Request(String),
 }

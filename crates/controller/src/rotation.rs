@@ -13,7 +13,7 @@ use tracing::{error, info, warn};
 
 use crate::news::{About, News};
 use crate::run::{BUNDLE, Controller, seconds, settings};
-use crate::safe::Safe;
+use crate::safe::{Document, Safe};
 
 /// The part of its life, in tenths, at which a CA is replaced.
 const DUE: u64 = 8;
@@ -38,7 +38,8 @@ impl<S: Store, K: Safe> Controller<S, K> {
                 decision = self.consider();
             }
             let Some(step) = decision.step else {
-                return self.tell(decision.waiting_on, None).await;
+                let held = self.held_for_want_of_a_ca();
+                return self.tell(decision.waiting_on, held).await;
             };
             let before = self.authority.ca.facts().subject.clone();
             let options = self.ca_options();
@@ -95,6 +96,28 @@ impl<S: Store, K: Safe> Controller<S, K> {
         }
     }
 
+    /// Why no rotation begins though the present CA has too little room left: it is for somebody else to
+    /// give the next one, or a rotation was taken back.
+    fn held_for_want_of_a_ca(&mut self) -> Option<String> {
+        let settled = self.authority.standing.phase == CaPhase::Settled;
+        let crowded = self.crowded().filter(|_| settled && !self.is_due());
+        let text = crowded.map(|why| {
+            let what = match &self.documents.given {
+                Some(_) => format!("put another CA into {}", self.safe.place(Document::Given)),
+                None => "a rotation was taken back; `testudo ca rotate` begins the next".to_owned(),
+            };
+            format!("the CA is to be replaced: {why}; {what}")
+        });
+        // The share that is taken grows: it is told once, and again when it was over meanwhile.
+        if let Some(text) = text.as_ref().filter(|_| !self.crowded_told) {
+            error!("rotation of the CA: {text}");
+            let news = News::bad(About::Bundle, "CaRotationHeld", "Begin", text.clone());
+            self.safe.tell(news);
+        }
+        self.crowded_told = text.is_some();
+        text
+    }
+
     /// How a CA is made.
     pub(crate) fn ca_options(&self) -> CaOptions {
         CaOptions {
@@ -144,7 +167,8 @@ impl<S: Store, K: Safe> Controller<S, K> {
     }
 
     /// Whether the CA is old enough to be replaced: at four fifths of its life, or of the one that the
-    /// policy gives a CA now, if that is shorter; a rotation that was taken back puts it off.
+    /// policy gives a CA now, if that is shorter, or when there is too little room for what it has taken back;
+    /// a rotation that was taken back puts it off.
     ///
     /// A CA that somebody gives is due when it is another than the one that signs.
     fn is_due(&self) -> bool {
@@ -165,7 +189,7 @@ impl<S: Store, K: Safe> Controller<S, K> {
             earlier: 0,
         };
         let due = !matches!(renewal(&times, &policy, seconds()), Renewal::NotBefore(_));
-        due && self.put_off().is_none_or(|until| until <= seconds())
+        (due || self.crowded().is_some()) && self.put_off().is_none_or(|until| until <= seconds())
     }
 
     /// Until when nothing is begun unasked: a rotation was taken back.
@@ -190,10 +214,17 @@ impl<S: Store, K: Safe> Controller<S, K> {
         let asked = self.take_back() == Some(standing.rotation);
         let signer = &standing.signer;
         let other = standing.other.as_deref().unwrap_or_default();
+        let crowded = self.crowded();
         let text = match step {
             Step::Note(_) => return,
             Step::Begin(_) if self.is_due() && self.documents.given.is_some() => {
                 format!("begun because another CA is given: {other}")
+            }
+            Step::Begin(_) if self.is_due() && crowded.is_some() => {
+                format!(
+                    "begun by itself, to make room: {}",
+                    crowded.unwrap_or_default()
+                )
             }
             Step::Begin(_) if self.is_due() => format!(
                 "begun by itself: {signer} ends on {}",

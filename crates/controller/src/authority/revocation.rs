@@ -1,6 +1,6 @@
 //! What a CA's revocation list is to say, and when it is to be signed anew.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use testudo_pki::{BACKDATE, Ca, Revoked, TrustBundle, hex};
 
@@ -9,7 +9,7 @@ use crate::register::{Register, ca_of};
 /// A list says that the next one comes after so many seconds; it comes after half of them.
 const LIFE: u64 = 30 * 24 * 3600;
 /// Certificates of one CA that its list can name: two lists fit beside the CAs into what a safe holds.
-pub(super) const MOST: usize = 5000;
+pub(crate) const MOST: usize = 5000;
 
 /// What came of [`super::Authority::revoke`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -49,9 +49,18 @@ pub(super) fn due(
         .revoked
         .iter()
         .filter(|revoked| !ours.contains(hex(stripped(&revoked.serial)).as_str()));
+    let said: BTreeMap<Vec<u8>, u64> = list
+        .revoked
+        .iter()
+        .map(|revoked| (stripped(&revoked.serial).to_vec(), revoked.at))
+        .collect();
     let mut left_out = 0;
     let taken = register.revoked_by(ca_of(facts), sure.then_some(now));
-    for revoked in by_hand.chain(&taken) {
+    // Whom a list has named once is not good again before the certificate's end: those come first.
+    let (named, new): (Vec<&Revoked>, Vec<&Revoked>) = taken
+        .iter()
+        .partition(|revoked| said.contains_key(stripped(&revoked.serial)));
+    for revoked in by_hand.chain(named).chain(new) {
         match wanted.len() < MOST {
             true => {
                 wanted.insert(stripped(&revoked.serial).to_vec(), revoked.at);
@@ -59,11 +68,6 @@ pub(super) fn due(
             false => left_out += 1,
         }
     }
-    let said: BTreeMap<Vec<u8>, u64> = list
-        .revoked
-        .iter()
-        .map(|revoked| (stripped(&revoked.serial).to_vec(), revoked.at))
-        .collect();
     // When each was taken back is told, and decides nothing.
     let says_it = said.keys().eq(wanted.keys()) && lists <= 1;
     let next = list.next_update.unwrap_or(u64::MAX);
@@ -82,10 +86,24 @@ pub(super) fn due(
     })
 }
 
-/// How many of those that the register wants taken back have no room.
-pub(super) fn surplus(ca: &Ca, register: &Register) -> usize {
-    let taken = register.revoked_by(ca_of(ca.facts()), None).len();
-    taken.saturating_sub(MOST)
+/// How many of those that the register wants taken back the list does not name, where none is due: they have
+/// no room.
+pub(super) fn surplus(
+    ca: &Ca,
+    bundle: &TrustBundle,
+    register: &Register,
+    now: u64,
+    sure: bool,
+) -> usize {
+    let facts = ca.facts();
+    let (list, _) = bundle.revocations_of(&facts.spki).unwrap_or_default();
+    let said = list.revoked.iter().map(|revoked| stripped(&revoked.serial));
+    let said: BTreeSet<&[u8]> = said.collect();
+    let taken = register.revoked_by(ca_of(facts), sure.then_some(now));
+    let left = taken
+        .iter()
+        .filter(|revoked| !said.contains(stripped(&revoked.serial)));
+    left.count()
 }
 
 fn stripped(serial: &[u8]) -> &[u8] {
@@ -124,6 +142,10 @@ mod tests {
         }
 
         fn give(&mut self, node: &str, serial: &str) -> Holder {
+            self.give_until(node, serial, NOW + 90 * DAY)
+        }
+
+        fn give_until(&mut self, node: &str, serial: &str, not_after: u64) -> Holder {
             let holder = Holder {
                 name: node.to_owned(),
                 uid: "u".to_owned(),
@@ -131,7 +153,7 @@ mod tests {
             let given = Given {
                 ca: ca_of(self.ca.facts()).to_owned(),
                 serial: serial.to_owned(),
-                not_after: NOW + 90 * DAY,
+                not_after,
                 revoked: None,
             };
             self.register.give(holder.clone(), given).unwrap();
@@ -172,6 +194,28 @@ mod tests {
         let ended = NOW + 92 * DAY;
         assert!(world.sign(ended).is_empty());
         assert_eq!(world.due(ended, true), None);
+    }
+
+    #[test]
+    fn what_a_list_has_named_stays_in_it_when_there_is_no_room_for_more() {
+        let mut world = World::new();
+        // These end first of all.
+        let early: BTreeSet<String> = (0..MOST).map(|n| format!("1{n:07x}")).collect();
+        for serial in &early {
+            let holder = world.give_until(serial, serial, NOW + 10 * DAY);
+            world.register.revoke(&holder, NOW);
+        }
+        assert_eq!(world.sign(NOW).len(), MOST);
+        for serial in ["51", "52"] {
+            let holder = world.give(serial, serial);
+            world.register.revoke(&holder, NOW + 1);
+        }
+        assert_eq!(world.due(NOW + 1, true), None, "nothing can be added");
+        let left = surplus(&world.ca, &world.bundle, &world.register, NOW + 1, true);
+        assert_eq!(left, 2);
+        // Their end makes room.
+        let named: BTreeSet<String> = world.sign(NOW + 16 * DAY).into_iter().collect();
+        assert_eq!(named, BTreeSet::from(["51".to_owned(), "52".to_owned()]));
     }
 
     #[test]

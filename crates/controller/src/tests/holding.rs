@@ -3,12 +3,13 @@
 use std::collections::BTreeSet;
 
 use testudo_metrics::Source;
+use testudo_model::CaPhase;
 use testudo_store::removed;
 
 use super::giving::Stepped;
 use super::*;
 use crate::Document;
-use crate::register::Holder;
+use crate::register::{Given, Holder, ca_of};
 
 fn holder(name: &str) -> Holder {
     Holder {
@@ -121,4 +122,87 @@ async fn a_revocation_that_fails_is_told_in_every_way_until_it_is_done() {
     assert_eq!(in_force(&stepped).await.unwrap().0, ConditionStatus::True);
     assert_eq!(safe.told("RevocationResumed").len(), 1);
     assert_eq!(failures(&stepped, "revocation").await, 4);
+}
+
+/// Puts so many lives of nodes into the register that came and went.
+async fn many_lives(stepped: &mut Stepped, lives: std::ops::Range<usize>) {
+    let controller = &mut stepped.controller;
+    let mut next = controller.kept.register.clone();
+    let facts = controller.authority.ca.facts();
+    for life in lives {
+        let gone = holder(&format!("node-{life}"));
+        let given = Given {
+            ca: ca_of(facts).to_owned(),
+            serial: format!("7{life:030x}"),
+            not_after: facts.times.not_after,
+            revoked: None,
+        };
+        next.give(gone.clone(), given).unwrap();
+        next.revoke(&gone, crate::run::seconds());
+    }
+    assert!(controller.kept.put(&controller.safe, next).await.unwrap());
+}
+
+#[tokio::test]
+async fn a_ca_that_has_too_little_room_left_is_replaced_and_that_makes_room() {
+    let mut stepped = with_nodes(&["n1"]).await;
+    want(&stepped.store.store, Mode::Full).await;
+    tokio::time::sleep(crate::steady::HOLD * 2).await;
+    many_lives(&mut stepped, 0..3400).await;
+    round(&mut stepped).await.unwrap();
+    let phase = |stepped: &Stepped| stepped.controller.authority.standing.phase;
+    assert_eq!(phase(&stepped), CaPhase::Settled);
+    many_lives(&mut stepped, 3400..3600).await;
+    let full = stepped.controller.fill();
+    assert!(full.list > 0.7, "{full:?}");
+    round(&mut stepped).await.unwrap();
+    assert_eq!(phase(&stepped), CaPhase::Trusting);
+    let begun = stepped.controller.safe.told("CaRotation").remove(0);
+    assert!(
+        begun.contains("begun by itself") && begun.contains('%'),
+        "{begun}"
+    );
+    // The node does its part of each step.
+    for _ in 0..4 {
+        let told = super::rotation::bundle(&stepped.store.store).await;
+        let trusted = super::rotation::names(&told);
+        let says = testudo_model::Authorities {
+            presented: trusted.first().cloned(),
+            peers: trusted.first().cloned().into_iter().collect(),
+            trusted,
+            ..testudo_model::Authorities::default()
+        };
+        super::rotation::says(&stepped.store.store, "n1", says).await;
+        round(&mut stepped).await.unwrap();
+        stepped.ask("n1").await;
+        round(&mut stepped).await.unwrap();
+    }
+    assert_eq!(phase(&stepped), CaPhase::Settled);
+    round(&mut stepped).await.unwrap();
+    let empty = stepped.controller.fill();
+    assert!(empty.list == 0.0 && empty.register < 0.01, "{empty:?}");
+    assert_eq!(stepped.controller.authority.standing.rotation, 1);
+}
+
+#[tokio::test]
+async fn where_somebody_gives_the_ca_it_is_said_that_the_next_one_is_due() {
+    let mut stepped = with_nodes(&["n1"]).await;
+    let signer = stepped.controller.authority.ca.facts().clone();
+    stepped.controller.documents.given = Some(signer);
+    tokio::time::sleep(crate::steady::HOLD * 2).await;
+    many_lives(&mut stepped, 0..3600).await;
+    for _ in 0..2 {
+        round(&mut stepped).await.unwrap();
+    }
+    let told = stepped.controller.safe.told("CaRotationHeld");
+    assert_eq!(told.len(), 1, "{told:?}");
+    assert!(
+        told[0].contains("72 %") && told[0].contains("another CA"),
+        "{told:?}"
+    );
+    let status = super::rotation::bundle(&stepped.store.store).await.status;
+    assert_eq!(
+        (status.phase, status.message),
+        (CaPhase::Settled, told[0].clone())
+    );
 }
