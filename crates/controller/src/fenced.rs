@@ -1,11 +1,21 @@
 //! A store that takes no write of a controller that does not lead any more.
 
+use std::future::{Future, poll_fn};
+use std::pin::pin;
+use std::task::Poll;
+use std::time::Duration;
+
 use testudo_model::{CertificateRequest, Kind, Object};
 use testudo_store::{Applied, Listing, Requester, Store, StoreError, Watch};
 
 use crate::safe::Fence;
 
-/// Asks before every single write; reads pass.
+/// How often it is asked while a write goes on.
+const LOOK: Duration = Duration::from_millis(250);
+
+/// Asks before every single write and before each step of one that takes several calls, and gives one up that
+/// is not answered when the lead ends; reads pass. So the last call is begun, and the last answer waited for, while
+/// the Lease stands: a leader that does not renew stops five seconds before others may begin.
 #[derive(Clone)]
 pub(crate) struct Fenced<S> {
     pub(crate) store: S,
@@ -22,6 +32,23 @@ impl<S: Store> Fenced<S> {
             }),
         }
     }
+
+    /// Does a write while the fence is open.
+    async fn guard<T>(
+        &self,
+        write: impl Future<Output = Result<T, StoreError>>,
+    ) -> Result<T, StoreError> {
+        let mut write = pin!(write);
+        let mut guarded = pin!(poll_fn(|context| match self.may_write() {
+            Ok(()) => write.as_mut().poll(context),
+            Err(lost) => Poll::Ready(Err(lost)),
+        }));
+        loop {
+            if let Ok(done) = tokio::time::timeout(LOOK, guarded.as_mut()).await {
+                return done;
+            }
+        }
+    }
 }
 
 impl<S: Store> Store for Fenced<S> {
@@ -34,28 +61,23 @@ impl<S: Store> Store for Fenced<S> {
     }
 
     async fn create<K: Kind>(&self, object: Object<K>) -> Result<Object<K>, StoreError> {
-        self.may_write()?;
-        self.store.create(object).await
+        self.guard(self.store.create(object)).await
     }
 
     async fn apply<K: Kind>(&self, object: Object<K>) -> Result<Applied<K>, StoreError> {
-        self.may_write()?;
-        self.store.apply(object).await
+        self.guard(self.store.apply(object)).await
     }
 
     async fn update_status<K: Kind>(&self, object: &Object<K>) -> Result<Object<K>, StoreError> {
-        self.may_write()?;
-        self.store.update_status(object).await
+        self.guard(self.store.update_status(object)).await
     }
 
     async fn delete<K: Kind>(&self, name: &str) -> Result<bool, StoreError> {
-        self.may_write()?;
-        self.store.delete::<K>(name).await
+        self.guard(self.store.delete::<K>(name)).await
     }
 
     async fn delete_seen<K: Kind>(&self, object: &Object<K>) -> Result<bool, StoreError> {
-        self.may_write()?;
-        self.store.delete_seen(object).await
+        self.guard(self.store.delete_seen(object)).await
     }
 
     async fn watch<K: Kind>(&self) -> Result<Watch<K>, StoreError> {
@@ -105,5 +127,34 @@ mod tests {
         }
         let read = store.get::<EncryptionPolicyKind>("cluster").await.unwrap();
         assert_eq!(read.unwrap().status.nodes, 0);
+    }
+
+    #[tokio::test]
+    async fn a_write_that_goes_on_when_the_lead_ends_does_nothing_more() {
+        let dir = tempfile::tempdir().unwrap();
+        let leads = Arc::new(AtomicBool::new(true));
+        let ask = Arc::clone(&leads);
+        let store = Fenced {
+            store: DirStore::open(dir.path()).unwrap(),
+            fence: Fence(Arc::new(move || ask.load(Ordering::Relaxed))),
+        };
+        // The first call is refused and tried again; meanwhile the lead ends.
+        let again = AtomicBool::new(false);
+        let retries = store.guard(async {
+            leads.store(false, Ordering::Relaxed);
+            tokio::task::yield_now().await;
+            again.store(true, Ordering::Relaxed);
+            Ok(())
+        });
+        assert!(retries.await.is_err());
+        assert!(!again.load(Ordering::Relaxed));
+        // One that is never answered.
+        leads.store(true, Ordering::Relaxed);
+        let hangs = store.guard(async {
+            leads.store(false, Ordering::Relaxed);
+            std::future::pending::<Result<(), StoreError>>().await
+        });
+        let given_up = tokio::time::timeout(Duration::from_secs(20), hangs).await;
+        assert!(given_up.unwrap().is_err());
     }
 }

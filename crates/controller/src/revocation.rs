@@ -407,10 +407,17 @@ impl<S: Store, K: Safe> Controller<S, K> {
         if listed && !self.safe.is_gone(&name, uid).await? {
             return Ok(());
         }
-        // What is seen of one that cannot be read is not what stands there.
-        let deleted = match self.world.nodes.broken().contains(&name) {
-            true => self.store.delete::<NodeEncryptionKind>(&name).await,
-            false => self.store.delete_seen(&node).await,
+        // What is seen of one that cannot be read is not what stands there. In a cluster it is known of
+        // which life it is; a broken file has none.
+        let broken = self.world.nodes.broken().contains(&name);
+        let deleted = match (broken, listed) {
+            (false, _) => self.store.delete_seen(&node).await,
+            (true, true) => {
+                let mut life = node.clone();
+                life.metadata.resource_version = None;
+                self.store.delete_seen(&life).await
+            }
+            (true, false) => self.store.delete::<NodeEncryptionKind>(&name).await,
         };
         if matches!(&deleted, Err(e) if e.is_conflict()) {
             // Somebody has written it, and may be another node of that name.

@@ -86,7 +86,7 @@ pub(super) struct Stepped {
     pub(super) store: Refusing,
     pub(super) controller: Controller<Refusing, Reluctant>,
     pub(super) numbers: Numbers,
-    _dir: tempfile::TempDir,
+    dir: tempfile::TempDir,
 }
 
 impl Stepped {
@@ -104,7 +104,7 @@ impl Stepped {
             controller: controller.unwrap(),
             store,
             numbers,
-            _dir: dir,
+            dir,
         }
     }
 
@@ -126,6 +126,11 @@ impl Stepped {
         let chain = chain_from_pem(&status.certificate?).unwrap();
         let facts = testudo_pki::CertificateFacts::read(&chain[0]).unwrap();
         Some(facts.serial)
+    }
+
+    /// A file of the store.
+    pub(super) fn path(&self, file: &str) -> std::path::PathBuf {
+        self.dir.path().join(file)
     }
 
     pub(super) fn register(&self) -> Register {

@@ -41,6 +41,28 @@ async fn the_object_of_a_node_that_is_out_is_not_removed_when_another_has_its_na
 }
 
 #[tokio::test]
+async fn an_object_that_cannot_be_read_is_removed_in_the_life_that_was_seen_alone() {
+    let mut stepped = Stepped::start().await;
+    let seen = stepped.store.create(node("n1")).await.unwrap();
+    let file = stepped.path("nodeencryptions/n1.yaml");
+    let text = std::fs::read_to_string(&file).unwrap();
+    std::fs::write(&file, format!("{text}\nspec: [")).unwrap();
+    let mut other_life = seen.clone();
+    other_life.metadata.uid = Some("another".to_owned());
+    let controller = &mut stepped.controller;
+    // A cluster in which there is no such node.
+    let members = Members::These(std::collections::BTreeMap::new());
+    for (object, stays) in [(other_life, true), (seen, false)] {
+        let nodes = &mut controller.world.nodes;
+        nodes.read_again(&stepped.store).await.unwrap();
+        assert_eq!(nodes.broken(), ["n1"]);
+        nodes.put(object);
+        controller.sweep(&members).await;
+        assert_eq!(file.exists(), stays);
+    }
+}
+
+#[tokio::test]
 async fn the_bundle_is_written_over_what_was_seen_and_nothing_newer() {
     let mut stepped = Stepped::start().await;
     let store = stepped.store.clone();
