@@ -23,8 +23,13 @@ use crate::safe::{Document, Safe, SafeError, Unusable, Version};
 
 /// The first line.
 const HEAD: &str = "testudo-register 1";
-/// Certificates of one node that have not ended.
+/// Certificates of one node that are good and have not ended.
 pub(crate) const MOST_OF_ONE: usize = 64;
+/// The same with those that were taken back: one node must not take all the room.
+const MOST_EVER: usize = 8 * MOST_OF_ONE;
+/// From so many on those that a node has followed up by later ones are taken back, but for the last few.
+const SUPERSEDED: usize = MOST_OF_ONE / 2;
+const LAST: usize = 8;
 /// Bytes in all: the document stays under the megabyte that is read, and that a Secret may have.
 const MOST_BYTES: usize = 900_000;
 /// So much of a CA's fingerprint tells it from the others.
@@ -93,7 +98,8 @@ impl Register {
             return Err(Full::InAll);
         }
         let there = self.entries.get(&holder);
-        if there.is_some_and(|entry| entry.given.len() >= MOST_OF_ONE) {
+        let good = |entry: &Entry| entry.given.iter().filter(|g| g.revoked.is_none()).count();
+        if there.is_some_and(|entry| entry.given.len() >= MOST_EVER || good(entry) >= MOST_OF_ONE) {
             return Err(Full::OfOne);
         }
         self.put(holder, given);
@@ -188,6 +194,29 @@ impl Register {
         };
         let good = entry.given.iter_mut().filter(|g| g.revoked.is_none());
         good.map(|given| given.revoked = Some(at)).count()
+    }
+
+    /// Takes back what a node was given well before the certificate that it shows: one that loses what it
+    /// holds at each boot asks for another each time. How many those are.
+    pub(crate) fn supersede(&mut self, holder: &Holder, ca: &str, shown: &str, at: u64) -> usize {
+        let Some(entry) = self.entries.get_mut(holder) else {
+            return 0;
+        };
+        let good = entry.given.iter_mut().filter(|g| g.revoked.is_none());
+        let good: Vec<&mut Given> = good.collect();
+        if good.len() < SUPERSEDED {
+            return 0;
+        }
+        // In the order in which they were given.
+        let mut of_it: Vec<&mut Given> = good.into_iter().filter(|g| g.ca == ca).collect();
+        let Some(place) = of_it.iter().position(|g| g.serial == shown) else {
+            return 0;
+        };
+        let old = place.saturating_sub(LAST);
+        for given in &mut of_it[..old] {
+            given.revoked = Some(at);
+        }
+        old
     }
 
     /// Whether all that the holder was ever given and has not ended was taken back.
@@ -606,6 +635,38 @@ mod tests {
         assert_eq!(full, Full::InAll);
         let bytes = register.to_text().len() as u64;
         assert!(bytes < testudo_store::files::MAX_PRIVATE_BYTES, "{bytes}");
+    }
+
+    #[test]
+    fn a_node_that_loses_its_state_at_each_boot_gets_certificates_on_and_on() {
+        let mut register = Register::default();
+        let one = holder("n1", "u1");
+        let other = holder("n2", "u2");
+        register.give(other.clone(), given("a", 999, NOW)).unwrap();
+        for boot in 0..MOST_EVER as u64 {
+            register.give(one.clone(), given("a", boot, NOW)).unwrap();
+            let shown = given("a", boot, NOW).serial;
+            register.supersede(&one, "a", &shown, NOW);
+            // What it shows and the last few stay good.
+            for last in boot.saturating_sub(LAST as u64)..=boot {
+                assert!(
+                    register.has(&one, &given("a", last, NOW)),
+                    "{last} at {boot}"
+                );
+            }
+        }
+        assert!(!register.is_out(&one));
+        assert!(register.has(&other, &given("a", 999, NOW)));
+        // What others show, or nobody has given, takes nothing back.
+        let before = register.clone();
+        assert_eq!(register.supersede(&one, "a", "77", NOW), 0);
+        assert_eq!(
+            register.supersede(&other, "a", &given("a", 5, NOW).serial, NOW),
+            0
+        );
+        assert_eq!(register, before);
+        let more = register.give(one, given("a", 7777, NOW));
+        assert_eq!(more, Err(Full::OfOne));
     }
 
     #[test]

@@ -167,6 +167,7 @@ impl<S: Store, K: Safe> Controller<S, K> {
                 taken.push((holder, count));
             }
         }
+        self.supersede(&mut next);
         let (now, sure) = (seconds(), self.steady.is_sure(Instant::now()));
         next.forget(sure.then_some(now), &self.lists());
         let kept = self.kept.put(&self.safe, next).await.with_context(|| {
@@ -300,6 +301,32 @@ impl<S: Store, K: Safe> Controller<S, K> {
             };
             if let Err(full) = register.give(holder, given) {
                 warn!("a certificate of before is not written down: {full}");
+            }
+        }
+    }
+
+    /// Takes back what nodes that show a later certificate were given long before it.
+    fn supersede(&self, register: &mut Register) {
+        let keyed = self.authority.keyed();
+        for node in self.world.nodes.objects.values() {
+            let Some(shown) = &node.status.certificate else {
+                continue;
+            };
+            let mut cas = keyed.iter().map(|ca| ca.facts());
+            let Some(ca) = cas.find(|facts| facts.subject == shown.issuer) else {
+                continue;
+            };
+            let holder = Holder {
+                name: node.name().to_owned(),
+                uid: node.spec.uid.to_string(),
+            };
+            let serial = shown.serial.to_ascii_lowercase();
+            let count = register.supersede(&holder, ca_of(ca), &serial, seconds());
+            if count > 0 {
+                info!(
+                    node = holder.name,
+                    count, "certificates of before are revoked: the node has asked for many"
+                );
             }
         }
     }
