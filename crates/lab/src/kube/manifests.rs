@@ -235,11 +235,12 @@ mod tests {
             };
             let Some(kind) = after("kind:") else { continue };
             let place = (kind, after("name:").unwrap());
-            // What stands between `with` and `end` is optional.
+            // What stands between `with` and `end` is optional; a lab's agents are told their pods' prefixes.
             let mut optional = false;
             let mut rule: (Vec<String>, Vec<String>, Vec<String>) = Default::default();
             for line in document.lines().map(str::trim) {
                 optional |= line.starts_with("{{- with");
+                optional |= line.starts_with("{{- if eq (.Values.agent.podPrefixes");
                 if line == "{{- end }}" {
                     optional = false;
                 }
