@@ -6,16 +6,15 @@ mod common;
 #[path = "lab_kube/story.rs"]
 mod story;
 
-use common::begin;
+use common::guest::turn_by;
 use story::Story;
 
 #[test]
 fn with_the_kernels_esp_nothing_is_lost() {
-    assert!(
-        std::env::var_os("TESTUDO_GUEST").is_some(),
-        "this test needs a kernel with ESP: cargo xtask guest -- THIS-PROGRAM"
+    let _turn = turn_by(
+        "cargo xtask guest --memory 3072 --timeout 2700",
+        "with_the_kernels_esp_nothing_is_lost",
     );
-    let _turn = begin("with_the_kernels_esp_nothing_is_lost").expect("guests run as root");
     story::tell(&Story {
         datapath: "kernel",
         rate: 200,

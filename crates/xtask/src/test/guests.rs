@@ -10,7 +10,7 @@ use anyhow::{Context, bail};
 use super::{Tally, cargo_tests, twice};
 use crate::guest::batch::{self, Event, Manner, Outcome, Program};
 use crate::guest::targets::{self, Target};
-use crate::run;
+use crate::{kube, run};
 
 /// A target's time, and what a guest may take to say that it was over.
 const MANNER: Manner = Manner {
@@ -25,6 +25,17 @@ const START: Duration = Duration::from_secs(600);
 /// What an emulated guest has, MiB: labs with Open vSwitch and OVN run there.
 const EMULATED_MEMORY: &str = "2048";
 
+/// Whole clusters of Kubernetes under a kernel with ESP, which `cargo xtask test --guests clusters` runs and CI does not:
+/// each takes a processor for a quarter of an hour.
+pub(crate) const CLUSTERS: &str = "clusters";
+
+/// What the name of such a target holds.
+const KUBERNETES: &str = "kube";
+
+/// A cluster's time, and the guest's memory in MiB, of which it takes no more than it uses.
+const CLUSTER: Duration = Duration::from_secs(2700);
+const CLUSTER_MEMORY: &str = "4096";
+
 /// The kernel that is an ordinary process.
 const UML: &str = "uml";
 
@@ -35,7 +46,9 @@ pub(super) fn run(tally: &mut Tally, only: Option<&str>) -> anyhow::Result<()> {
         of_guests(tally)?;
     }
     let mut targets = targets::all()?;
-    if let Some(only) = only {
+    let clusters = only == Some(CLUSTERS);
+    targets.retain(|target| target.name.contains(KUBERNETES) == clusters);
+    if let Some(only) = only.filter(|_| !clusters) {
         for target in &mut targets {
             target.kernels.retain(|kernel| kernel == only);
         }
@@ -43,6 +56,10 @@ pub(super) fn run(tally: &mut Tally, only: Option<&str>) -> anyhow::Result<()> {
     }
     if targets.is_empty() {
         bail!("no tests run under {}", only.unwrap_or("any kernel"));
+    }
+    if clusters {
+        // A guest could not keep what it builds.
+        kube::ensure()?;
     }
     let programs = targets::build(&targets)?;
     let tests_of = |kernel: &str| -> Vec<Test> {
@@ -92,6 +109,7 @@ fn of_guests(tally: &mut Tally) -> anyhow::Result<()> {
 /// A target under one kernel.
 struct Test {
     name: String,
+    cluster: bool,
     program: Program,
 }
 
@@ -101,6 +119,7 @@ impl Test {
         let words = ["--nocapture", "--test-threads=1"].map(Into::into);
         Self {
             name: format!("{} under {kernel}", target.name),
+            cluster: target.name.contains(KUBERNETES),
             program: Program {
                 folder: target.folder.clone(),
                 words: [program.into()].into_iter().chain(words).collect(),
@@ -180,7 +199,12 @@ fn one_guest(kernel: &str, tests: &[Test]) -> anyhow::Result<Vec<Tally>> {
     let shared = batch::Shared::new()?;
     let programs: Vec<Program> = tests.iter().map(|test| test.program.clone()).collect();
     let many = u32::try_from(tests.len()).unwrap_or(u32::MAX);
-    let timeout = START + (MANNER.program + MANNER.grace).saturating_mul(many);
+    let cluster = tests.iter().any(|test| test.cluster);
+    let manner = Manner {
+        program: if cluster { CLUSTER } else { MANNER.program },
+        ..MANNER
+    };
+    let timeout = START + (manner.program + manner.grace).saturating_mul(many);
     let mut guest = Command::new(run::own_program()?);
     guest
         .args(["guest", "--timeout", &timeout.as_secs().to_string()])
@@ -190,6 +214,8 @@ fn one_guest(kernel: &str, tests: &[Test]) -> anyhow::Result<Vec<Tally>> {
     // Without a name it is user-mode-linux, and where that cannot be had another.
     if kernel != UML {
         guest.args(["--kernel", kernel, "--memory", EMULATED_MEMORY]);
+    } else if cluster {
+        guest.args(["--memory", CLUSTER_MEMORY]);
     }
     guest.arg("--");
     let mut results: Vec<Tally> = Vec::new();
@@ -213,22 +239,22 @@ fn one_guest(kernel: &str, tests: &[Test]) -> anyhow::Result<Vec<Tally>> {
             Event::ErrorLine(line) => eprintln!("{line}"),
             Event::Ended(outcome, took) => {
                 eprintln!("    {name}: {:.1} s", took.as_secs_f32());
-                if let Some(why) = judge(&outcome, result, counted) {
+                if let Some(why) = judge(&outcome, result, counted, manner.program) {
                     println!("error: {name}: {why}");
                     result.failed += 1;
                 }
             }
         }
     };
-    let begun = batch::run(guest, shared.path(), &programs, &MANNER, &mut tell)?;
+    let begun = batch::run(guest, shared.path(), &programs, &manner, &mut tell)?;
     debug_assert_eq!(begun, results.len());
     Ok(results)
 }
 
 /// What is wrong with how a target ended, beyond the failures that it counted itself.
-fn judge(outcome: &Outcome, result: &Tally, counted: bool) -> Option<String> {
+fn judge(outcome: &Outcome, result: &Tally, counted: bool, limit: Duration) -> Option<String> {
     match outcome {
-        Outcome::TimedOut => Some(format!("its {} s were over", MANNER.program.as_secs())),
+        Outcome::TimedOut => Some(format!("its {} s were over", limit.as_secs())),
         Outcome::GuestLost(why) => Some(format!("the guest was lost under it: {why}")),
         Outcome::Exited(0) if !counted => Some("it counted no tests".to_owned()),
         Outcome::Exited(0) if result.passed + result.failed == 0 => {
@@ -287,9 +313,13 @@ mod unit {
 
     #[test]
     fn no_end_but_a_sound_one_passes() {
-        assert_eq!(judge(&Outcome::Exited(0), &tally(1, 0), true), None);
+        const LIMIT: Duration = Duration::from_secs(1);
+        assert_eq!(judge(&Outcome::Exited(0), &tally(1, 0), true, LIMIT), None);
         // The failure is counted already.
-        assert_eq!(judge(&Outcome::Exited(101), &tally(1, 1), true), None);
+        assert_eq!(
+            judge(&Outcome::Exited(101), &tally(1, 1), true, LIMIT),
+            None
+        );
         for (outcome, result, counted) in [
             (Outcome::Exited(0), tally(0, 0), true),
             (Outcome::Exited(0), tally(0, 0), false),
@@ -298,7 +328,10 @@ mod unit {
             (Outcome::TimedOut, tally(4, 0), true),
             (Outcome::GuestLost("x".into()), tally(4, 0), true),
         ] {
-            assert!(judge(&outcome, &result, counted).is_some(), "{outcome:?}");
+            assert!(
+                judge(&outcome, &result, counted, LIMIT).is_some(),
+                "{outcome:?}"
+            );
         }
     }
 
