@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::io::{self, ErrorKind};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -14,6 +14,9 @@ use rustix::net::{
 
 /// The longest message.
 const LONGEST: usize = 64 * 1024;
+
+/// How long threads may go on computing when the other end is gone.
+const LAST_WORK: Duration = Duration::from_secs(10);
 
 /// What a message is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -41,6 +44,8 @@ pub(crate) struct Link {
     socket: OwnedFd,
     /// What did not fit into the socket.
     waiting: VecDeque<Vec<u8>>,
+    /// Since when the other end is known to have come to its end.
+    gone: Option<Instant>,
     buffer: Vec<u8>,
 }
 
@@ -58,6 +63,7 @@ impl Link {
         Self {
             socket,
             waiting: VecDeque::new(),
+            gone: None,
             buffer: vec![0; LONGEST],
         }
     }
@@ -84,6 +90,11 @@ impl Link {
             match send(&self.socket, message, SendFlags::NOSIGNAL) {
                 Ok(_) => self.waiting.pop_front(),
                 Err(Errno::AGAIN) => return Ok(()),
+                Err(Errno::PIPE | Errno::CONNRESET) => {
+                    self.gone.get_or_insert_with(Instant::now);
+                    self.waiting.clear();
+                    return Ok(());
+                }
                 Err(error) => return Err(io::Error::from(error)).context("the other end"),
             };
         }
@@ -101,13 +112,12 @@ impl Link {
         let (_, got) = match recv(&self.socket, &mut self.buffer[..], RecvFlags::empty()) {
             Ok(done) => done,
             Err(Errno::AGAIN) => return Ok(None),
+            Err(Errno::CONNRESET) => (0, 0),
             Err(error) => return Err(io::Error::from(error)).context("the other end"),
         };
         let Some(([code, number @ ..], bytes)) = self.buffer[..got].split_first_chunk::<5>() else {
-            bail!(io::Error::new(
-                ErrorKind::UnexpectedEof,
-                "the other end is gone"
-            ));
+            self.gone.get_or_insert_with(Instant::now);
+            return Ok(None);
         };
         let kind = match code {
             0 => Kind::Datagram(u32::from_be_bytes(*number)),
@@ -122,13 +132,27 @@ impl Link {
 
     /// Waits until a message is there, or room where some is wanted, or something to be read from
     /// `bell`, or the time is over.
+    ///
+    /// The other end may have come to its end, with all that it had to say, while threads still compute what
+    /// completes this one: theirs is waited for. Where there are none, or they take too long, it is an error.
     pub(crate) fn wait(&self, most: Duration, bell: Option<BorrowedFd<'_>>) -> anyhow::Result<()> {
+        if let Some(since) = self.gone
+            && (bell.is_none() || since.elapsed() > LAST_WORK)
+        {
+            bail!(io::Error::new(
+                ErrorKind::UnexpectedEof,
+                "the other end is gone"
+            ));
+        }
         let mut flags = PollFlags::IN;
         if !self.is_flushed() {
             flags |= PollFlags::OUT;
         }
         let time = Timespec::try_from(most).context("a wait")?;
-        let mut awaited = vec![PollFd::from_borrowed_fd(self.socket.as_fd(), flags)];
+        let mut awaited = Vec::with_capacity(2);
+        if self.gone.is_none() {
+            awaited.push(PollFd::from_borrowed_fd(self.socket.as_fd(), flags));
+        }
         awaited.extend(bell.map(|bell| PollFd::from_borrowed_fd(bell, PollFlags::IN)));
         match poll(&mut awaited, Some(&time)) {
             Ok(_) | Err(Errno::INTR) => Ok(()),
