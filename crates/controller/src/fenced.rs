@@ -91,6 +91,7 @@ impl<S: Store> Store for Fenced<S> {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
     use std::sync::Arc;
     use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -100,15 +101,21 @@ mod tests {
 
     use super::*;
 
-    #[tokio::test]
-    async fn who_does_not_lead_reads_and_writes_nothing() {
-        let dir = tempfile::tempdir().unwrap();
+    /// A store of one who leads until the word beside it says otherwise.
+    fn leading(dir: &Path) -> (Fenced<DirStore>, Arc<AtomicBool>) {
         let leads = Arc::new(AtomicBool::new(true));
         let ask = Arc::clone(&leads);
         let store = Fenced {
-            store: DirStore::open(dir.path()).unwrap(),
+            store: DirStore::open(dir).unwrap(),
             fence: Fence(Arc::new(move || ask.load(Ordering::Relaxed))),
         };
+        (store, leads)
+    }
+
+    #[tokio::test]
+    async fn who_does_not_lead_reads_and_writes_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let (store, leads) = leading(dir.path());
         let policy = EncryptionPolicy::new("cluster", EncryptionPolicySpec::default());
         let mut made = store.create(policy.clone()).await.unwrap();
         leads.store(false, Ordering::Relaxed);
@@ -132,12 +139,7 @@ mod tests {
     #[tokio::test]
     async fn a_write_that_goes_on_when_the_lead_ends_does_nothing_more() {
         let dir = tempfile::tempdir().unwrap();
-        let leads = Arc::new(AtomicBool::new(true));
-        let ask = Arc::clone(&leads);
-        let store = Fenced {
-            store: DirStore::open(dir.path()).unwrap(),
-            fence: Fence(Arc::new(move || ask.load(Ordering::Relaxed))),
-        };
+        let (store, leads) = leading(dir.path());
         // The first call is refused and tried again; meanwhile the lead ends.
         let again = AtomicBool::new(false);
         let retries = store.guard(async {
