@@ -99,11 +99,7 @@ fn main() -> ExitCode {
 /// Builds what a user would install and lets it tell its story.
 fn demo(arguments: &[&str]) -> anyhow::Result<u8> {
     packages::ensure()?;
-    run::step(
-        "build",
-        &["cargo", "build", "--release", "--package", "testudo"],
-    )?;
-    let program = run::target_directory()?.join("release/testudo");
+    let program = build("testudo", &[])?;
     let status = std::process::Command::new(&program)
         .args(["lab", "demo"])
         .args(arguments)
