@@ -28,6 +28,14 @@ pub enum Component {
 }
 
 impl Component {
+    /// All of them, in the order in which they start.
+    pub const ALL: [Self; 4] = [
+        Self::Etcd,
+        Self::ApiServer,
+        Self::ControllerManager,
+        Self::Scheduler,
+    ];
+
     pub(crate) fn program(self) -> &'static Program {
         match self {
             Self::Etcd => &ETCD_SERVER,

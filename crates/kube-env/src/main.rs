@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 use testudo_kube_env::programs::{self, CONTROL_PLANE, HELM_CLIENT, NODES};
-use testudo_kube_env::{Between, Cluster, NewNode, Options, down, names, sweep};
+use testudo_kube_env::{Between, Cluster, Component, NewNode, Options, down, names, sweep};
 use testudo_kube_env::{chart, image};
 
 const HELP: &str = "\
@@ -23,6 +23,8 @@ cargo xtask kube COMMAND [--name NAME]
   node add [--taint KEY=VALUE:EFFECT] [ARCHIVE...]
                     one more node, registered with a taint, with these images from its start
   node delete NODE  a node (1, 2, ...) for good: its object, its processes, the ways to it
+  stop COMPONENT    an outage: etcd, kube-apiserver, kube-controller-manager or kube-scheduler ends
+  start COMPONENT   and is there again
   env               exports for a shell: eval \"$(cargo xtask kube env)\"
   status            what runs, its memory, where its logs are; without --name of all
   down [--all | --orphans]
@@ -52,6 +54,8 @@ fn main() -> ExitCode {
         "exec" => parse(rest, &[]).map(execute),
         "load" => parse(rest, &[]).map(load),
         "node" => parse(rest, &[]).map(node),
+        "stop" => parse(rest, &[]).map(|arguments| component(&arguments, false)),
+        "start" => parse(rest, &[]).map(|arguments| component(&arguments, true)),
         "env" => parse(rest, &[]).map(environment),
         "status" => parse(rest, &[]).map(status),
         "down" => parse(rest, &["--all", "--orphans"]).map(end),
@@ -202,6 +206,34 @@ fn node(arguments: Arguments<'_>) -> Result<()> {
         }
         _ => bail!("node wants add or delete NODE; see: cargo xtask kube help"),
     }
+}
+
+/// Starts a process of the control plane, or ends it.
+fn component(arguments: &Arguments<'_>, starts: bool) -> Result<()> {
+    let [name] = arguments.words[..] else {
+        bail!("stop and start want one component, as `cargo xtask kube status` names them");
+    };
+    let component = Component::ALL
+        .into_iter()
+        .find(|component| component.name() == name);
+    let component = component.with_context(|| {
+        let names = Component::ALL.map(Component::name);
+        format!("{name}: components are {}", names.join(", "))
+    })?;
+    let cluster = Cluster::open(arguments.name())?;
+    let mut processes = cluster.processes().into_iter();
+    let runs = processes.any(|process| process.name == name && process.memory.is_some());
+    match (starts, runs) {
+        (true, true) => bail!("{name} runs already"),
+        (false, false) => bail!("{name} does not run"),
+        (true, false) => cluster.start_component(component)?,
+        (false, true) => cluster.stop_component(component)?,
+    }
+    say(&format!(
+        "{name} {}",
+        if starts { "is started" } else { "has ended" }
+    ));
+    Ok(())
 }
 
 fn environment(arguments: Arguments<'_>) -> Result<()> {

@@ -1,6 +1,8 @@
 //! The chart on real nodes whose kernel need have no ESP: agents have the userspace datapath.
 
 mod common;
+// An outage alone is told by another.
+#[allow(dead_code)]
 #[path = "real_cluster/mod.rs"]
 mod real_cluster;
 

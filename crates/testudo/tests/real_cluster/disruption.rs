@@ -1,6 +1,7 @@
 //! What dies, and what is away.
 
 use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
@@ -9,6 +10,9 @@ use testudo_kube_env::Component;
 use testudo_kube_env::chart::NAMESPACE;
 
 use super::world::{World, until};
+
+/// Between two looks at a long outage.
+const LOOK: Duration = Duration::from_secs(60);
 
 /// One CA follows another, while the controller that leads is killed: the other one waits for the Lease.
 pub(super) fn ca_rotated(world: &mut World) {
@@ -82,6 +86,41 @@ pub(super) fn api_server_away(world: &mut World) {
     started.expect("the API server is started");
     world.cluster.ready().expect("it answers");
     wait_store(world, false);
+    world.wait_strict();
+}
+
+/// For longer than any token is valid that an agent had at the beginning, through many rekeys. Afterwards agents
+/// are heard again: they write what is asked of them.
+pub(super) fn api_server_away_for(world: &mut World, time: Duration) {
+    let stopped = world.cluster.stop_component(Component::ApiServer);
+    stopped.expect("the API server is stopped");
+    wait_store(world, true);
+    let end = Instant::now() + time;
+    let mut old = sending(world).expect("agents that answer");
+    let first = old.clone();
+    let mut rekeys = 0;
+    while Instant::now() < end {
+        std::thread::sleep(LOOK);
+        let new = sending(world).expect("agents that answer");
+        let replaced = new.iter().filter(|(pair, spi)| old.get(*pair) != Some(spi));
+        rekeys += replaced.count();
+        old = new;
+        for node in world.cluster.nodes() {
+            let status = world.status_of(node).expect("an agent that answers");
+            assert_eq!(status.phase.to_string(), "Strict", "{status:?}");
+        }
+        let left = end.saturating_duration_since(Instant::now()).as_secs() / 60;
+        eprintln!("   {rekeys} children replaced, {left} minutes left");
+    }
+    for (pair, spi) in &first {
+        assert_ne!(old.get(pair), Some(spi), "{pair}: never replaced");
+    }
+    let started = world.cluster.start_component(Component::ApiServer);
+    started.expect("the API server is started");
+    world.cluster.ready().expect("it answers");
+    wait_store(world, false);
+    world.wait_strict();
+    world.testudo(&["certs", "rotate", "--timeout", "300s"]);
     world.wait_strict();
 }
 

@@ -1,10 +1,11 @@
-//! A node comes, and goes.
+//! A node comes, is emptied, and goes.
 
 use testudo_kube_env::NewNode;
+use testudo_kube_env::chart::NAMESPACE;
 
 use super::Datapath;
 use super::install::TAINT;
-use super::world::{World, say, until};
+use super::world::{PATIENCE, World, say, until};
 
 /// Its kubelet registers it under the startup taint: the pod that waits for it starts when its agent is
 /// ready, and that is when it is Strict.
@@ -21,6 +22,20 @@ pub(super) fn node_added(world: &mut World) {
     world.wait_pods(&["pod3"]);
     let status = world.status_of(3).expect("an agent");
     assert_eq!(status.phase.to_string(), "Strict", "{status:?}");
+    world.wait_strict();
+}
+
+/// As before maintenance: pods go from it, its agent stays, and of the controllers one is always there.
+pub(super) fn node_drained(world: &mut World) {
+    let agent = world.agent(3).expect("an agent");
+    // The pod is nobody's, so no other one is made for it.
+    let words = ["drain", "node3", "--ignore-daemonsets", "--force", PATIENCE];
+    let said = world.kubectl(&words);
+    assert!(said.contains("pod/pod3 evicted"), "{said}");
+    world.places.remove("pod3");
+    let deployment = "deployment/testudo-controller";
+    world.kubectl(&["rollout", "status", deployment, "-n", NAMESPACE, PATIENCE]);
+    assert_eq!(world.agent(3), Ok(agent), "the same agent");
     world.wait_strict();
 }
 
@@ -62,10 +77,6 @@ pub(super) fn node_deleted(world: &mut World) {
         },
     );
     world.cluster.remove_node(3).expect("a node that goes");
-    for gone in ["pod3", "node3"] {
-        world.places.remove(gone);
-    }
-    let words = ["delete", "pod", "pod3", "--force", "--grace-period=0"];
-    world.kubectl(&[&words[..], &["--ignore-not-found"]].concat());
+    world.places.remove("node3");
     world.wait_strict();
 }

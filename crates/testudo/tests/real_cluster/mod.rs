@@ -14,7 +14,7 @@ mod release;
 mod traffic;
 mod world;
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::common::Watch;
 use flow_table::{Expected, observe};
@@ -65,7 +65,9 @@ pub(crate) fn story(name: &str, datapath: Datapath) {
     under_load(&mut world, step, disruption::api_server_away);
     let step = Step::named("helm upgrade").interrupts(&["node1", "node2", "node3"]);
     under_load(&mut world, step, release::upgraded);
-    let step = Step::named("a node is deleted").without("node3");
+    let step = Step::named("a node is drained").without(&["pod3"]);
+    under_load(&mut world, step, membership::node_drained);
+    let step = Step::named("a node is deleted").without(&["pod3", "node3"]);
     under_load(&mut world, step, membership::node_deleted);
     observe(&world, &flow_table::ALL);
     let status = world.testudo(&["status"]);
@@ -79,4 +81,30 @@ pub(crate) fn story(name: &str, datapath: Datapath) {
     let took = start.elapsed().as_secs();
     let (sent, lost) = world.counted;
     eprintln!("the whole story: {took} s, {sent} datagrams, {lost} lost");
+}
+
+/// Tells of an outage alone: the API server is away for so long, and keys live for minutes.
+pub(crate) fn long_outage(name: &str, time: Duration) {
+    let mut world = install::cluster(name, Datapath::User);
+    install::chart(&world);
+    install::pods(&mut world);
+    world.testudo(&["init", "--overlay", "vxlan", "--timeout", "600s"]);
+    let lifetimes = r#"{"spec":{"ike":{"lifetime":"10m"},"esp":{"lifetime":"4m"}}}"#;
+    world.testudo(&[
+        "patch",
+        "policy",
+        "cluster",
+        "--type=merge",
+        "-p",
+        lifetimes,
+    ]);
+    world.wait_strict();
+    let clear = Watch::start_in(&world.cluster.underlay(), flow_table::OVERLAY);
+    let step = Step::named("the API server is away for long").at_rate(60);
+    under_load(&mut world, step, |world| {
+        disruption::api_server_away_for(world, time);
+    });
+    observe(&world, &flow_table::ALL);
+    install::nothing_was_forbidden(&world);
+    clear.stop_with_none();
 }

@@ -20,8 +20,10 @@ pub(super) struct Step {
     name: &'static str,
     /// The nodes whose agent's process ends meanwhile.
     interrupted: &'static [&'static str],
-    /// A node that goes: flows with it are not counted on.
-    without: Option<&'static str>,
+    /// Places that go: flows with them are not counted on.
+    without: &'static [&'static str],
+    /// Datagrams a second, in all; else what the datapath bears.
+    rate: Option<u32>,
 }
 
 impl Step {
@@ -29,7 +31,8 @@ impl Step {
         Self {
             name,
             interrupted: &[],
-            without: None,
+            without: &[],
+            rate: None,
         }
     }
 
@@ -40,9 +43,16 @@ impl Step {
         }
     }
 
-    pub(super) const fn without(self, node: &'static str) -> Self {
+    pub(super) const fn without(self, places: &'static [&'static str]) -> Self {
         Self {
-            without: Some(node),
+            without: places,
+            ..self
+        }
+    }
+
+    pub(super) const fn at_rate(self, rate: u32) -> Self {
+        Self {
+            rate: Some(rate),
             ..self
         }
     }
@@ -54,8 +64,9 @@ impl Step {
     }
 }
 
-/// Does it while datagrams go from pod to pod of all nodes in a ring, back between the first two, and from
-/// the first node itself to the second one's pod. Each that is sent must arrive, once.
+/// Does it while datagrams go from pod to pod of all nodes in a ring, back between the first two, from
+/// the first node itself to the second one's pod, and from a third one to the first pod. Each that is sent must
+/// arrive, once.
 #[track_caller]
 pub(super) fn under_load(world: &mut World, step: Step, work: impl FnOnce(&mut World)) {
     eprintln!("-- {}", step.name);
@@ -71,7 +82,11 @@ pub(super) fn under_load(world: &mut World, step: Step, work: impl FnOnce(&mut W
             step.excuses(world.datapath, nodes)
         })
         .collect();
-    let load = Load::start(world, flows, rate(world.datapath));
+    let load = Load::start(
+        world,
+        flows,
+        step.rate.unwrap_or_else(|| rate(world.datapath)),
+    );
     let start = Instant::now();
     work(world);
     load.wait_all_arrive(LONG);
@@ -105,20 +120,24 @@ pub(super) fn under_load(world: &mut World, step: Step, work: impl FnOnce(&mut W
     }
 }
 
-fn flows(world: &World, without: Option<&str>) -> Vec<Flow> {
+fn flows(world: &World, without: &[&str]) -> Vec<Flow> {
+    let stays = |place: &str| world.places.contains_key(place) && !without.contains(&place);
     let mut nodes: Vec<u8> = world.places.values().map(|place| place.node).collect();
     nodes.sort_unstable();
     nodes.dedup();
-    nodes.retain(|node| without != Some(format!("node{node}").as_str()));
+    nodes.retain(|node| stays(&format!("pod{node}")));
     let mut pairs: Vec<(String, String)> = Vec::new();
     for (index, node) in nodes.iter().enumerate() {
         let next = nodes[(index + 1) % nodes.len()];
         pairs.push((format!("pod{node}"), format!("pod{next}")));
     }
-    if nodes.len() > 2 {
-        pairs.push(("pod2".to_owned(), "pod1".to_owned()));
+    for (from, to) in [("pod2", "pod1"), ("node1", "pod2"), ("node3", "pod1")] {
+        let pair = (from.to_owned(), to.to_owned());
+        // Between two nodes the ring goes back itself.
+        if stays(from) && !pairs.contains(&pair) {
+            pairs.push(pair);
+        }
     }
-    pairs.push(("node1".to_owned(), "pod2".to_owned()));
     let flow = |(from, to): (String, String)| Flow {
         address: world.place(&to).address,
         from,
