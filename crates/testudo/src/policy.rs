@@ -96,7 +96,7 @@ pub(crate) fn init(command: &InitCommand, global: &Global) -> Outcome {
         if !command.pod_cidrs.is_empty() {
             spec.overlay.pod_cidrs.clone_from(&command.pod_cidrs);
         }
-        Ok(())
+        possible(spec)
     };
     signals::runtime()?.block_on(turn(&store, global, true, &change))
 }
@@ -106,9 +106,19 @@ pub(crate) fn start(_command: &StartCommand, global: &Global) -> Outcome {
     let store = store::open_to_write(global)?;
     let change = |policy: &mut EncryptionPolicy| {
         policy.spec.mode = Mode::Full;
-        Ok(())
+        possible(&policy.spec)
     };
     signals::runtime()?.block_on(turn(&store, global, false, &change))
+}
+
+/// What would be refused once it is written is not written at all: the last policy stays in force.
+fn possible(spec: &EncryptionPolicySpec) -> Result<(), String> {
+    let refusals = testudo_plan::refusals(spec);
+    if refusals.is_empty() {
+        return Ok(());
+    }
+    let flags = "see --overlay, --port and --pod-cidr of `testudo init`";
+    Err(format!("{} ({flags})", refusals.join("; ")))
 }
 
 /// `testudo stop`.
@@ -261,11 +271,7 @@ fn first_spec(store: &AnyStore) -> EncryptionPolicySpec {
 
 /// The phase in which the policy's roll-out ends.
 pub(crate) fn target(policy: &EncryptionPolicy) -> Phase {
-    match (policy.spec.mode, policy.spec.enforcement) {
-        (Mode::Full, Enforcement::Strict) => Phase::Strict,
-        (Mode::Full, Enforcement::Permissive) => Phase::Permissive,
-        (Mode::Disabled | Mode::External, _) => Phase::Disabled,
-    }
+    testudo_plan::target(&policy.spec)
 }
 
 /// Waits for a roll-out and tells of its steps on standard error.

@@ -243,6 +243,20 @@ fn waiting_in_vain_is_exit_code_3_with_the_reason() {
 }
 
 #[test]
+fn a_policy_that_would_be_refused_is_not_written() {
+    let place = Place::new();
+    let output = place.run(&["init", "--wait=false"]);
+    assert_eq!(code(&output), 1);
+    let said = errors(&output);
+    assert!(
+        said.contains("spec.overlay.type") && said.contains("--overlay"),
+        "{said}"
+    );
+    assert!(said.contains("nothing was changed"), "{said}");
+    assert_eq!(code(&place.run(&["get", "policy", "cluster"])), 1);
+}
+
+#[test]
 fn without_wait_the_wish_is_written_and_that_is_all() {
     let place = Place::new();
     let output = place.run(&["init", "--overlay", "geneve", "--wait=false"]);

@@ -72,7 +72,10 @@ fn the_command_line_works_on_an_api_server() {
     ];
     world.kubectl(&[&wait[..], &names].concat());
 
-    world.testudo(&["init", "--wait=false"]).expect(0);
+    let answer = world.testudo(&["init", "--wait=false"]).expect(1);
+    assert!(answer.err.contains("--overlay"), "{answer}");
+    let words = ["init", "--overlay", "vxlan", "--wait=false"];
+    world.testudo(&words).expect(0);
     assert_eq!(world.policy()["spec"]["mode"], "Full");
     let file = world.file(POLICY);
     for said in ["configured", "unchanged"] {
