@@ -39,7 +39,8 @@ impl World {
 }
 
 const POLICY: &str = "apiVersion: testudo.dev/v1alpha1\nkind: EncryptionPolicy\n\
-    metadata:\n  name: cluster\nspec:\n  mode: Full\n  enforcement: Permissive\n";
+    metadata:\n  name: cluster\nspec:\n  mode: Full\n  enforcement: Permissive\n  \
+    overlay: { type: VXLAN }\n";
 
 #[test]
 fn the_command_line_works_on_an_api_server() {
