@@ -2,27 +2,17 @@
 //! so that it can be taken back when the node is gone.
 //!
 //! A document of its own in the safe, written before a certificate is given out: what nobody has
-//! written down nobody has. In lines: a node by name and UID, then by CA (what its fingerprint begins
-//! with) serial number and end of each certificate, and since when it is taken back, all in hex.
-//!
-//! ```text
-//! testudo-register 1
-//! node n1 3f0c1f8e-7a1d-4c8c-9a57-2f4f9c1d0a01 seen
-//! ca 8c7f3a2b11d0e4f5 5a1f…-74565a80 61b0…-74565b02!6b0276f8
-//! ```
+//! written down nobody has.
+
+mod kept;
+mod text;
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
-use std::fmt::Write as _;
 
-use anyhow::{Context, bail, ensure};
-use testudo_crypto::SecretBytes;
 use testudo_pki::{CertificateFacts, Revoked};
-use tracing::warn;
 
-use crate::safe::{Document, Safe, SafeError, Unusable, Version};
+pub(crate) use kept::Kept;
 
-/// The first line.
-const HEAD: &str = "testudo-register 1";
 /// Certificates of one node that are good and have not ended.
 pub(crate) const MOST_OF_ONE: usize = 64;
 /// The same with those that were taken back: one node must not take all the room.
@@ -34,7 +24,7 @@ const LAST: usize = 8;
 const MOST_BYTES: usize = 900_000;
 /// So much of a CA's fingerprint tells it from the others.
 const CA_DIGITS: usize = 16;
-/// At most what a certificate takes: serial number, end, time of revocation.
+/// At most what a certificate takes in the text: serial number, end, time of revocation.
 const BYTES_OF_ONE: usize = 54;
 /// A certificate is kept for so long past its end, seconds: clocks differ, and jump.
 const MARGIN: u64 = 24 * 3600;
@@ -280,73 +270,6 @@ impl Register {
         self.entries.retain(|_, entry| !entry.given.is_empty());
         self.measure();
     }
-
-    /// The document's text.
-    fn to_text(&self) -> String {
-        let mut text = format!("{HEAD}\n");
-        for (holder, entry) in &self.entries {
-            let seen = if entry.seen { " seen" } else { "" };
-            let _ = writeln!(text, "node {} {}{seen}", holder.name, holder.uid);
-            let cas: BTreeSet<&str> = entry.given.iter().map(|given| given.ca.as_str()).collect();
-            for ca in cas {
-                let _ = write!(text, "ca {ca}");
-                for given in entry.given.iter().filter(|given| given.ca == ca) {
-                    let _ = write!(text, " {}-{:x}", given.serial, given.not_after);
-                    if let Some(at) = given.revoked {
-                        let _ = write!(text, "!{at:x}");
-                    }
-                }
-                text.push('\n');
-            }
-        }
-        text
-    }
-
-    fn from_text(text: &str) -> anyhow::Result<Self> {
-        let mut lines = text.lines().enumerate();
-        ensure!(
-            lines.next().is_some_and(|(_, line)| line == HEAD),
-            "it does not begin with \"{HEAD}\""
-        );
-        let mut register = Self::default();
-        let mut holder = None;
-        for (at, line) in lines {
-            let read = register.read_line(line, &mut holder);
-            read.with_context(|| format!("line {}", at + 1))?;
-        }
-        register.measure();
-        Ok(register)
-    }
-
-    fn read_line(&mut self, line: &str, holder: &mut Option<Holder>) -> anyhow::Result<()> {
-        let words: Vec<&str> = line.split(' ').collect();
-        match words[..] {
-            ["node", name, uid, ref rest @ ..] => {
-                let seen = match rest {
-                    [] => false,
-                    ["seen"] => true,
-                    _ => bail!("{rest:?} is not known"),
-                };
-                let found = Holder {
-                    name: name.to_owned(),
-                    uid: uid.to_owned(),
-                };
-                self.entries.entry(found.clone()).or_default().seen = seen;
-                *holder = Some(found);
-            }
-            ["ca", ca, ref certificates @ ..] => {
-                let holder = holder.as_ref().context("certificates of no node")?;
-                for text in certificates {
-                    let given = Given::read(ca, text);
-                    let given = given.with_context(|| format!("{text:?} is no certificate"))?;
-                    let entry = self.entries.entry(holder.clone()).or_default();
-                    entry.given.push(given);
-                }
-            }
-            _ => bail!("it is neither a node nor a CA"),
-        }
-        Ok(())
-    }
 }
 
 /// What a node of so many certificates takes at most.
@@ -377,22 +300,6 @@ impl Given {
     fn has_ended(&self, now: Option<u64>) -> bool {
         now.is_some_and(|now| self.not_after.saturating_add(MARGIN) < now)
     }
-
-    fn read(ca: &str, text: &str) -> Option<Self> {
-        let number = |text: &str| u64::from_str_radix(text, 16).ok();
-        let (serial, times) = text.split_once('-')?;
-        serial_bytes(serial)?;
-        let (not_after, revoked) = match times.split_once('!') {
-            Some((end, at)) => (number(end)?, Some(number(at)?)),
-            None => (number(times)?, None),
-        };
-        Some(Self {
-            ca: ca.to_owned(),
-            serial: serial.to_owned(),
-            not_after,
-            revoked,
-        })
-    }
 }
 
 /// What tells a CA from the others.
@@ -403,295 +310,10 @@ pub(crate) fn ca_of(facts: &CertificateFacts) -> &str {
         .unwrap_or(&facts.fingerprint)
 }
 
-/// The register as it is kept.
-pub(crate) struct Kept {
-    pub(crate) register: Register,
-    version: Option<Version>,
-}
-
-impl Kept {
-    /// Takes it up at the start. Where no CA was ever `published` an empty one is made, before any node can
-    /// trust what is signed; where one was, a register that is not there was lost, and an empty one in its
-    /// place would forget who holds what: [`Unusable`].
-    pub(crate) async fn begin<K: Safe>(safe: &K, published: bool) -> anyhow::Result<Self> {
-        let mut kept = Self::open(safe).await?;
-        if kept.version.is_none() {
-            if published {
-                return Err(missing(safe).into());
-            }
-            let text = SecretBytes::new(kept.register.to_text().into_bytes());
-            kept.version = Some(safe.replace(Document::Register, &text, None).await?);
-        }
-        Ok(kept)
-    }
-
-    /// As it stands; one that cannot be read is not replaced by an empty one.
-    async fn open<K: Safe>(safe: &K) -> anyhow::Result<Self> {
-        let Some(sealed) = safe.read(Document::Register).await? else {
-            return Ok(Self {
-                register: Register::default(),
-                version: None,
-            });
-        };
-        let text = std::str::from_utf8(sealed.text.as_bytes()).context("it is not text");
-        let read = text.and_then(Register::from_text);
-        let register = read.map_err(|error| Unusable {
-            reason: "RegisterUnusable",
-            text: format!(
-                "{}: the register of certificates cannot be used; restore it, or move it away if \
-                 no node was ever deleted: {error:#}",
-                safe.place(Document::Register)
-            ),
-        })?;
-        Ok(Self {
-            register,
-            version: Some(sealed.version),
-        })
-    }
-
-    /// Which text of the document this is; `None` where there is none.
-    pub(crate) fn version(&self) -> Option<&Version> {
-        self.version.as_ref()
-    }
-
-    /// Takes up what stands in the safe. What is gone or broken is not taken up: [`Unusable`].
-    pub(crate) async fn take_up<K: Safe>(&mut self, safe: &K) -> anyhow::Result<()> {
-        let fresh = Self::open(safe).await?;
-        if fresh.version.is_none() && self.version.is_some() {
-            return Err(missing(safe).into());
-        }
-        *self = fresh;
-        Ok(())
-    }
-
-    /// Keeps `next` if it differs; `false`: somebody has changed it, and it was read again.
-    pub(crate) async fn put<K: Safe>(&mut self, safe: &K, next: Register) -> anyhow::Result<bool> {
-        if next == self.register {
-            return Ok(true);
-        }
-        let text = SecretBytes::new(next.to_text().into_bytes());
-        let over = self.version.as_ref();
-        match safe.replace(Document::Register, &text, over).await {
-            Ok(version) => {
-                self.version = Some(version);
-                self.register = next;
-                Ok(true)
-            }
-            Err(error @ SafeError::Changed(_)) => {
-                warn!("{error}");
-                self.take_up(safe).await?;
-                Ok(false)
-            }
-            Err(SafeError::Failed(error)) => Err(error),
-        }
-    }
-}
-
-/// The register is gone, and nobody but a person can say that an empty one may take its place.
-fn missing<K: Safe>(safe: &K) -> Unusable {
-    Unusable {
-        reason: "RegisterMissing",
-        text: format!(
-            "{} with the register of certificates is gone: restore it. To begin with an empty one, which \
-             knows of no certificate but those that nodes show, make it with the one line \"{HEAD}\"",
-            safe.place(Document::Register)
-        ),
-    }
-}
-
 /// A certificate's serial number; none where the text is no hex of 1 to 32 bytes.
 pub(crate) fn serial_bytes(text: &str) -> Option<Vec<u8>> {
     crate::signer::unhex(text, 32).filter(|bytes| !bytes.is_empty())
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const NOW: u64 = 1_800_000_000;
-
-    fn holder(name: &str, uid: &str) -> Holder {
-        Holder {
-            name: name.to_owned(),
-            uid: uid.to_owned(),
-        }
-    }
-
-    fn given(ca: &str, serial: u64, not_after: u64) -> Given {
-        Given {
-            ca: ca.to_owned(),
-            serial: format!("{serial:032x}"),
-            not_after,
-            revoked: None,
-        }
-    }
-
-    #[test]
-    fn a_node_that_was_seen_and_is_gone_is_found_whatever_its_name_is_now() {
-        let mut register = Register::default();
-        let (old, new) = (holder("n1", "u1"), holder("n1", "u2"));
-        register.give(old.clone(), given("a", 1, NOW + 10)).unwrap();
-        assert_eq!(register.missing(&BTreeSet::new()), [(old.clone(), false)]);
-        let present = BTreeSet::from([old.clone()]);
-        register.see(&present);
-        assert!(register.missing(&present).is_empty());
-        // Made anew under its name.
-        let present = BTreeSet::from([new.clone()]);
-        register.give(new.clone(), given("a", 2, NOW + 10)).unwrap();
-        register.see(&present);
-        assert_eq!(register.missing(&present), [(old.clone(), true)]);
-        assert_eq!(register.revoke(&old, NOW), 1);
-        assert!(register.missing(&present).is_empty());
-        assert!(register.is_out(&old) && !register.is_out(&new));
-        // It may come back, by a certificate of its own.
-        register.give(old.clone(), given("b", 3, NOW + 10)).unwrap();
-        assert!(!register.is_out(&old));
-        assert_eq!(register.revoked_by("a", None).len(), 1);
-        assert!(register.revoked_by("b", None).is_empty());
-    }
-
-    #[test]
-    fn what_has_ended_and_what_is_of_a_ca_that_is_gone_is_forgotten() {
-        let mut register = Register::default();
-        let n1 = holder("n1", "u1");
-        for (ca, serial, not_after) in [("a", 1, NOW), ("a", 2, NOW + 10), ("b", 3, NOW + 10)] {
-            let given = given(ca, serial, not_after);
-            register.give(n1.clone(), given).unwrap();
-        }
-        register.revoke(&n1, NOW);
-        let list = |ca: &str, named: &[u64]| {
-            let serials = named.iter().map(|serial| format!("{serial:032x}"));
-            (ca.to_owned(), serials.collect::<BTreeSet<String>>())
-        };
-        let ended = Some(NOW + MARGIN + 1);
-        let both = BTreeMap::from([list("a", &[1, 2]), list("b", &[])]);
-        // A clock that is not believed ends nothing.
-        register.forget(None, &both);
-        assert_eq!(register.revoked_by("a", None).len(), 2);
-        // First the list ceases to name it, and then it is forgotten.
-        assert_eq!(register.revoked_by("a", ended).len(), 1);
-        register.forget(ended, &both);
-        assert_eq!(register.serials_of("a").len(), 2);
-        let both = BTreeMap::from([list("a", &[2]), list("b", &[])]);
-        register.forget(ended, &both);
-        assert_eq!(register.serials_of("a").len(), 1);
-        register.forget(None, &BTreeMap::from([list("b", &[])]));
-        assert_eq!(register.serials_of("a").len(), 0);
-        register.forget(Some(NOW + MARGIN + 11), &both);
-        assert_eq!(register, Register::default());
-    }
-
-    #[tokio::test]
-    async fn one_that_is_lost_is_not_replaced_by_an_empty_one_once_a_ca_is_published() {
-        let dir = tempfile::tempdir().unwrap();
-        let safe = crate::DirSafe::open(&testudo_store::DirStore::open(dir.path()).unwrap());
-        // The first start of all: it is made, and the next start finds it.
-        let first = Kept::begin(&safe, false).await.unwrap();
-        assert!(first.version().is_some());
-        let mut kept = Kept::begin(&safe, true).await.unwrap();
-        assert_eq!(kept.version(), first.version());
-        let mut next = kept.register.clone();
-        next.give(holder("n1", "u1"), given("a", 1, NOW)).unwrap();
-        assert!(kept.put(&safe, next.clone()).await.unwrap());
-
-        let file = dir.path().join("secrets/certificates");
-        std::fs::remove_file(&file).unwrap();
-        for error in [
-            Kept::begin(&safe, true).await.err().unwrap(),
-            kept.take_up(&safe).await.unwrap_err(),
-        ] {
-            let unusable = error.downcast::<Unusable>().unwrap();
-            assert_eq!(unusable.reason, "RegisterMissing");
-        }
-        assert!(!file.exists());
-        // Nothing that was known is forgotten.
-        assert_eq!(kept.register, next);
-
-        // On purpose, by hand.
-        testudo_store::files::write_private(&file, HEAD.as_bytes()).unwrap();
-        let empty = Kept::begin(&safe, true).await.unwrap();
-        assert_eq!(empty.register, Register::default());
-    }
-
-    #[test]
-    fn it_is_bounded() {
-        let mut register = Register::default();
-        let one = holder("n1", "u1");
-        for serial in 0..MOST_OF_ONE as u64 {
-            register.give(one.clone(), given("a", serial, NOW)).unwrap();
-        }
-        let more = register.give(one, given("a", 99, NOW));
-        assert_eq!(more, Err(Full::OfOne));
-        let mut all = 0;
-        let full = loop {
-            let holder = holder(&format!("node-{:020}.example", all / 2), &"u".repeat(36));
-            match register.give(holder.clone(), given(&"f".repeat(CA_DIGITS), all, NOW)) {
-                Ok(()) => all += 1,
-                Err(full) => break full,
-            }
-            register.revoke(&holder, NOW);
-        };
-        println!("{all} certificates of {} nodes", all / 2);
-        assert_eq!(full, Full::InAll);
-        let bytes = register.to_text().len() as u64;
-        assert!(bytes < testudo_store::files::MAX_PRIVATE_BYTES, "{bytes}");
-    }
-
-    #[test]
-    fn a_node_that_loses_its_state_at_each_boot_gets_certificates_on_and_on() {
-        let mut register = Register::default();
-        let one = holder("n1", "u1");
-        let other = holder("n2", "u2");
-        register.give(other.clone(), given("a", 999, NOW)).unwrap();
-        for boot in 0..MOST_EVER as u64 {
-            register.give(one.clone(), given("a", boot, NOW)).unwrap();
-            let shown = given("a", boot, NOW).serial;
-            register.supersede(&one, "a", &shown, NOW);
-            // What it shows and the last few stay good.
-            for last in boot.saturating_sub(LAST as u64)..=boot {
-                assert!(
-                    register.has(&one, &given("a", last, NOW)),
-                    "{last} at {boot}"
-                );
-            }
-        }
-        assert!(!register.is_out(&one));
-        assert!(register.has(&other, &given("a", 999, NOW)));
-        // What others show, or nobody has given, takes nothing back.
-        let before = register.clone();
-        assert_eq!(register.supersede(&one, "a", "77", NOW), 0);
-        assert_eq!(
-            register.supersede(&other, "a", &given("a", 5, NOW).serial, NOW),
-            0
-        );
-        assert_eq!(register, before);
-        let more = register.give(one, given("a", 7777, NOW));
-        assert_eq!(more, Err(Full::OfOne));
-    }
-
-    #[test]
-    fn what_is_written_is_read_again_and_nothing_else() {
-        let mut register = Register::default();
-        register
-            .give(holder("n1", "u1"), given("a", 1, NOW))
-            .unwrap();
-        register
-            .give(holder("n2", "u2"), given("a", 2, NOW))
-            .unwrap();
-        register.revoke(&holder("n2", "u2"), NOW);
-        register.see(&BTreeSet::from([holder("n1", "u1")]));
-        let text = register.to_text();
-        assert_eq!(Register::from_text(&text).unwrap(), register);
-        for (broken, part) in [
-            (text.replace("testudo-register 1", "x"), "does not begin"),
-            (text.replace('!', "?"), "line 5"),
-            (text.replace(&format!("{NOW:x}"), "x"), "line 3"),
-            (format!("{HEAD}\nca a 01-1\n"), "of no node"),
-            (text.replace(" seen", " heard"), "line 2"),
-            (format!("{text}more\n"), "line 6"),
-        ] {
-            let error = Register::from_text(&broken).unwrap_err();
-            assert!(format!("{error:#}").contains(part), "{error:#}");
-        }
-    }
-}
+mod tests;

@@ -6,21 +6,23 @@
 //! on where it was: the register says that its certificates are taken back, the CAs' lists say so, the
 //! bundle is published with them, the node's object goes.
 
+mod leftovers;
+mod shown;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use testudo_model::node::NodeEncryptionKind;
-use testudo_model::request::CertificateRequestKind;
-use testudo_model::{EncryptionPolicyStatus, Kind, NodeEncryption};
+use testudo_model::EncryptionPolicyStatus;
 use testudo_pki::hex;
 use testudo_store::{Store, StoreError};
-use tracing::{info, warn};
+use tracing::info;
 
+use crate::authority::Revocation;
 use crate::documents;
 use crate::leader::first;
 use crate::news::{About, News};
-use crate::register::{Given, Holder, Register, ca_of};
+use crate::register::{Holder, Register, ca_of};
 use crate::run::{Complaint, Controller, seconds};
 use crate::safe::{Document, Members, Safe};
 
@@ -31,17 +33,8 @@ const AWAY: Duration = match cfg!(test) {
 };
 /// For so long one may hold a certificate without having been among the nodes.
 const UNSEEN: Duration = Duration::from_secs(3600);
-/// How often an object that somebody writes again and again is removed.
+/// How often an object that somebody writes again and again is removed, and trouble is looked at again.
 const SWEEP: Duration = Duration::from_secs(5);
-
-/// One that could not be removed is tried again after this time.
-const STUCK: Duration = Duration::from_secs(10);
-/// Once one could not be removed, no more are tried in this round after this time: where each takes as long
-/// as a call may take, the controller has other things to do.
-const ROUND: Duration = Duration::from_secs(5);
-
-/// How soon an object is looked at again that was written while it was to be removed.
-const SOON: Duration = Duration::from_millis(100);
 
 /// The type of the condition in the policy's status, and its reason where it does not hold.
 const CONDITION: &str = "RevocationsInForce";
@@ -144,67 +137,12 @@ impl<S: Store, K: Safe> Controller<S, K> {
         let members = self.safe.members().await?;
         let mut next = self.kept.register.clone();
         self.adopt(&mut next);
-        let mut gone = self.find_gone(&mut next, &members);
-        if !gone.is_empty() {
-            // The watches may be behind: one that is back must not be thrown out.
-            self.world.nodes.read_again(&self.store).await?;
-            gone = self.find_gone(&mut next, &members);
-            let mut sure = Vec::with_capacity(gone.len());
-            for holder in gone {
-                if self.safe.is_gone(&holder.name, &holder.uid).await? {
-                    sure.push(holder);
-                }
-            }
-            gone = sure;
-        }
+        let gone = self.surely_gone(&mut next, &members).await?;
         let named = removed.iter().flat_map(|node| next.of_name(node.as_str()));
         let mut out: BTreeSet<Holder> = named.collect();
         out.extend(gone.iter().cloned());
-        let mut taken = Vec::new();
-        for holder in &out {
-            let count = next.revoke(holder, seconds());
-            if count > 0 {
-                taken.push((holder, count));
-            }
-        }
-        self.supersede(&mut next);
-        let (now, sure) = (seconds(), self.steady.is_sure(Instant::now()));
-        next.forget(sure.then_some(now), &self.lists());
-        let kept = self.kept.put(&self.safe, next).await.with_context(|| {
-            let names: Vec<String> = taken.iter().map(|(node, _)| node.name.clone()).collect();
-            match names.is_empty() {
-                true => "the register is not written".to_owned(),
-                false => format!("nodes that are gone stay trusted: {}", first(&names)),
-            }
-        });
-        if !kept? {
-            return Err(changed(&self.safe).into());
-        }
-        for (holder, count) in taken {
-            info!(
-                node = holder.name,
-                uid = holder.uid,
-                count,
-                "the node is gone: revoked"
-            );
-            self.numbers.revoked(count);
-            let text = format!(
-                "node {} with UID {} is gone: its certificates ({count}) are revoked",
-                holder.name, holder.uid
-            );
-            let about = About::Node(holder.name.clone());
-            self.safe
-                .tell(News::bad(about, "NodeRevoked", "Revoke", text));
-        }
-        let register = &self.kept.register;
-        let done = self.authority.revoke(&self.safe, register, now, sure).await;
-        let done = done.with_context(|| {
-            let names = first(&self.unlisted());
-            format!("no revocation list is signed, and these stay trusted: {names}")
-        })?;
-        if !done.done {
-            return Err(changed(&self.safe).into());
-        }
+        self.write_down(next, &out).await?;
+        let done = self.sign_lists().await?;
         if done.signed > 0 {
             info!(lists = done.signed, "revocation lists signed");
             self.publish_bundle().await?;
@@ -228,6 +166,84 @@ impl<S: Store, K: Safe> Controller<S, K> {
             first(&self.unlisted())
         );
         Ok(())
+    }
+
+    /// Holders that are gone for sure: the watches may be behind, and one that is back must not be thrown out.
+    async fn surely_gone(
+        &mut self,
+        register: &mut Register,
+        members: &Members,
+    ) -> anyhow::Result<Vec<Holder>> {
+        if self.find_gone(register, members).is_empty() {
+            return Ok(Vec::new());
+        }
+        self.world.nodes.read_again(&self.store).await?;
+        let mut sure = Vec::new();
+        for holder in self.find_gone(register, members) {
+            if self.safe.is_gone(&holder.name, &holder.uid).await? {
+                sure.push(holder);
+            }
+        }
+        Ok(sure)
+    }
+
+    /// Keeps the register in which the certificates of `out`, and those that nodes have left behind, are taken
+    /// back; tells of it.
+    async fn write_down(
+        &mut self,
+        mut next: Register,
+        out: &BTreeSet<Holder>,
+    ) -> anyhow::Result<()> {
+        let mut taken = Vec::new();
+        for holder in out {
+            let count = next.revoke(holder, seconds());
+            if count > 0 {
+                taken.push((holder, count));
+            }
+        }
+        self.supersede(&mut next);
+        next.forget(self.sure_time(), &self.lists());
+        let kept = self.kept.put(&self.safe, next).await.with_context(|| {
+            let names: Vec<String> = taken.iter().map(|(node, _)| node.name.clone()).collect();
+            match names.is_empty() {
+                true => "the register is not written".to_owned(),
+                false => format!("nodes that are gone stay trusted: {}", first(&names)),
+            }
+        });
+        if !kept? {
+            return Err(changed(&self.safe).into());
+        }
+        for (Holder { name, uid }, count) in taken {
+            info!(node = name, uid, count, "the node is gone: revoked");
+            self.numbers.revoked(count);
+            let text = format!(
+                "node {name} with UID {uid} is gone: its certificates ({count}) are revoked"
+            );
+            let about = About::Node(name.clone());
+            self.safe
+                .tell(News::bad(about, "NodeRevoked", "Revoke", text));
+        }
+        Ok(())
+    }
+
+    /// Has the CAs sign lists of what the register says is taken back.
+    async fn sign_lists(&mut self) -> anyhow::Result<Revocation> {
+        let (now, sure) = (seconds(), self.sure_time().is_some());
+        let register = &self.kept.register;
+        let done = self.authority.revoke(&self.safe, register, now, sure).await;
+        let done = done.with_context(|| {
+            let names = first(&self.unlisted());
+            format!("no revocation list is signed, and these stay trusted: {names}")
+        })?;
+        match done.done {
+            true => Ok(done),
+            false => Err(changed(&self.safe).into()),
+        }
+    }
+
+    /// What time it is; `None`: nobody can be sure.
+    fn sure_time(&self) -> Option<u64> {
+        self.steady.is_sure(Instant::now()).then(seconds)
     }
 
     /// Holders that are gone, by what is known of the nodes now.
@@ -261,76 +277,6 @@ impl<S: Store, K: Safe> Controller<S, K> {
         }
     }
 
-    /// Takes certificates into the register that were given out by an earlier build: those that nodes
-    /// show, each by one node, and of CAs that can take them back.
-    fn adopt(&self, register: &mut Register) {
-        let mut shown: BTreeMap<(String, String), Vec<(Holder, u64)>> = BTreeMap::new();
-        let (known, keyed) = (register.known(), self.authority.keyed());
-        for node in self.world.nodes.objects.values() {
-            let Some(certificate) = &node.status.certificate else {
-                continue;
-            };
-            let mut of_it = keyed.iter().map(|ca| ca.facts());
-            let Some(ca) = of_it.find(|facts| facts.subject == certificate.issuer) else {
-                continue;
-            };
-            let serial = certificate.serial.to_ascii_lowercase();
-            let well_formed = crate::register::serial_bytes(&serial).is_some();
-            if !well_formed || known.contains(&(ca_of(ca), serial.as_str())) {
-                continue;
-            }
-            let holder = Holder {
-                name: node.name().to_owned(),
-                uid: node.spec.uid.to_string(),
-            };
-            let end = u64::try_from(certificate.not_after.0).unwrap_or(0);
-            let end = end.min(ca.times.not_after);
-            let key = (ca_of(ca).to_owned(), serial);
-            shown.entry(key).or_default().push((holder, end));
-        }
-        for ((ca, serial), mut holders) in shown {
-            // What two nodes claim may be either's.
-            let (Some((holder, not_after)), true) = (holders.pop(), holders.is_empty()) else {
-                continue;
-            };
-            let given = Given {
-                ca,
-                serial,
-                not_after,
-                revoked: None,
-            };
-            if let Err(full) = register.give(holder, given) {
-                warn!("a certificate of before is not written down: {full}");
-            }
-        }
-    }
-
-    /// Takes back what nodes that show a later certificate were given long before it.
-    fn supersede(&self, register: &mut Register) {
-        let keyed = self.authority.keyed();
-        for node in self.world.nodes.objects.values() {
-            let Some(shown) = &node.status.certificate else {
-                continue;
-            };
-            let mut cas = keyed.iter().map(|ca| ca.facts());
-            let Some(ca) = cas.find(|facts| facts.subject == shown.issuer) else {
-                continue;
-            };
-            let holder = Holder {
-                name: node.name().to_owned(),
-                uid: node.spec.uid.to_string(),
-            };
-            let serial = shown.serial.to_ascii_lowercase();
-            let count = register.supersede(&holder, ca_of(ca), &serial, seconds());
-            if count > 0 {
-                info!(
-                    node = holder.name,
-                    count, "certificates of before are revoked: the node has asked for many"
-                );
-            }
-        }
-    }
-
     /// The CAs that are trusted, each with the serial numbers that its list names.
     fn lists(&self) -> BTreeMap<String, BTreeSet<String>> {
         let bundle = &self.authority.bundle;
@@ -351,128 +297,7 @@ impl<S: Store, K: Safe> Controller<S, K> {
 
     /// Nodes of which certificates are taken back that no list names yet.
     fn unlisted(&self) -> Vec<String> {
-        let now = self.steady.is_sure(Instant::now()).then(seconds);
-        self.kept.register.unlisted(now, &self.lists())
-    }
-
-    /// Removes what nodes that are out have in the store. An agent that does not know yet that it is out
-    /// may write it again. What cannot be removed is told and counted, and keeps the controller from nothing
-    /// else.
-    pub(crate) async fn sweep(&mut self, members: &Members) {
-        let register = &self.kept.register;
-        let is_out = |name: &str, uid: &str| {
-            let gone = match members {
-                Members::These(nodes) => nodes.get(name).is_none_or(|there| there != uid),
-                Members::ThosePublished => false,
-            };
-            gone || register.is_out(&Holder {
-                name: name.to_owned(),
-                uid: uid.to_owned(),
-            })
-        };
-        let nodes = self.world.nodes.objects.values();
-        let out = nodes.filter(|node| is_out(node.name(), node.spec.uid.as_str()));
-        let nodes: Vec<NodeEncryption> = out.cloned().collect();
-        let requests = self.world.requests.objects.values();
-        // What was asked for and not answered yet is answered first.
-        let out = requests.filter(|request| {
-            let answered = request.status.certificate.is_some();
-            answered && is_out(request.spec.node.as_str(), request.spec.uid.as_str())
-        });
-        let requests: Vec<String> = out.map(|request| request.name().to_owned()).collect();
-        let began = Instant::now();
-        self.absent.swept.retain(|_, at| began < *at + SWEEP);
-        self.absent.stuck.retain(|_, then| began < *then);
-        // Certificates that were given out weigh less than nodes that others still go by.
-        let nodes = nodes.into_iter().map(|node| Left::Node(Box::new(node)));
-        let mut stuck = Vec::new();
-        for left in nodes.chain(requests.into_iter().map(Left::Request)) {
-            let key = left.key();
-            if let Some(then) = self.absent.stuck.get(&key) {
-                self.absent.look_at(*then);
-                continue;
-            }
-            if !stuck.is_empty() && began.elapsed() > ROUND {
-                self.absent.look_at(Instant::now());
-                break;
-            }
-            self.numbers.beat();
-            if let Err(error) = self.remove(left, members).await {
-                stuck.push(format!("{} {} ({error:#})", key.0, key.1));
-                let then = Instant::now() + STUCK;
-                self.absent.look_at(then);
-                self.absent.stuck.insert(key, then);
-            }
-        }
-        if !stuck.is_empty() {
-            self.numbers.failed("removal");
-            let names = first(&stuck);
-            let text = format!("what nodes that are gone have left is not removed: {names}");
-            self.absent.stuck_complaint.say(&text);
-        }
-    }
-
-    /// Removes one such object, if it is to go now.
-    async fn remove(&mut self, left: Left, members: &Members) -> anyhow::Result<()> {
-        let node = match left {
-            Left::Node(node) => *node,
-            Left::Request(name) => {
-                self.store.delete::<CertificateRequestKind>(&name).await?;
-                self.world.requests.objects.remove(&name);
-                return Ok(());
-            }
-        };
-        let now = Instant::now();
-        let (name, uid) = (node.name().to_owned(), node.spec.uid.as_str());
-        if let Some(at) = self.absent.swept.get(&name) {
-            let then = *at + SWEEP;
-            self.absent.look_at(then);
-            return Ok(());
-        }
-        // Who has just come may not be among the members yet.
-        let listed = matches!(members, Members::These(_));
-        if listed && !self.safe.is_gone(&name, uid).await? {
-            return Ok(());
-        }
-        // What is seen of one that cannot be read is not what stands there. In a cluster it is known of
-        // which life it is; a broken file has none.
-        let broken = self.world.nodes.broken().contains(&name);
-        let deleted = match (broken, listed) {
-            (false, _) => self.store.delete_seen(&node).await,
-            (true, true) => {
-                let mut life = node.clone();
-                life.metadata.resource_version = None;
-                self.store.delete_seen(&life).await
-            }
-            (true, false) => self.store.delete::<NodeEncryptionKind>(&name).await,
-        };
-        if matches!(&deleted, Err(e) if e.is_conflict()) {
-            // Somebody has written it, and may be another node of that name.
-            self.world.nodes.refresh(&self.store, &name).await?;
-            self.absent.look_at(now + SOON);
-            return Ok(());
-        }
-        deleted?;
-        self.world.nodes.objects.remove(&name);
-        info!(node = name, "the object of a node that is gone is removed");
-        self.absent.swept.insert(name, now);
-        Ok(())
-    }
-}
-
-/// What a node that is out has left in the store.
-enum Left {
-    Node(Box<NodeEncryption>),
-    /// By name.
-    Request(String),
-}
-
-impl Left {
-    fn key(&self) -> (&'static str, String) {
-        match self {
-            Self::Node(node) => (NodeEncryptionKind::KIND, node.name().to_owned()),
-            Self::Request(name) => (CertificateRequestKind::KIND, name.clone()),
-        }
+        self.kept.register.unlisted(self.sure_time(), &self.lists())
     }
 }
 
