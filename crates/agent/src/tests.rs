@@ -8,6 +8,7 @@ mod changes;
 mod metrics;
 mod mishaps;
 mod pods;
+mod requests;
 mod resources;
 mod restarts;
 mod rogue;

@@ -46,6 +46,11 @@ impl Node {
         if outcome.ask.is_some() {
             self.news.request = outcome.ask;
         }
+        // One that has its answer is wanted no more: whoever cleans up old requests (kube-controller-manager
+        // does it after an hour) must not find it made anew, and signed anew.
+        if !self.certificates.is_asking() || self.certificates.is_denied() {
+            self.news.request = None;
+        }
         if outcome.renewed {
             self.has_identity = false;
         }
