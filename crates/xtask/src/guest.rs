@@ -11,6 +11,7 @@ mod folder;
 mod initramfs;
 mod kernel;
 mod process;
+mod processor;
 pub(crate) mod targets;
 
 use std::path::PathBuf;

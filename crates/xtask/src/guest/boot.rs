@@ -19,6 +19,7 @@ use super::folder::{Folder, private_file};
 use super::initramfs;
 use super::kernel::{Kernel, Unpacked};
 use super::process::{bound, output};
+use super::processor;
 
 /// How long a kernel may take until it starts the command, on a machine that is busy.
 const PATIENCE_UML: Duration = Duration::from_secs(60);
@@ -141,7 +142,11 @@ fn user_mode_linux(
         .args(["--pid", "--fork", "--kill-child=KILL", "--", "sh", "-c"])
         // It keeps a file of the machine open for each that the guest has looked at.
         .arg("ulimit -n $(ulimit -H -n) && exec \"$@\"")
-        .arg("sh")
+        .arg("sh");
+    if let Some(processor) = processor::choose() {
+        command.args(["taskset", "--cpu-list", &processor.to_string()]);
+    }
+    command
         .arg(&unpacked.image)
         .arg(format!("mem={}M", request.memory))
         .arg(format!("initrd={}", control.path.join(INITRAMFS).display()))
