@@ -23,6 +23,7 @@ pub mod image;
 mod lock;
 mod network;
 mod nodes;
+pub mod operator;
 mod place;
 mod process;
 pub mod programs;

@@ -8,7 +8,7 @@ use std::time::Instant;
 use anyhow::{Context, Result, bail};
 use testudo_kube_env::programs::{self, CONTROL_PLANE, HELM_CLIENT, NODES};
 use testudo_kube_env::{Between, Cluster, Component, NewNode, Options, down, names, sweep};
-use testudo_kube_env::{chart, image};
+use testudo_kube_env::{chart, image, operator};
 
 const HELP: &str = "\
 cargo xtask kube COMMAND [--name NAME]
@@ -33,7 +33,7 @@ cargo xtask kube COMMAND [--name NAME]
                     the container image of a built testudo
   chart PROGRAM FOLDER
                     the Helm chart and plain manifests, with the CRDs of a built testudo
-  build [--all]     build what clusters need, with --all helm too, and start nothing
+  build [--all]     build what clusters need, with --all what tests need beyond, and start nothing
 ";
 
 /// The name of the cluster that a person gets without a name.
@@ -297,10 +297,12 @@ fn end(arguments: Arguments<'_>) -> Result<()> {
 fn build(arguments: Arguments<'_>) -> Result<()> {
     let mut wanted = CONTROL_PLANE.to_vec();
     wanted.extend(NODES);
-    if arguments.has("--all") {
-        wanted.push(&HELM_CLIENT);
+    if !arguments.has("--all") {
+        return programs::ensure(&wanted, &say);
     }
-    programs::ensure(&wanted, &say)
+    wanted.push(&HELM_CLIENT);
+    programs::ensure(&wanted, &say)?;
+    operator::crds().map(drop)
 }
 
 fn make_image(arguments: Arguments<'_>) -> Result<()> {

@@ -2,6 +2,8 @@
 //! writes no other's objects.
 
 mod common;
+#[path = "kube_chart/monitoring.rs"]
+mod monitoring;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -114,6 +116,7 @@ fn the_chart_on_an_api_server() {
         dir,
     };
     manifests_are_accepted(&world);
+    monitoring::it_is_accepted(&world);
     install(&world);
     roles_allow_what_is_needed_and_no_more(&world);
     nodes_and_pods(&world);
