@@ -10,6 +10,7 @@ mod boot;
 mod folder;
 mod initramfs;
 mod kernel;
+mod mappings;
 mod process;
 mod processor;
 pub(crate) mod targets;

@@ -18,6 +18,7 @@ use super::Request;
 use super::folder::{Folder, private_file};
 use super::initramfs;
 use super::kernel::{Kernel, Unpacked};
+use super::mappings;
 use super::process::{bound, output};
 use super::processor;
 
@@ -134,6 +135,7 @@ fn user_mode_linux(
     unpacked: &Unpacked,
     control: &Control,
 ) -> anyhow::Result<Machine> {
+    mappings::ensure(request.memory)?;
     let mut command = bound("unshare");
     if !crate::packages::am_root() {
         command.args(["--user", "--map-root-user"]);
