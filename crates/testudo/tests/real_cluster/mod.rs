@@ -88,16 +88,20 @@ pub(crate) fn long_outage(name: &str, time: Duration) {
     let mut world = install::cluster(name, Datapath::User);
     install::chart(&world);
     install::pods(&mut world);
-    world.testudo(&["init", "--overlay", "vxlan", "--timeout", "600s"]);
-    let lifetimes = r#"{"spec":{"ike":{"lifetime":"10m"},"esp":{"lifetime":"4m"}}}"#;
-    world.testudo(&[
-        "patch",
-        "policy",
-        "cluster",
-        "--type=merge",
-        "-p",
-        lifetimes,
-    ]);
+    // Before there are any SAs: those that stand keep the lifetimes that they were made with.
+    let policy = serde_json::json!({
+        "apiVersion": "testudo.dev/v1alpha1", "kind": "EncryptionPolicy",
+        "metadata": { "name": "cluster" },
+        "spec": {
+            "overlay": { "type": "VXLAN" },
+            "ike": { "lifetime": "10m" },
+            "esp": { "lifetime": "4m" },
+        },
+    });
+    let path = world.dir.path().join("policy.json");
+    std::fs::write(&path, policy.to_string()).expect("a file");
+    world.testudo(&["apply", "-f", world::text(&path)]);
+    world.testudo(&["init", "--timeout", "600s"]);
     world.wait_strict();
     let clear = Watch::start_in(&world.cluster.underlay(), flow_table::OVERLAY);
     let step = Step::named("the API server is away for long").at_rate(60);
