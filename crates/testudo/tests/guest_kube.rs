@@ -13,7 +13,7 @@ use real_cluster::{Datapath, story};
 #[test]
 fn a_cluster_lives_through_everything_with_the_kernel_datapath() {
     let _turn = turn_by(
-        "cargo xtask guest --memory 4096 --timeout 2700",
+        "cargo xtask guest --memory 4096 --timeout 1500",
         "a_cluster_lives_through_everything_with_the_kernel_datapath",
     );
     story("guest-kube", Datapath::Kernel);

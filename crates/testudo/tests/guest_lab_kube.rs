@@ -12,7 +12,7 @@ use story::Story;
 #[test]
 fn with_the_kernels_esp_nothing_is_lost() {
     let _turn = turn_by(
-        "cargo xtask guest --memory 3072 --timeout 2700",
+        "cargo xtask guest --memory 4096 --timeout 1500",
         "with_the_kernels_esp_nothing_is_lost",
     );
     story::tell(&Story {

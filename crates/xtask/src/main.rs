@@ -23,8 +23,7 @@ cargo xtask COMMAND
   test [--fast | --guests [KERNEL]]
                     everything that CI runs: format, lints, layout, licences, all tests;
                     --fast leaves out labs and guests, --guests runs those in guests alone,
-                    of one kernel or all; `--guests clusters` runs whole clusters of Kubernetes under a
-                    kernel with ESP, which take a quarter of an hour each and which CI leaves out
+                    of one kernel or all; `--guests clusters` runs whole clusters of Kubernetes alone
   sim [--seeds N] [--seed S] [--orders M]
                     IKE engines on virtual time: 10,000 seeds of loss, delay, restarts,
                     then every order in which crossing exchanges can arrive; --seed tells

@@ -25,19 +25,21 @@ const START: Duration = Duration::from_secs(600);
 /// What an emulated guest has, MiB: labs with Open vSwitch and OVN run there.
 const EMULATED_MEMORY: &str = "2048";
 
-/// Whole clusters of Kubernetes under a kernel with ESP, which `cargo xtask test --guests clusters` runs and CI does not:
-/// each takes a processor for a quarter of an hour.
+/// Whole clusters of Kubernetes under a kernel with ESP: what `cargo xtask test --guests clusters` runs alone.
 pub(crate) const CLUSTERS: &str = "clusters";
 
 /// What the name of such a target holds.
 const KUBERNETES: &str = "kube";
 
-/// A cluster's time, and the guest's memory in MiB, of which it takes no more than it uses.
-const CLUSTER: Duration = Duration::from_secs(2700);
+/// A cluster's guest has so much memory, MiB; it takes no more than it uses.
 const CLUSTER_MEMORY: &str = "4096";
 
 /// The kernel that is an ordinary process.
 const UML: &str = "uml";
+
+fn is_cluster(target: &Target) -> bool {
+    target.name.contains(KUBERNETES)
+}
 
 /// Runs those of one kernel, or all of them and the tests of guests themselves.
 pub(super) fn run(tally: &mut Tally, only: Option<&str>) -> anyhow::Result<()> {
@@ -47,8 +49,9 @@ pub(super) fn run(tally: &mut Tally, only: Option<&str>) -> anyhow::Result<()> {
     }
     let mut targets = targets::all()?;
     let clusters = only == Some(CLUSTERS);
-    targets.retain(|target| target.name.contains(KUBERNETES) == clusters);
-    if let Some(only) = only.filter(|_| !clusters) {
+    if clusters {
+        targets.retain(is_cluster);
+    } else if let Some(only) = only {
         for target in &mut targets {
             target.kernels.retain(|kernel| kernel == only);
         }
@@ -57,7 +60,7 @@ pub(super) fn run(tally: &mut Tally, only: Option<&str>) -> anyhow::Result<()> {
     if targets.is_empty() {
         bail!("no tests run under {}", only.unwrap_or("any kernel"));
     }
-    if clusters {
+    if targets.iter().any(is_cluster) {
         // A guest could not keep what it builds.
         kube::ensure()?;
     }
@@ -71,7 +74,12 @@ pub(super) fn run(tally: &mut Tally, only: Option<&str>) -> anyhow::Result<()> {
     let in_turn = |kernels: &[&str]| -> anyhow::Result<Tally> {
         let mut tally = Tally::default();
         for kernel in kernels {
-            under(&mut tally, kernel, &tests_of(kernel))?;
+            // A cluster's guest is a large one.
+            let (clusters, others): (Vec<Test>, Vec<Test>) =
+                tests_of(kernel).into_iter().partition(|test| test.cluster);
+            for tests in [others, clusters] {
+                under(&mut tally, kernel, &tests)?;
+            }
         }
         Ok(tally)
     };
@@ -119,7 +127,7 @@ impl Test {
         let words = ["--nocapture", "--test-threads=1"].map(Into::into);
         Self {
             name: format!("{} under {kernel}", target.name),
-            cluster: target.name.contains(KUBERNETES),
+            cluster: is_cluster(target),
             program: Program {
                 folder: target.folder.clone(),
                 words: [program.into()].into_iter().chain(words).collect(),
@@ -141,6 +149,9 @@ fn kernels(targets: &[Target]) -> Vec<&str> {
 
 /// All tests of one kernel; those that fail once more, alone in a guest of their own.
 fn under(tally: &mut Tally, kernel: &str, tests: &[Test]) -> anyhow::Result<()> {
+    if tests.is_empty() {
+        return Ok(());
+    }
     let start = Instant::now();
     let mut guests = 0;
     let mut guest = |tests: &[Test]| {
@@ -200,11 +211,7 @@ fn one_guest(kernel: &str, tests: &[Test]) -> anyhow::Result<Vec<Tally>> {
     let programs: Vec<Program> = tests.iter().map(|test| test.program.clone()).collect();
     let many = u32::try_from(tests.len()).unwrap_or(u32::MAX);
     let cluster = tests.iter().any(|test| test.cluster);
-    let manner = Manner {
-        program: if cluster { CLUSTER } else { MANNER.program },
-        ..MANNER
-    };
-    let timeout = START + (manner.program + manner.grace).saturating_mul(many);
+    let timeout = START + (MANNER.program + MANNER.grace).saturating_mul(many);
     let mut guest = Command::new(run::own_program()?);
     guest
         .args(["guest", "--timeout", &timeout.as_secs().to_string()])
@@ -239,14 +246,14 @@ fn one_guest(kernel: &str, tests: &[Test]) -> anyhow::Result<Vec<Tally>> {
             Event::ErrorLine(line) => eprintln!("{line}"),
             Event::Ended(outcome, took) => {
                 eprintln!("    {name}: {:.1} s", took.as_secs_f32());
-                if let Some(why) = judge(&outcome, result, counted, manner.program) {
+                if let Some(why) = judge(&outcome, result, counted, MANNER.program) {
                     println!("error: {name}: {why}");
                     result.failed += 1;
                 }
             }
         }
     };
-    let begun = batch::run(guest, shared.path(), &programs, &manner, &mut tell)?;
+    let begun = batch::run(guest, shared.path(), &programs, &MANNER, &mut tell)?;
     debug_assert_eq!(begun, results.len());
     Ok(results)
 }
