@@ -27,6 +27,8 @@ pub enum Writer {
     Controller,
     /// A person at the command line: fields that somebody else keeps are left to them.
     Cli,
+    /// The same, who takes such fields.
+    CliTakingOver,
 }
 
 impl Writer {
@@ -35,7 +37,7 @@ impl Writer {
         match self {
             Writer::Agent(_) => "testudo-agent",
             Writer::Controller => "testudo-controller",
-            Writer::Cli => "testudo-cli",
+            Writer::Cli | Writer::CliTakingOver => "testudo-cli",
         }
     }
 
@@ -44,13 +46,18 @@ impl Writer {
         *self != Writer::Cli
     }
 
+    /// Whether it is no person.
+    pub(crate) fn is_daemon(&self) -> bool {
+        !matches!(self, Writer::Cli | Writer::CliTakingOver)
+    }
+
     /// What a write says of itself. A person's unknown field is a typing error and refused; a
     /// daemon's is that of a newer build, before its CRDs, and left out.
     pub(crate) fn patch(&self, force: bool) -> PatchParams {
         let params = PatchParams::apply(self.manager());
-        let params = match self {
-            Writer::Cli => params.validation_strict(),
-            _ => params.validation_ignore(),
+        let params = match self.is_daemon() {
+            true => params.validation_ignore(),
+            false => params.validation_strict(),
         };
         PatchParams { force, ..params }
     }

@@ -178,7 +178,7 @@ impl KubeStore {
     /// Whether an apply failed for a field that the CRDs do not have, and the rest is to be written all
     /// the same: by a whole object, of which the API server leaves out what it does not know.
     fn is_ahead(&self, error: &kube::Error) -> bool {
-        let ahead = self.writer().takes() && verdict::is_undeclared(error);
+        let ahead = self.writer().is_daemon() && verdict::is_undeclared(error);
         if ahead {
             self.once(format!("the CRDs are older than this build: {error}"));
         }

@@ -53,8 +53,14 @@ pub(crate) struct StartCommand {}
 
 /// Turn encryption off, in the same acknowledged steps.
 #[derive(Args)]
-#[command(after_help = "Example:\n  testudo stop")]
-pub(crate) struct StopCommand {}
+#[command(
+    after_help = "Examples:\n  testudo stop\n  testudo stop --take-over    also where GitOps keeps spec.mode"
+)]
+pub(crate) struct StopCommand {
+    /// Also where somebody else keeps `spec.mode` (kubectl, Helm, GitOps), who may write it again
+    #[arg(long)]
+    take_over: bool,
+}
 
 /// Names of overlays as people write them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -122,8 +128,11 @@ fn possible(spec: &EncryptionPolicySpec) -> Result<(), String> {
 }
 
 /// `testudo stop`.
-pub(crate) fn stop(_command: &StopCommand, global: &Global) -> Outcome {
-    let store = store::open_to_write(global)?;
+pub(crate) fn stop(command: &StopCommand, global: &Global) -> Outcome {
+    let store = match command.take_over {
+        true => store::open_to_take_over(global)?,
+        false => store::open_to_write(global)?,
+    };
     let change = |policy: &mut EncryptionPolicy| {
         policy.spec.mode = Mode::Disabled;
         Ok(())

@@ -102,6 +102,11 @@ pub(crate) fn open_to_write(global: &Global) -> anyhow::Result<AnyStore> {
     Ok(AnyStore::open(&resolve(global)?, Writer::Cli)?)
 }
 
+/// Opens it for what has to be, whoever keeps the fields.
+pub(crate) fn open_to_take_over(global: &Global) -> anyhow::Result<AnyStore> {
+    Ok(AnyStore::open(&resolve(global)?, Writer::CliTakingOver)?)
+}
+
 /// Opens a store that must be a directory, for what an API server does in another way.
 pub(crate) fn open_dir(global: &Global, instead: &str) -> anyhow::Result<DirStore> {
     match resolve(global)? {

@@ -108,6 +108,12 @@ fn the_command_line_works_on_an_api_server() {
     );
     let status = world.testudo(&["status"]).expect(0);
     assert!(status.out.contains("Phase Disabled"), "{status}");
+    // Who removes the release has to turn it off all the same.
+    world
+        .testudo(&["stop", "--take-over", "--wait=false"])
+        .expect(0);
+    assert_eq!(world.policy()["spec"]["mode"], "Disabled");
+    assert_eq!(world.policy()["spec"]["enforcement"], "Strict");
 
     // Without the API server: one line with its name.
     let stopped = world.cluster.stop_component(Component::ApiServer);

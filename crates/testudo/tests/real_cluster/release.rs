@@ -31,6 +31,14 @@ pub(super) fn removed(world: &mut World) {
         let there = of_ours(world, node);
         assert!(!there.is_empty(), "node{node}: nothing to remove");
     }
+    // As where a tool of GitOps keeps the policy.
+    let policy = "apiVersion: testudo.dev/v1alpha1\nkind: EncryptionPolicy\n\
+                  metadata: { name: cluster }\nspec: { mode: Full }\n";
+    let path = world.dir.path().join("kept.yaml");
+    std::fs::write(&path, policy).expect("a file");
+    let words = ["apply", "--server-side", "--force-conflicts"];
+    let words = [&words[..], &["--field-manager=gitops", "-f", text(&path)]].concat();
+    world.kubectl(&words);
     world.helm(&["uninstall", "testudo", "--wait", PATIENCE]);
     for node in world.cluster.nodes() {
         assert_eq!(of_ours(world, node), Vec::<String>::new(), "node{node}");
