@@ -83,6 +83,7 @@ const TABLE: [(&str, &[&str]); 24] = [
             "model",
             "crypto",
             "pki",
+            "plan",
             "store",
             "store-kube",
             "agent",
