@@ -8,6 +8,11 @@ use testudo_store::Authenticated;
 
 use crate::signer::Denial;
 
+/// The user that the agents of a ServiceAccount are.
+pub(crate) fn agents(namespace: &str, account: &str) -> String {
+    format!("system:serviceaccount:{namespace}:{account}")
+}
+
 /// Who may ask, and for what.
 #[derive(Clone, Debug)]
 pub(crate) struct Rules {

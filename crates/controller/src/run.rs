@@ -83,6 +83,7 @@ pub async fn run_on_kubernetes(
 ) -> anyhow::Result<()> {
     tokio::pin!(shutdown);
     let name = format!("kube, namespace {}", options.namespace);
+    store.agents_are(crate::admission::agents(&options.namespace, &options.agent));
     let numbers = Numbers::new(&serving.version, true);
     let _server = numbers.serve(serving.metrics).await?;
     let mut safe = None;
@@ -205,7 +206,7 @@ pub(crate) struct Controller<S, K> {
     published: Option<TrustBundleSpec>,
     /// The answers that this run has logged already as denied, by request.
     pub(crate) warned: BTreeMap<String, String>,
-    /// Certificates that were signed and could not be given out yet.
+    /// What nodes were signed last, for those who ask the same again.
     pub(crate) owed: Debts,
 }
 

@@ -7,6 +7,7 @@ use testudo_model::{CertificateRequest, Kind, Object};
 use testudo_store::{Applied, DirStore, Listing, Location, Requester, Store, StoreError, Watch};
 
 use crate::link::{KubeOptions, Writer};
+use crate::request;
 use crate::store::KubeStore;
 
 /// A directory or an API server.
@@ -113,4 +114,11 @@ pub(crate) fn same<A: 'static, B: 'static>(value: A) -> B {
         Ok(value) => *value,
         Err(_) => unreachable!("one kind has one type"),
     }
+}
+
+/// An object that a newer one of its name has followed up, as it is told: of a request with a name of its own;
+/// of nothing else are there several.
+pub(crate) fn superseded<K: Kind>(older: &Object<K>) -> Option<Object<K>> {
+    let told = || same(request::superseded(same(older.clone())));
+    request::is_request::<K>().then(told)
 }

@@ -23,32 +23,49 @@ pub struct BoundNode {
 /// # Errors
 /// The credentials cannot be read.
 pub async fn bound_node(at: &Kubernetes) -> Result<Option<BoundNode>, StoreError> {
+    Ok(token(at).await?.and_then(|token| claimed(token.trim())))
+}
+
+/// The ServiceAccount whose token these credentials are, as the API server names its user. `None`: it is no
+/// ServiceAccount's.
+pub(crate) async fn account(at: &Kubernetes) -> Result<Option<String>, StoreError> {
+    let claims = token(at).await?.and_then(|token| claims(token.trim()));
+    let user = claims.and_then(|claims| claims["sub"].as_str().map(str::to_owned));
+    Ok(user.filter(|user| user.starts_with("system:serviceaccount:")))
+}
+
+async fn token(at: &Kubernetes) -> Result<Option<String>, StoreError> {
     let auth = link::config(at).await?.auth_info;
-    let token = match (&auth.token, &auth.token_file) {
+    match (&auth.token, &auth.token_file) {
         (Some(_), _) => {
             let said = serde_json::to_value(&auth).unwrap_or_default();
-            said["token"].as_str().map(str::to_owned)
+            Ok(said["token"].as_str().map(str::to_owned))
         }
         (None, Some(file)) => {
             let read = std::fs::read_to_string(file);
-            Some(read.map_err(|error| StoreError::Unavailable {
+            let read = read.map_err(|error| StoreError::Unavailable {
                 what: format!("the token {file} cannot be read: {error}"),
                 remedy: "see to the pod's volume of its service account".to_owned(),
-            })?)
+            })?;
+            Ok(Some(read))
         }
-        (None, None) => None,
-    };
-    Ok(token.and_then(|token| claimed(token.trim())))
+        (None, None) => Ok(None),
+    }
 }
 
-/// What stands in a token (RFC 7519 3) about a node.
-fn claimed(token: &str) -> Option<BoundNode> {
+/// What stands in a token (RFC 7519 3).
+fn claims(token: &str) -> Option<Value> {
     let payload = token.split('.').nth(1)?;
     // base64url without padding (RFC 7515 2), as the base64 that the client library reads.
     let mut text = payload.replace('-', "+").replace('_', "/");
     text.extend(std::iter::repeat_n('=', (4 - text.len() % 4) % 4));
     let bytes: ByteString = serde_json::from_value(json!(text)).ok()?;
-    let claims: Value = serde_json::from_slice(&bytes.0).ok()?;
+    serde_json::from_slice(&bytes.0).ok()
+}
+
+/// What stands in it about a node.
+fn claimed(token: &str) -> Option<BoundNode> {
+    let claims = claims(token)?;
     let node = &claims["kubernetes.io"]["node"];
     Some(BoundNode {
         name: NodeName::new(node["name"].as_str()?).ok()?,

@@ -22,10 +22,11 @@ pub(crate) struct Read<K: Kind> {
 }
 
 /// Reads an object. Unknown fields are left out: the API server lets none in that its CRD does not
-/// have, so that they are those of a newer build and no typing errors.
-pub(crate) fn read<K: Kind>(raw: &DynamicObject) -> Read<K> {
+/// have, so that they are those of a newer build and no typing errors. `agents`: the user that nodes ask for
+/// certificates as, where that is known.
+pub(crate) fn read<K: Kind>(raw: &DynamicObject, agents: Option<&str>) -> Read<K> {
     if request::is_request::<K>() {
-        let read = request::read(raw);
+        let read = request::read(raw, agents);
         return Read {
             raw: read.raw,
             order: read.order,
@@ -119,7 +120,7 @@ mod tests {
             "status": status,
         }))
         .unwrap();
-        read(&raw)
+        read(&raw, None)
     }
 
     #[test]

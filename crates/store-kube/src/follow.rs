@@ -13,7 +13,7 @@ use tokio::sync::mpsc;
 use crate::convert::Read;
 use crate::list_watch::{Heard, ListWatch};
 use crate::store::KubeStore;
-use crate::{link, verdict};
+use crate::{any, link, verdict};
 
 /// An API server that is away for less is not spoken of: one that restarts is.
 const UNSPOKEN: Duration = Duration::from_secs(3);
@@ -118,6 +118,8 @@ struct Told<K: Kind> {
     /// By the name in the store, then by order and name in the API: the last good version of each. The
     /// last of them is the one that counts.
     groups: BTreeMap<String, Group<K>>,
+    /// By the name in the store: the names of older ones, which are told as well.
+    older: BTreeMap<String, BTreeSet<String>>,
     objects: BTreeMap<String, Arc<Object<K>>>,
     problems: BTreeMap<PathBuf, Problem>,
 }
@@ -131,6 +133,7 @@ impl<K: Kind> Default for Told<K> {
             synced: false,
             standing: BTreeMap::new(),
             groups: BTreeMap::new(),
+            older: BTreeMap::new(),
             objects: BTreeMap::new(),
             problems: BTreeMap::new(),
         }
@@ -205,10 +208,30 @@ impl<K: Kind> Told<K> {
         Some((name, good))
     }
 
-    /// Tells what has become of the object of this name in the store.
+    /// Tells what has become of the objects that share this name in the store.
     fn settle(&mut self, name: &str, events: &mut Vec<Event<K>>) {
         let group = self.groups.get(name).into_iter().flatten();
-        let good = group.filter_map(|(_, good)| good.clone()).next_back();
+        let mut good: Vec<_> = group.filter_map(|(_, good)| good.clone()).collect();
+        let newest = good.pop();
+        let older = good.iter().filter_map(|good| any::superseded(good));
+        let older: Vec<Object<K>> = older.collect();
+        let names: BTreeSet<String> = older.iter().map(|o| o.name().to_owned()).collect();
+        let before = match names.is_empty() {
+            true => self.older.remove(name),
+            false => self.older.insert(name.to_owned(), names.clone()),
+        };
+        for gone in before.unwrap_or_default().difference(&names) {
+            self.tell(gone, None, events);
+        }
+        self.tell(name, newest, events);
+        for object in older {
+            let name = object.name().to_owned();
+            self.tell(&name, Some(Arc::new(object)), events);
+        }
+    }
+
+    /// Tells what has become of one object.
+    fn tell(&mut self, name: &str, good: Option<Arc<Object<K>>>, events: &mut Vec<Event<K>>) {
         let Some(good) = good else {
             let old = self.objects.remove(name);
             events.extend(old.map(|old| Event::Deleted(Arc::unwrap_or_clone(old))));
@@ -243,7 +266,7 @@ mod tests {
             "spec": { "mode": mode },
         }))
         .unwrap();
-        crate::convert::read(&raw)
+        crate::convert::read(&raw, None)
     }
 
     fn request(name: &str, minute: u32, node: &str) -> Read<CertificateRequestKind> {
@@ -261,7 +284,7 @@ mod tests {
             },
         }))
         .unwrap();
-        crate::convert::read(&raw)
+        crate::convert::read(&raw, None)
     }
 
     fn told<K: Kind>(told: &mut Told<K>, reads: Vec<Read<K>>) -> Vec<Event<K>> {
@@ -316,7 +339,7 @@ mod tests {
     }
 
     #[test]
-    fn of_a_nodes_requests_the_newest_counts_and_no_strangers() {
+    fn of_a_nodes_requests_the_newest_counts_and_neither_strangers_nor_older_ones() {
         let mut state = Told::default();
         let events = told(
             &mut state,
@@ -327,14 +350,39 @@ mod tests {
             ],
         );
         let names: Vec<_> = state.objects.keys().map(String::as_str).collect();
-        assert_eq!(names, ["n1", "stranger.s"]);
+        assert_eq!(names, ["n1", "stranger.s", "stranger.z"]);
         assert_eq!(state.objects["n1"].spec.proof, "a");
+        assert_eq!(state.objects["stranger.z"].spec.proof, "z");
+        let unfit = |state: &Told<_>, name: &str| {
+            let why = crate::request::unfit(&state.objects[name]).map(str::to_owned);
+            why.unwrap_or_default()
+        };
+        assert_eq!(unfit(&state, "n1"), "");
+        assert!(unfit(&state, "stranger.z").contains("asked again"));
         assert!(matches!(events.last(), Some(Event::Synced)));
-        // The newest is cleaned away: the one before it is told again.
+        // Nothing has changed.
+        let same = vec![
+            request("a", 2, "n1"),
+            request("z", 1, "n1"),
+            request("s", 3, "n2"),
+        ];
+        assert_eq!(told(&mut state, same), []);
+        // The newest is cleaned away: the one before it is told again, under the node's name alone.
         let events = told(
             &mut state,
             vec![request("z", 1, "n1"), request("s", 3, "n2")],
         );
-        assert!(matches!(&events[..], [Event::Deleted(_), Event::Added(o)] if o.spec.proof == "z"));
+        assert!(
+            matches!(&events[..], [Event::Deleted(_), Event::Deleted(_), Event::Added(o)] if o.spec.proof == "z"),
+            "{events:?}"
+        );
+        let names: Vec<_> = state.objects.keys().map(String::as_str).collect();
+        assert_eq!(names, ["n1", "stranger.s"]);
+        assert_eq!(unfit(&state, "n1"), "");
+        let events = told(&mut state, vec![]);
+        assert!(matches!(
+            &events[..],
+            [Event::Deleted(_), Event::Deleted(_)]
+        ));
     }
 }

@@ -30,5 +30,5 @@ pub use call::{call, calls};
 pub use link::{KubeOptions, PATIENCE, Writer, in_cluster};
 pub use list_watch::{Heard, ListWatch, pause};
 pub use node_pods::{NodePods, POD_CIDRS};
-pub use request::{SIGNER, USAGES, name_of};
+pub use request::{SIGNER, USAGES, name_of, unfit};
 pub use store::KubeStore;

@@ -3,8 +3,8 @@
 //!
 //! A request's object has a name of its own, made from node and request, so that nobody can take the
 //! place of one that is still to come. What the store calls `NODE` is the newest of those that were
-//! written with a token bound to that node; one of anybody else has a name that is no node's, and is
-//! there to be denied.
+//! written by the agents' user with a token bound to that node; one of anybody else, one that cannot be read
+//! ([`unfit`]) and an older one have names that are no node's, and are there to be denied.
 
 use std::time::SystemTime;
 
@@ -39,6 +39,20 @@ const MADE: &str = "testudo.dev/made";
 /// Annotation of the object in the store: its name in the API. Set when it is read.
 const NAME: &str = "testudo.dev/certificatesigningrequest";
 
+/// Annotation of the object in the store: why it is not to be signed, whoever has written it. Set when it
+/// is read.
+const UNFIT: &str = "testudo.dev/unfit";
+
+/// What the names of requests that are no node's begin with.
+const STRANGER: &str = "stranger.";
+
+/// In the place of a node and a UID where none is said.
+const NOBODY: &str = "nobody";
+const NONE: &str = "none";
+
+/// Of what somebody has written so many characters are repeated.
+const REPEATED: usize = 80;
+
 /// Where a bound token's node stands in the extras of the user (KEP-4193): its name, and the UID that it
 /// had when the token was made. Tokens bound to a pod have both as well as those bound to a Node.
 const NODE_EXTRA: &str = "authentication.kubernetes.io/node-name";
@@ -64,9 +78,10 @@ pub(crate) fn field_selector() -> String {
     format!("spec.signerName={SIGNER}")
 }
 
-/// The requests that name a node, as a selector of labels.
-pub(crate) fn label_selector(node: &str) -> String {
-    format!("{NODE_LABEL}={}", label(node))
+/// The requests that may have this name in the store, as a selector of labels; `None`: any may.
+pub(crate) fn label_selector(name: &str) -> Option<String> {
+    let one = !name.starts_with(STRANGER);
+    one.then(|| format!("{NODE_LABEL}={}", label(name)))
 }
 
 /// A node's name may be longer than a label's value.
@@ -90,16 +105,47 @@ pub(crate) fn name_for(spec: &CertificateRequestSpec) -> String {
     format!("testudo.{}.{digest}", node.trim_end_matches(['.', '-']))
 }
 
+/// Another name for it, where somebody has taken that one. Nobody knows it beforehand.
+pub(crate) fn other_name_for(spec: &CertificateRequestSpec, random: [u8; 8]) -> String {
+    let name = name_for(spec);
+    let digits: String = random.iter().map(|b| format!("{b:02x}")).collect();
+    // The digest of what is asked makes room for it.
+    let stem = name
+        .rsplit_once('.')
+        .map_or(name.as_str(), |(stem, _)| stem);
+    format!("{stem}.{digits}")
+}
+
 /// The name in the API of a request that was read.
 pub fn name_of(request: &CertificateRequest) -> Option<&str> {
     request.metadata.annotations.get(NAME).map(String::as_str)
 }
 
-/// The object that asks.
-pub(crate) fn manifest(request: &CertificateRequest) -> Value {
+/// Why a request that was read is not to be signed, whoever has written it: it cannot be read, or its node has
+/// asked again since.
+pub fn unfit(request: &CertificateRequest) -> Option<&str> {
+    request.metadata.annotations.get(UNFIT).map(String::as_str)
+}
+
+/// The name in the store of a request that is no node's, by the UID of its object.
+pub(crate) fn stranger(uid: Option<&str>) -> String {
+    format!("{STRANGER}{}", uid.unwrap_or_default())
+}
+
+/// One that its node has followed up by a newer one, with a name of its own.
+pub(crate) fn superseded(mut older: CertificateRequest) -> CertificateRequest {
+    older.metadata.name = stranger(older.metadata.uid.as_deref());
+    let why = "the node has asked again since: the newest of its requests is answered".to_owned();
+    older.metadata.annotations.insert(UNFIT.to_owned(), why);
+    older
+}
+
+/// The object that asks, under this name in the API.
+pub(crate) fn manifest(request: &CertificateRequest, name: &str) -> Value {
     let spec = &request.spec;
     let mut annotations = request.metadata.annotations.clone();
     annotations.remove(NAME);
+    annotations.remove(UNFIT);
     annotations.insert(NODE.to_owned(), spec.node.to_string());
     annotations.insert(UID.to_owned(), spec.uid.to_string());
     annotations.insert(PROOF.to_owned(), spec.proof.clone());
@@ -111,7 +157,7 @@ pub(crate) fn manifest(request: &CertificateRequest) -> Value {
     json!({
         "apiVersion": resource().api_version,
         "kind": resource().kind,
-        "metadata": { "name": name_for(spec), "labels": labels, "annotations": annotations },
+        "metadata": { "name": name, "labels": labels, "annotations": annotations },
         "spec": {
             "signerName": SIGNER,
             "request": ByteString(spec.request.clone().into_bytes()),
@@ -120,11 +166,10 @@ pub(crate) fn manifest(request: &CertificateRequest) -> Value {
     })
 }
 
-/// Reads a `CertificateSigningRequest`. One that somebody made by hand is read too, with what is
-/// missing filled in, so that it can be denied.
-pub(crate) fn read(raw: &DynamicObject) -> Read<CertificateRequestKind> {
+/// Reads a `CertificateSigningRequest`. One that somebody made by hand is read too, whatever it says, with what
+/// is missing filled in, so that it can be denied. `agents`: the user that nodes ask as; none: any may be theirs.
+pub(crate) fn read(raw: &DynamicObject, agents: Option<&str>) -> Read<CertificateRequestKind> {
     let name = raw.metadata.name.clone().unwrap_or_default();
-    let uid = raw.metadata.uid.clone().unwrap_or_default();
     let writer = requester(raw);
     let annotation = |key| raw.metadata.annotations.as_ref()?.get(key).cloned();
     let bound = match &writer.nodes[..] {
@@ -132,9 +177,11 @@ pub(crate) fn read(raw: &DynamicObject) -> Read<CertificateRequestKind> {
         _ => None,
     };
     let claimed = annotation(NODE).or_else(|| bound.clone());
-    let object = object(raw, claimed.as_deref(), annotation(UID), annotation(PROOF));
-    let own = bound.filter(|node| claimed.as_ref() == Some(node));
-    let stored = own.unwrap_or_else(|| format!("stranger.{uid}"));
+    let mut unfit = None;
+    let object = object(raw, claimed.as_deref(), &mut unfit);
+    let theirs = unfit.is_none() && agents.is_none_or(|agents| writer.username == agents);
+    let own = bound.filter(|node| theirs && claimed.as_ref() == Some(node));
+    let stored = own.unwrap_or_else(|| stranger(raw.metadata.uid.as_deref()));
     let made = raw.metadata.creation_timestamp.as_ref();
     let made = made.map(|time| json!(time).as_str().unwrap_or_default().to_owned());
     Read {
@@ -148,6 +195,8 @@ pub(crate) fn read(raw: &DynamicObject) -> Read<CertificateRequestKind> {
                 object.metadata.name.clone_from(&stored);
                 let annotations = &mut object.metadata.annotations;
                 annotations.insert(NAME.to_owned(), name.clone());
+                annotations.remove(UNFIT);
+                annotations.extend(unfit.map(|why| (UNFIT.to_owned(), why)));
                 Ok(object)
             }
             Err(why) => Err(verdict::problem::<CertificateRequestKind>(&name, why)),
@@ -158,34 +207,51 @@ pub(crate) fn read(raw: &DynamicObject) -> Read<CertificateRequestKind> {
     }
 }
 
+/// What it says. What cannot be read is left out, and why is put into `unfit`.
 fn object(
     raw: &DynamicObject,
     node: Option<&str>,
-    uid: Option<String>,
-    proof: Option<String>,
+    unfit: &mut Option<String>,
 ) -> Result<CertificateRequest, String> {
-    let bytes = |at: &str| -> Result<Option<String>, String> {
-        match raw.data.pointer(at) {
-            None | Some(Value::Null) => Ok(None),
-            Some(value) => {
-                let bytes: ByteString =
-                    serde_json::from_value(value.clone()).map_err(|e| format!("{at}: {e}"))?;
-                let text = String::from_utf8(bytes.0).map_err(|_| format!("{at} is no text"))?;
-                Ok(Some(text))
-            }
+    let annotation = |key| raw.metadata.annotations.as_ref()?.get(key).cloned();
+    let mut bytes = |at: &str| -> Option<String> {
+        let value = raw.data.pointer(at).filter(|value| !value.is_null())?;
+        let bytes = serde_json::from_value(value.clone()).map(|bytes: ByteString| bytes.0);
+        let text = bytes.map(String::from_utf8);
+        if !matches!(text, Ok(Ok(_))) {
+            unfit.get_or_insert_with(|| format!("{at} is no text"));
+        }
+        text.ok()?.ok()
+    };
+    let request = bytes("/spec/request").unwrap_or_default();
+    // What somebody has signed is an answer, whatever it is.
+    let certificate = bytes("/status/certificate").filter(|pem| !pem.is_empty());
+    let proof = annotation(PROOF).unwrap_or_else(|| digest(&[&request]));
+    let node = match NodeName::new(node.unwrap_or(NOBODY)) {
+        Ok(node) => node,
+        Err(_) => {
+            let said = repeated(NODE, node.unwrap_or_default());
+            unfit.get_or_insert_with(|| format!("{said} names no node"));
+            NodeName::new(NOBODY).map_err(|e| e.to_string())?
         }
     };
-    let request = bytes("/spec/request")?.unwrap_or_default();
-    let proof = proof.unwrap_or_else(|| digest(&[&request]));
+    let uid = annotation(UID).unwrap_or_else(|| NONE.to_owned());
+    let uid = match NodeUid::new(&uid) {
+        Ok(uid) => uid,
+        Err(_) => {
+            unfit.get_or_insert_with(|| format!("{} is no UID", repeated(UID, &uid)));
+            NodeUid::new(NONE).map_err(|e| e.to_string())?
+        }
+    };
     let status = CertificateRequestStatus {
-        certificate: bytes("/status/certificate")?.filter(|pem| !pem.is_empty()),
+        certificate,
         denied: condition(raw, "Denied").or_else(|| condition(raw, "Failed")),
         answers: None,
     };
     let answered = status.certificate.is_some() || status.denied.is_some();
     let spec = CertificateRequestSpec {
-        node: NodeName::new(node.unwrap_or("nobody")).map_err(|e| e.to_string())?,
-        uid: NodeUid::new(uid.unwrap_or_else(|| "none".to_owned())).map_err(|e| e.to_string())?,
+        node,
+        uid,
         request,
         proof: proof.clone(),
     };
@@ -196,6 +262,16 @@ fn object(
         ..status
     };
     Ok(object)
+}
+
+/// An annotation as somebody has written it, for messages.
+fn repeated(key: &str, text: &str) -> String {
+    let more = match text.chars().nth(REPEATED) {
+        Some(_) => "…",
+        None => "",
+    };
+    let text: String = text.chars().take(REPEATED).collect();
+    format!("the annotation {key} {text:?}{more}")
 }
 
 /// Whether a condition of this type is true, and its message.
@@ -271,7 +347,7 @@ mod tests {
     #[test]
     fn only_a_token_bound_to_the_node_makes_a_request_the_nodes() {
         let claims = json!({ NODE: "n1", UID: "uid-1", PROOF: "ab" });
-        let own = read(&raw(bound("n1"), claims.clone(), json!([])));
+        let own = read(&raw(bound("n1"), claims.clone(), json!([])), None);
         assert_eq!(own.name, "n1");
         let object = own.object.unwrap();
         assert_eq!((object.name(), object.spec.proof.as_str()), ("n1", "ab"));
@@ -279,10 +355,61 @@ mod tests {
         assert_eq!(name_of(&object), Some("testudo.n1.00"));
         let two = json!({ NODE_EXTRA: ["n1", "n2"] });
         for extra in [bound("n2"), json!({}), two] {
-            let stranger = read(&raw(extra, claims.clone(), json!([])));
+            let stranger = read(&raw(extra, claims.clone(), json!([])), None);
             assert_eq!(stranger.name, "stranger.u1");
             assert_eq!(stranger.object.unwrap().spec.node.as_str(), "n1");
         }
+    }
+
+    #[test]
+    fn one_of_another_user_is_not_the_nodes_whatever_its_token_is_bound_to() {
+        let claims = json!({ NODE: "n1", UID: "uid-1", PROOF: "ab" });
+        let raw = raw(bound("n1"), claims, json!([]));
+        let name = |agents| read(&raw, Some(agents)).name;
+        assert_eq!(
+            name("system:serviceaccount:testudo-system:testudo-agent"),
+            "n1"
+        );
+        assert_eq!(
+            name("system:serviceaccount:other:testudo-agent"),
+            "stranger.u1"
+        );
+    }
+
+    #[test]
+    fn what_cannot_be_read_is_there_to_be_denied() {
+        let long = "x ".repeat(5000);
+        for (annotations, why) in [
+            (
+                json!({ NODE: "n1,n2", UID: "u" }),
+                "testudo.dev/node \"n1,n2\"",
+            ),
+            (json!({ NODE: long, UID: "u" }), "\"… names no node"),
+            (
+                json!({ NODE: "n1", UID: "two words" }),
+                "testudo.dev/uid \"two words\"",
+            ),
+            (json!({ NODE: "n1", UID: "" }), "testudo.dev/uid \"\""),
+        ] {
+            let read = read(&raw(bound("n1"), annotations, json!([])), None);
+            assert_eq!(read.name, "stranger.u1");
+            let object = read.object.unwrap();
+            let said = unfit(&object).unwrap();
+            assert!(said.contains(why) && said.len() < 200, "{said}");
+            assert_eq!(object.status, CertificateRequestStatus::default());
+        }
+        // PEM may stand among any bytes.
+        let mut bytes = raw(bound("n1"), json!({ NODE: "n1", UID: "u" }), json!([]));
+        bytes.data["spec"]["request"] = json!(ByteString(b"\xffPEM".to_vec()));
+        let object = read(&bytes, None).object.unwrap();
+        assert_eq!(unfit(&object), Some("/spec/request is no text"));
+        assert_eq!(object.name(), "stranger.u1");
+        // Nobody says so of another's.
+        let good = json!({ NODE: "n1", UID: "u", UNFIT: "says who" });
+        let object = read(&raw(bound("n1"), good, json!([])), None)
+            .object
+            .unwrap();
+        assert_eq!((object.name(), unfit(&object)), ("n1", None));
     }
 
     #[test]
@@ -302,7 +429,7 @@ mod tests {
     fn a_denial_is_an_answer_and_an_approval_alone_is_none() {
         let with = |kind: &str| {
             let condition = json!([{"type": kind, "status": "True", "message": "why"}]);
-            let read = read(&raw(bound("n1"), json!({ PROOF: "ab" }), condition));
+            let read = read(&raw(bound("n1"), json!({ PROOF: "ab" }), condition), None);
             read.object.unwrap().status
         };
         assert_eq!(with("Approved"), CertificateRequestStatus::default());
@@ -324,6 +451,9 @@ mod tests {
         };
         assert!(name_for(&spec).len() <= 253);
         assert!(testudo_store::check_name(&name_for(&spec)).is_ok());
+        let other = other_name_for(&spec, [7; 8]);
+        assert!(other.len() <= 253 && testudo_store::check_name(&other).is_ok());
+        assert_ne!(other, name_for(&spec));
         assert!(label(&long).len() <= 63);
         assert_ne!(label(&long), label(&long.replace('b', "c")));
     }

@@ -1,7 +1,7 @@
 //! [`KubeStore`]: the trait's verbs as calls of the API.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use kube::api::{
@@ -9,6 +9,7 @@ use kube::api::{
 };
 use serde_json::{Value, json};
 use testudo_crypto::{Random, SystemRandom};
+use testudo_model::request::CertificateRequestKind;
 use testudo_model::{API_VERSION, CertificateRequest, Kind, Object};
 use testudo_store::{
     Applied, Change, Listing, Requester, Store, StoreError, Watch, check_name, check_object,
@@ -18,7 +19,7 @@ use tokio::sync::OnceCell;
 use crate::apply::{Live, Plan, carry, parts};
 use crate::convert::{self, Read};
 use crate::link::{KubeOptions, Link, Writer};
-use crate::{any, follow, list_watch, request, verdict};
+use crate::{any, bound, follow, list_watch, request, verdict};
 
 /// How often a write that nobody made conditional is tried when others write too.
 const TRIES: u32 = 16;
@@ -33,6 +34,8 @@ pub struct KubeStore {
 struct Inner {
     options: KubeOptions,
     link: OnceCell<Link>,
+    /// The user that agents are.
+    agents: OnceLock<String>,
     /// What was said once and is not to be said again.
     said: Mutex<BTreeSet<String>>,
 }
@@ -44,6 +47,7 @@ impl KubeStore {
             inner: Arc::new(Inner {
                 options,
                 link: OnceCell::new(),
+                agents: OnceLock::new(),
                 said: Mutex::default(),
             }),
         }
@@ -54,14 +58,30 @@ impl KubeStore {
         &self.inner.options
     }
 
+    /// Says which user agents are: of certificate requests those of others are no node's. An agent takes it from
+    /// its own token. To be said before anything is read, and once.
+    pub fn agents_are(&self, user: String) {
+        let _ = self.inner.agents.set(user);
+    }
+
     /// The way to the API server, with which one can ask for more than objects of ours.
     pub async fn client(&self) -> Result<kube::Client, StoreError> {
         Ok(self.link().await?.client.clone())
     }
 
     pub(crate) async fn link(&self) -> Result<&Link, StoreError> {
-        let at = &self.inner.options.at;
-        self.inner.link.get_or_try_init(|| Link::open(at)).await
+        let Inner {
+            options, agents, ..
+        } = &*self.inner;
+        let opening = async || {
+            if let Writer::Agent(_) = options.writer
+                && let Some(user) = bound::account(&options.at).await?
+            {
+                let _ = agents.set(user);
+            }
+            Link::open(&options.at).await
+        };
+        self.inner.link.get_or_try_init(opening).await
     }
 
     /// The API server's name, for people; empty where the configuration cannot be read.
@@ -86,8 +106,8 @@ impl KubeStore {
             (None, Writer::Agent(node)) => Some(node.as_str()),
             (None, _) => None,
         };
-        match node {
-            Some(node) => params.labels(&request::label_selector(node)),
+        match node.and_then(request::label_selector) {
+            Some(labels) => params.labels(&labels),
             None => params,
         }
     }
@@ -104,7 +124,8 @@ impl KubeStore {
 
     /// Reads an object, and says once which fields of it this build does not know.
     pub(crate) fn read<K: Kind>(&self, raw: &DynamicObject) -> Read<K> {
-        let read = convert::read::<K>(raw);
+        let agents = self.inner.agents.get().map(String::as_str);
+        let read = convert::read::<K>(raw, agents);
         if !read.unknown.is_empty() {
             let fields = read.unknown.join(", ");
             self.once(format!(
@@ -363,25 +384,38 @@ impl KubeStore {
         }
     }
 
+    /// Asks, unless it was asked. Where somebody has taken the name that the request is to have, it gets
+    /// another.
     async fn request_apply(
         &self,
         request: &CertificateRequest,
-    ) -> Result<Applied<testudo_model::request::CertificateRequestKind>, StoreError> {
-        type K = testudo_model::request::CertificateRequestKind;
+    ) -> Result<Applied<CertificateRequestKind>, StoreError> {
+        type K = CertificateRequestKind;
         let link = self.link().await?;
-        let name = request::name_for(&request.spec);
+        let mut name = request::name_for(&request.spec);
+        let unchanged = |object| {
+            let change = Change::Unchanged;
+            Ok(Applied { object, change })
+        };
         if let Some(raw) = self.raw_get::<K>(link, &name).await? {
             let object = self.good::<K>(&raw)?;
-            let change = Change::Unchanged;
-            return match object.spec == request.spec {
-                true => Ok(Applied { object, change }),
-                false => Err(StoreError::AlreadyExists {
-                    kind: K::KIND,
-                    name,
-                }),
-            };
+            if self.is_asked(&object, request) {
+                return unchanged(object);
+            }
+            // It may stand under another name.
+            if let Some(object) = self.get::<K>(request.name()).await?
+                && self.is_asked(&object, request)
+            {
+                return unchanged(object);
+            }
+            let mut random = [0; 8];
+            SystemRandom::new().fill(&mut random);
+            self.once(format!(
+                "somebody has made {name}, which is to be the name of a request of ours: it gets another"
+            ));
+            name = request::other_name_for(&request.spec, random);
         }
-        let body: DynamicObject = serde_json::from_value(request::manifest(request))
+        let body: DynamicObject = serde_json::from_value(request::manifest(request, &name))
             .map_err(|e| StoreError::Invalid(verdict::problem::<K>(&name, e.to_string())))?;
         let made = link
             .call(link.api::<K>().create(&self.post_params(), &body))
@@ -392,13 +426,22 @@ impl KubeStore {
         Ok(Applied { object, change })
     }
 
+    /// Whether what stands there is this request: an agent's must be its node's own.
+    fn is_asked(&self, there: &CertificateRequest, request: &CertificateRequest) -> bool {
+        let own = match self.writer() {
+            Writer::Agent(_) => there.name() == request.name(),
+            _ => true,
+        };
+        own && there.spec == request.spec
+    }
+
     /// The CertificateSigningRequest that a request was read from, and its name. One made anew under that
     /// name is another.
     async fn raw_request<'r>(
         &self,
         request: &'r CertificateRequest,
     ) -> Result<(&'r str, DynamicObject), StoreError> {
-        type K = testudo_model::request::CertificateRequestKind;
+        type K = CertificateRequestKind;
         let missing = || StoreError::NotFound {
             kind: K::KIND,
             name: request.name().to_owned(),
@@ -417,7 +460,7 @@ impl KubeStore {
         &self,
         request: &CertificateRequest,
     ) -> Result<CertificateRequest, StoreError> {
-        type K = testudo_model::request::CertificateRequestKind;
+        type K = CertificateRequestKind;
         let link = self.link().await?;
         let (name, raw) = self.raw_request(request).await?;
         let old = self.good::<K>(&raw)?;
@@ -477,7 +520,10 @@ impl KubeStore {
             }
             (None, None) => return Ok(old),
         };
-        self.good(&written)
+        // One that was followed up by a newer one has not the name that it is read under.
+        let mut answered = self.good::<K>(&written)?;
+        answered.metadata.name = request.metadata.name.clone();
+        Ok(answered)
     }
 }
 
@@ -504,16 +550,25 @@ fn not_configured(error: StoreError) -> kube::Error {
     kube::Error::Service(error.to_string().into())
 }
 
-/// Of several objects with one name the one that counts.
+/// By name. Of several objects with one name the newest has it, and the older ones names of their own.
 pub(crate) fn choose<K: Kind>(reads: Vec<Read<K>>) -> BTreeMap<String, Read<K>> {
     let mut chosen: BTreeMap<String, Read<K>> = BTreeMap::new();
     for read in reads {
-        match chosen.get(&read.name) {
-            Some(other) if other.order > read.order => {}
-            _ => {
-                chosen.insert(read.name.clone(), read);
-            }
-        }
+        let (older, newer) = match chosen.remove(&read.name) {
+            None => (None, read),
+            Some(other) if other.order > read.order => (Some(read), other),
+            Some(other) => (Some(other), read),
+        };
+        let older = older.and_then(|older| {
+            let object = any::superseded(older.object.as_ref().ok()?)?;
+            Some(Read {
+                name: object.name().to_owned(),
+                object: Ok(object),
+                ..older
+            })
+        });
+        chosen.extend(older.map(|older| (older.name.clone(), older)));
+        chosen.insert(newer.name.clone(), newer);
     }
     chosen
 }
@@ -652,7 +707,9 @@ impl Store for KubeStore {
             let listed = self.raw_list::<K>(self.selection::<K>(Some(name))).await;
             let (raws, _) = listed.map_err(|e| verdict::refused::<K>(&link.server, name, e))?;
             let reads = raws.iter().map(|raw| (self.read::<K>(raw), raw));
-            let named = reads.filter(|(read, _)| read.name == name);
+            let named = reads.filter(|(read, raw)| {
+                read.name == name || request::stranger(raw.metadata.uid.as_deref()) == name
+            });
             names = named
                 .map(|(read, raw)| (read.raw, raw.metadata.uid.clone()))
                 .collect();

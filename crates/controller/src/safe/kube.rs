@@ -24,7 +24,7 @@ use testudo_store_kube::USAGES;
 use tokio::sync::Notify;
 
 use super::{Document, Fence, Gated, Members, Safe, SafeError, Sealed, Seen, Term, Version};
-use crate::admission::{Rules, admit};
+use crate::admission::{Rules, admit, agents};
 use crate::news::News;
 use crate::signer::Denial;
 
@@ -296,7 +296,7 @@ impl Safe for KubeSafe {
             namespace, agent, ..
         } = &self.inner.options;
         let rules = Rules {
-            agent: format!("system:serviceaccount:{namespace}:{agent}"),
+            agent: agents(namespace, agent),
             usages: USAGES.map(str::to_owned).to_vec(),
         };
         let node = self.uid_of(request.spec.node.as_str()).await;

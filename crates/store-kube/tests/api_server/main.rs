@@ -50,6 +50,7 @@ async fn the_store_holds_against_a_real_api_server() {
     step("connections of other builds", external::skew(&world)).await;
     step("requests", requests::asked_and_answered(&world)).await;
     step("strangers", requests::strangers_are_told_apart(&world)).await;
+    step("a taken name", requests::a_name_that_is_taken(&world)).await;
     step("an approval by hand", requests::approved_by_hand(&world)).await;
     step("a lost connection", watches::lost_connection(&world)).await;
     step("a forgotten version", watches::forgotten_version(&world)).await;

@@ -5,7 +5,7 @@ use testudo_model::request::CertificateRequestKind;
 use testudo_model::{CertificateRequest, CertificateRequestSpec, NodeName, NodeUid};
 use testudo_pki::{Ca, CaOptions, NodeIdentity, certificate_request, chain_to_pem, request_to_pem};
 use testudo_store::conformance::requests::{Case, run};
-use testudo_store::{Requester, Store};
+use testudo_store::{Change, Requester, Store};
 use testudo_store_kube::{USAGES, Writer};
 
 use crate::world::World;
@@ -120,4 +120,54 @@ pub(crate) async fn approved_by_hand(world: &World) {
             .await
             .unwrap()
     );
+}
+
+/// Somebody has made what is to be the name of n1's request (L116): n1 asks under another, once.
+pub(crate) async fn a_name_that_is_taken(world: &World) {
+    let n1 = world.agents_store("n1");
+    let asked = request("n1", "n1");
+    let name = |request: &CertificateRequest| {
+        let name = testudo_store_kube::name_of(request);
+        name.unwrap().to_owned()
+    };
+    // The name is known from one that was there.
+    let first = n1.apply(asked.clone()).await.unwrap().object;
+    let taken = name(&first);
+    world.kubectl(&["delete", "certificatesigningrequest", &taken]);
+    // With another key; and the same, which was not written by n1.
+    let (other, same) = (request("n1", "n1").spec.request, &asked.spec.request);
+    for (request, mut stands) in [(&other, asked.clone()), (same, asked.clone())] {
+        stands.spec.request.clone_from(request);
+        let manifest = serde_json::json!({
+            "apiVersion": "certificates.k8s.io/v1",
+            "kind": "CertificateSigningRequest",
+            "metadata": {
+                "name": taken,
+                "labels": { "testudo.dev/node": "n1" },
+                "annotations": {
+                    "testudo.dev/node": "n1",
+                    "testudo.dev/uid": "uid",
+                    "testudo.dev/proof": stands.spec.proof,
+                },
+            },
+            "spec": {
+                "signerName": testudo_store_kube::SIGNER,
+                "request": k8s_openapi::ByteString(request.clone().into_bytes()),
+                "usages": USAGES,
+            },
+        });
+        world.create(&manifest);
+        let applied = n1.apply(asked.clone()).await.unwrap();
+        assert_eq!(applied.change, Change::Created);
+        assert_ne!(name(&applied.object), taken);
+        assert_eq!(applied.object.spec, asked.spec);
+        let seen = n1.get::<CertificateRequestKind>("n1").await.unwrap();
+        assert_eq!(seen.as_ref(), Some(&applied.object));
+        let again = n1.apply(asked.clone()).await.unwrap();
+        assert_eq!(
+            (again.change, again.object),
+            (Change::Unchanged, applied.object)
+        );
+        world.kubectl(&["delete", "certificatesigningrequests", "--all"]);
+    }
 }

@@ -77,6 +77,12 @@ impl World {
         self.cluster.kubectl(arguments).unwrap()
     }
 
+    pub(crate) fn create(&self, manifest: &Value) {
+        let file = self.dir.path().join("object.json");
+        std::fs::write(&file, manifest.to_string()).unwrap();
+        self.kubectl(&["create", "-f", &file.display().to_string()]);
+    }
+
     /// A store for whoever may do everything.
     pub(crate) fn store(&self, writer: Writer) -> KubeStore {
         self.store_at(&self.cluster.kubeconfig(), writer)
