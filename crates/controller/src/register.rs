@@ -13,15 +13,20 @@ use testudo_pki::{CertificateFacts, Revoked};
 
 pub(crate) use kept::Kept;
 
-/// Certificates of one node that are good and have not ended.
+/// Certificates of one node by one CA that are good and have not ended. Of the next CA it gets as many: the end of
+/// too many is that the CA is replaced.
 pub(crate) const MOST_OF_ONE: usize = 64;
-/// The same with those that were taken back: one node must not take all the room.
+/// The same with those that were taken back: one node must not take all the room, and few CAs are trusted at a
+/// time.
 const MOST_EVER: usize = 8 * MOST_OF_ONE;
 /// From so many on those that a node has followed up by later ones are taken back, but for the last few.
 const SUPERSEDED: usize = MOST_OF_ONE / 2;
 const LAST: usize = 8;
 /// Bytes in all: the document stays under the megabyte that is read, and that a Secret may have.
 const MOST_BYTES: usize = 900_000;
+/// So many more for the first certificates by a CA of nodes that have others: where there is no room the CA is
+/// replaced, and each needs one of the next before those of before are forgotten.
+const RESERVE: usize = 100_000;
 /// So much of a CA's fingerprint tells it from the others.
 const CA_DIGITS: usize = 16;
 /// At most what a certificate takes in the text: serial number, end, time of revocation.
@@ -59,12 +64,18 @@ struct Entry {
 /// Why no certificate is written down, and so none given.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Full {
-    /// Too many of one node.
+    /// Too many of one node are good.
     #[error(
-        "the node has {MOST_OF_ONE} certificates that have not ended: shorten \
+        "the node has {MOST_OF_ONE} certificates by this CA that have not ended: shorten \
          spec.certificates.nodeLifetime, or rotate the CA"
     )]
     OfOne,
+    /// Too many of one node with those that were taken back.
+    #[error(
+        "the node was given {MOST_EVER} certificates by this CA, most of which were taken back again: see why it \
+         asks so often (does it lose its state?), and rotate the CA"
+    )]
+    Ever,
     /// Too many in all.
     #[error(
         "so many certificates have not ended that no more can be kept track of: shorten \
@@ -84,13 +95,18 @@ pub(crate) struct Register {
 impl Register {
     /// Writes down a certificate that is about to be given out.
     pub(crate) fn give(&mut self, holder: Holder, given: Given) -> Result<(), Full> {
-        if self.bytes >= MOST_BYTES {
+        let there = self.entries.get(&holder);
+        let of_it = there.into_iter().flat_map(|entry| &entry.given);
+        let of_it: Vec<&Given> = of_it.filter(|there| there.ca == given.ca).collect();
+        let next = there.is_some() && of_it.is_empty();
+        if self.bytes >= MOST_BYTES + if next { RESERVE } else { 0 } {
             return Err(Full::InAll);
         }
-        let there = self.entries.get(&holder);
-        let good = |entry: &Entry| entry.given.iter().filter(|g| g.revoked.is_none()).count();
-        if there.is_some_and(|entry| entry.given.len() >= MOST_EVER || good(entry) >= MOST_OF_ONE) {
+        if of_it.iter().filter(|g| g.revoked.is_none()).count() >= MOST_OF_ONE {
             return Err(Full::OfOne);
+        }
+        if of_it.len() >= MOST_EVER {
+            return Err(Full::Ever);
         }
         self.put(holder, given);
         Ok(())
@@ -186,27 +202,31 @@ impl Register {
         good.map(|given| given.revoked = Some(at)).count()
     }
 
-    /// Takes back what a node was given well before the certificate that it shows: one that loses what it
-    /// holds at each boot asks for another each time. How many those are.
+    /// Takes back what a node was given and will not use any more, by the certificate that it shows. One that
+    /// loses what it holds at each boot asks for another each time: what it was given well before. One that asks
+    /// and does not take what it gets: what it was given since, but for the last, of which one may be under way.
+    /// How many those are.
     pub(crate) fn supersede(&mut self, holder: &Holder, ca: &str, shown: &str, at: u64) -> usize {
         let Some(entry) = self.entries.get_mut(holder) else {
             return 0;
         };
         let good = entry.given.iter_mut().filter(|g| g.revoked.is_none());
-        let good: Vec<&mut Given> = good.collect();
-        if good.len() < SUPERSEDED {
+        // In the order in which they were given.
+        let mut of_it: Vec<&mut Given> = good.filter(|g| g.ca == ca).collect();
+        if of_it.len() < SUPERSEDED {
             return 0;
         }
-        // In the order in which they were given.
-        let mut of_it: Vec<&mut Given> = good.into_iter().filter(|g| g.ca == ca).collect();
         let Some(place) = of_it.iter().position(|g| g.serial == shown) else {
             return 0;
         };
-        let old = place.saturating_sub(LAST);
-        for given in &mut of_it[..old] {
-            given.revoked = Some(at);
+        let before = 0..place.saturating_sub(LAST);
+        let since = place + 1..of_it.len().saturating_sub(LAST);
+        let mut count = 0;
+        for place in before.chain(since) {
+            of_it[place].revoked = Some(at);
+            count += 1;
         }
-        old
+        count
     }
 
     /// Whether all that the holder was ever given and has not ended was taken back.

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use testudo_crypto::SystemRandom;
 use testudo_model::{CertificateRequest, CertificateRequestSpec, CertificateRequestStatus};
-use testudo_pki::{CertificateFacts, chain_to_pem, utc};
+use testudo_pki::{Ca, CertificateFacts, chain_to_pem, utc};
 use testudo_store::{Store, StoreError};
 use tracing::{debug, error, info, warn};
 
@@ -23,8 +23,12 @@ const LATER: Duration = Duration::from_secs(3);
 /// as long as a call may take, the controller has other things to do.
 const ROUND: Duration = Duration::from_secs(20);
 
-/// A certificate that stands in the register and has not been given out: it is offered again, because
-/// each new one would take room in the register for as long as it lasts.
+/// The certificate that stands in the register for what a node asked last. Who asks the same again, with the
+/// same key, is offered it again: its answer could not be written, or the request was deleted before its node
+/// had seen it. Each new one would take room in the register for as long as it lasts; and the earlier one cannot
+/// be taken back in exchange, because it may be the one that the node has taken into use.
+///
+/// This is not kept over a restart or a change of leader: then there is one more, once.
 #[derive(Clone)]
 pub(crate) struct Owed {
     /// What it was signed for.
@@ -32,10 +36,25 @@ pub(crate) struct Owed {
     given: Given,
     /// In PEM.
     certificate: String,
+    /// It has half of its life before it until then, seconds since 1970: it is offered no longer.
+    until: u64,
+    /// The UID of the object that has it as its answer.
+    answered: Option<String>,
 }
 
-/// Certificates that are owed, by the request's name.
+/// Certificates that are offered again, by the request's name, which is the node's.
 pub(crate) type Debts = BTreeMap<String, Owed>;
+
+impl Owed {
+    /// Whether it is what would be signed for this request now.
+    fn answers(&self, spec: &CertificateRequestSpec, ca: &Ca, lifetime: u64, now: u64) -> bool {
+        let longest = now.saturating_add(lifetime);
+        self.spec == *spec
+            && self.given.ca == ca_of(ca.facts())
+            && now < self.until
+            && self.given.not_after <= longest
+    }
+}
 
 /// An answer, and if it is denied the word for why.
 type Answer = (CertificateRequestStatus, Option<&'static str>);
@@ -53,8 +72,9 @@ impl<S: Store, K: Safe> Controller<S, K> {
             .collect();
         let there = &self.world.requests.objects;
         self.warned.retain(|name, _| there.contains_key(name));
+        let nodes = &self.world.nodes.objects;
         self.owed
-            .retain(|name, _| there.get(name).is_some_and(is_open));
+            .retain(|name, _| there.contains_key(name) || nodes.contains_key(name));
         if open.is_empty() {
             return Ok(());
         }
@@ -83,7 +103,10 @@ impl<S: Store, K: Safe> Controller<S, K> {
             }
         }
         // Those of which it has failed before come last.
-        answers.sort_by_key(|(request, _)| self.owed.contains_key(request.name()));
+        answers.sort_by_key(|(request, _)| {
+            let owed = self.owed.get(request.name());
+            owed.is_some_and(|owed| owed.answered.is_none())
+        });
         self.owed.append(&mut signed);
         self.give_out(answers).await
     }
@@ -111,8 +134,13 @@ impl<S: Store, K: Safe> Controller<S, K> {
             }
             match done {
                 Ok(written) => {
-                    self.owed.remove(&name);
-                    self.tell_of_answer(&written, denied);
+                    let uid = written.metadata.uid.clone().unwrap_or_default();
+                    let owed = self.owed.get_mut(&name).filter(|_| denied.is_none());
+                    let before = owed.and_then(|owed| owed.answered.replace(uid.clone()));
+                    // Where a watch lags behind an object looks open that has its answer.
+                    if before.as_ref() != Some(&uid) || uid.is_empty() {
+                        self.tell_of_answer(&written, denied, before.is_some());
+                    }
                     self.world.requests.put(written);
                 }
                 Err(error) => {
@@ -124,8 +152,13 @@ impl<S: Store, K: Safe> Controller<S, K> {
         first
     }
 
-    /// Counts an answer that was given, and tells of it.
-    fn tell_of_answer(&self, request: &CertificateRequest, denied: Option<&'static str>) {
+    /// Counts an answer that was given, and tells of it. `again`: it is a certificate that was given before.
+    fn tell_of_answer(
+        &self,
+        request: &CertificateRequest,
+        denied: Option<&'static str>,
+        again: bool,
+    ) {
         let node = &request.spec.node;
         let about = match testudo_store_kube::name_of(request) {
             Some(name) => About::Request(name.to_owned()),
@@ -137,6 +170,11 @@ impl<S: Store, K: Safe> Controller<S, K> {
                 let why = why.as_deref().unwrap_or_default();
                 let text = format!("no certificate for node {node}: {why}");
                 News::bad(about, "CertificateDenied", "Deny", text)
+            }
+            (None, _) if again => {
+                let text = format!("node {node} asks again, and has the certificate of before");
+                info!("{text}");
+                News::good(about, "CertificateSigned", "Sign", text)
             }
             (None, _) => {
                 self.numbers.signed();
@@ -166,6 +204,12 @@ impl<S: Store, K: Safe> Controller<S, K> {
             answers: Some(request.spec.proof.clone()),
             ..CertificateRequestStatus::default()
         };
+        if let Some(why) = testudo_store_kube::unfit(request) {
+            let denial = Denial::Unfit(why.to_owned());
+            warn!(node, "certificate denied: {denial}");
+            status.denied = Some(denial.to_string());
+            return Some((status, Some(denial.reason())));
+        }
         let requester = match self.store.requester(request).await {
             Ok(requester) => requester,
             Err(e) => {
@@ -190,25 +234,26 @@ impl<S: Store, K: Safe> Controller<S, K> {
                 name: request.spec.node.to_string(),
                 uid: request.spec.uid.to_string(),
             };
-            if let Some(owed) = self.owed.get(&node)
-                && owed.spec == request.spec
-                && owed.given.ca == ca_of(self.authority.ca.facts())
-                && register.has(&holder, &owed.given)
-            {
-                return Ok(owed.certificate.clone());
-            }
             let signer = Signer {
                 ca: &self.authority.ca,
                 lifetime: settings(&self.world).node_lifetime.0.as_secs(),
                 nodes: &self.world.nodes.objects,
                 now: seconds(),
             };
+            if let Some(owed) = self.owed.get(&node)
+                && owed.answers(&request.spec, signer.ca, signer.lifetime, signer.now)
+                && register.has(&holder, &owed.given)
+            {
+                return Ok(owed.certificate.clone());
+            }
             let issued = signer.decide(request, &mut SystemRandom::new())?;
             let given = Given::new(self.authority.ca.facts(), &issued.facts);
             register.give(holder, given.clone())?;
             let owed = Owed {
                 spec: request.spec.clone(),
+                until: signer.now.midpoint(given.not_after),
                 given,
+                answered: None,
                 certificate: chain_to_pem(&[issued.der]),
             };
             let certificate = owed.certificate.clone();

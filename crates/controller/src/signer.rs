@@ -34,6 +34,9 @@ pub enum Denial {
     /// It is not the node that asks.
     #[error("{0}")]
     Stranger(String),
+    /// It is not to be signed, whoever asks: it cannot be read, or its node has asked again since.
+    #[error("{0}")]
+    Unfit(String),
     /// It is a node of that name that asks, but not the one that has the name now.
     #[error("{0}")]
     OtherLife(String),
@@ -65,6 +68,7 @@ impl Denial {
         match self {
             Denial::NoToken(_) | Denial::TokenUnreadable(_) => "token",
             Denial::Stranger(_) => "stranger",
+            Denial::Unfit(_) => "unfit",
             Denial::OtherLife(_) => "other_life",
             Denial::Unknown(_) => "unknown",
             Denial::ForeignUid { .. } => "foreign_uid",

@@ -27,6 +27,7 @@ mod world;
 use std::time::Instant;
 
 use common::begin;
+use rustix::process::Signal;
 use world::World;
 
 #[test]
@@ -51,9 +52,16 @@ fn a_controller_on_a_real_api_server() {
         removal::revoked(&world, &first);
     });
     step("Secrets", &|| secrets::broken(&world, &first));
+    // Nobody leads until all has been asked.
+    second.signal(Signal::STOP);
     first.kill();
+    let asked = requests::at_once(&world);
+    second.signal(Signal::CONT);
     step("the second takes over", &|| {
         lead::takes_over(&world, &second)
+    });
+    step("several requests with one node's name", &|| {
+        requests::each_is_answered(&world, &asked);
     });
     let third = world.controller("third", &[]);
     step("who lost the lead writes nothing", &|| {

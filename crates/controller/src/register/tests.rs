@@ -114,8 +114,10 @@ fn it_is_bounded() {
     for serial in 0..MOST_OF_ONE as u64 {
         register.give(one.clone(), given("a", serial, NOW)).unwrap();
     }
-    let more = register.give(one, given("a", 99, NOW));
+    let more = register.give(one.clone(), given("a", 99, NOW));
     assert_eq!(more, Err(Full::OfOne));
+    // What the error names as the remedy works: the next CA signs for it.
+    register.give(one, given("b", 100, NOW)).unwrap();
     let mut all = 0;
     let full = loop {
         let holder = holder(&format!("node-{:020}.example", all / 2), &"u".repeat(36));
@@ -127,6 +129,17 @@ fn it_is_bounded() {
     };
     println!("{all} certificates of {} nodes", all / 2);
     assert_eq!(full, Full::InAll);
+    // Each of 1,500 nodes gets one of the next CA all the same, and no second one; a new node gets none.
+    let next = |node: u64| holder(&format!("node-{node:020}.example"), &"u".repeat(36));
+    let of_next = |serial| given(&"e".repeat(CA_DIGITS), serial, NOW);
+    for node in 0..1500 {
+        register.give(next(node), of_next(node)).unwrap();
+    }
+    assert_eq!(register.give(next(0), of_next(9999)), Err(Full::InAll));
+    let new = holder("new", "u");
+    assert_eq!(register.give(new, of_next(9999)), Err(Full::InAll));
+    let most = (0..all / 2).find_map(|node| register.give(next(1500 + node), of_next(node)).err());
+    assert_eq!(most, Some(Full::InAll));
     let bytes = register.to_text().len() as u64;
     assert!(bytes < testudo_store::files::MAX_PRIVATE_BYTES, "{bytes}");
 }
@@ -159,8 +172,29 @@ fn a_node_that_loses_its_state_at_each_boot_gets_certificates_on_and_on() {
         0
     );
     assert_eq!(register, before);
-    let more = register.give(one, given("a", 7777, NOW));
-    assert_eq!(more, Err(Full::OfOne));
+    let more = register.give(one.clone(), given("a", 7777, NOW));
+    assert_eq!(more, Err(Full::Ever));
+    let said = Full::Ever.to_string();
+    assert!(said.contains("512") && !said.contains("64"), "{said}");
+    register.give(one, given("b", 7777, NOW)).unwrap();
+}
+
+/// One whose agent asks and does not take what it gets has what it shows, and the last that it was given.
+#[test]
+fn a_node_that_takes_none_of_what_it_is_given_loses_no_more_than_that() {
+    let mut register = Register::default();
+    let one = holder("n1", "u1");
+    let shown = given("a", 3, NOW);
+    for serial in 0..MOST_EVER as u64 {
+        let last = given("a", serial, NOW);
+        register.give(one.clone(), last.clone()).unwrap();
+        register.supersede(&one, "a", &shown.serial, NOW);
+        assert!(serial < 3 || register.has(&one, &shown));
+        assert!(register.has(&one, &last));
+    }
+    let good = register.entries[&one].given.iter();
+    let good = good.filter(|given| given.revoked.is_none()).count();
+    assert!(good < SUPERSEDED, "{good}");
 }
 
 #[test]

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use testudo_model::node::NodeEncryptionKind;
 use testudo_model::request::CertificateRequestKind;
-use testudo_model::{Kind, NodeEncryption};
+use testudo_model::{CertificateRequest, Kind, NodeEncryption};
 use testudo_store::Store;
 use tracing::info;
 
@@ -48,14 +48,16 @@ impl<S: Store, K: Safe> Controller<S, K> {
             let answered = request.status.certificate.is_some();
             answered && is_out(request.spec.node.as_str(), request.spec.uid.as_str())
         });
-        let requests: Vec<String> = out.map(|request| request.name().to_owned()).collect();
+        let requests: Vec<CertificateRequest> = out.cloned().collect();
         let began = Instant::now();
         self.absent.swept.retain(|_, at| began < *at + SWEEP);
         self.absent.stuck.retain(|_, then| began < *then);
         // Certificates that were given out weigh less than nodes that others still go by.
         let nodes = nodes.into_iter().map(|node| Left::Node(Box::new(node)));
         let mut stuck = Vec::new();
-        for left in nodes.chain(requests.into_iter().map(Left::Request)) {
+        let requests = requests.into_iter();
+        let requests = requests.map(|request| Left::Request(Box::new(request)));
+        for left in nodes.chain(requests) {
             let key = left.key();
             if let Some(then) = self.absent.stuck.get(&key) {
                 self.absent.look_at(*then);
@@ -85,11 +87,7 @@ impl<S: Store, K: Safe> Controller<S, K> {
     async fn remove(&mut self, left: Left, members: &Members) -> anyhow::Result<()> {
         let node = match left {
             Left::Node(node) => *node,
-            Left::Request(name) => {
-                self.store.delete::<CertificateRequestKind>(&name).await?;
-                self.world.requests.objects.remove(&name);
-                return Ok(());
-            }
+            Left::Request(request) => return self.remove_request(*request, members).await,
         };
         let now = Instant::now();
         let (name, uid) = (node.name().to_owned(), node.spec.uid.as_str());
@@ -129,18 +127,43 @@ impl<S: Store, K: Safe> Controller<S, K> {
     }
 }
 
+impl<S: Store, K: Safe> Controller<S, K> {
+    /// Removes this request and no other of the name.
+    async fn remove_request(
+        &mut self,
+        request: CertificateRequest,
+        members: &Members,
+    ) -> anyhow::Result<()> {
+        let (node, uid) = (request.spec.node.as_str(), request.spec.uid.as_str());
+        // Who has just come may not be among the members yet, and may not have seen its answer.
+        let listed = matches!(members, Members::These(_));
+        if listed && !self.safe.is_gone(node, uid).await? {
+            return Ok(());
+        }
+        let deleted = self.store.delete_seen(&request).await;
+        if matches!(&deleted, Err(e) if e.is_conflict()) {
+            let requests = &mut self.world.requests;
+            requests.refresh(&self.store, request.name()).await?;
+            self.absent.look_at(Instant::now() + SOON);
+            return Ok(());
+        }
+        deleted?;
+        self.world.requests.objects.remove(request.name());
+        Ok(())
+    }
+}
+
 /// What a node that is out has left in the store.
 enum Left {
     Node(Box<NodeEncryption>),
-    /// By name.
-    Request(String),
+    Request(Box<CertificateRequest>),
 }
 
 impl Left {
     fn key(&self) -> (&'static str, String) {
         match self {
             Self::Node(node) => (NodeEncryptionKind::KIND, node.name().to_owned()),
-            Self::Request(name) => (CertificateRequestKind::KIND, name.clone()),
+            Self::Request(request) => (CertificateRequestKind::KIND, request.name().to_owned()),
         }
     }
 }

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};
 
+use testudo_metrics::Source;
 use testudo_model::Kind;
 use testudo_store::{Applied, Listing, Requester, StoreError, Watch};
 
@@ -137,6 +138,14 @@ impl Stepped {
         self.controller.kept.register.clone()
     }
 
+    /// What is counted as signed.
+    async fn signed(&self) -> u64 {
+        let text = self.numbers.page().await.unwrap().encode();
+        let name = "testudo_controller_certificates_signed_total ";
+        let count = text.lines().find_map(|line| line.strip_prefix(name));
+        count.unwrap().parse().unwrap()
+    }
+
     fn serials(&self) -> BTreeSet<String> {
         let register = self.register();
         let ca = crate::register::ca_of(self.controller.authority.ca.facts());
@@ -168,6 +177,33 @@ async fn an_answer_that_cannot_be_written_keeps_no_other_back_and_is_not_signed_
     let given = stepped.given("n1").await.unwrap();
     assert!(stepped.serials().contains(&given));
     assert_eq!(stepped.register(), before);
+    assert_eq!(stepped.signed().await, 2);
+}
+
+/// A request is deleted when its node has the answer, or before, and an agent of an earlier build makes it anew
+/// each time.
+#[tokio::test]
+async fn who_asks_the_same_again_has_the_certificate_of_before() {
+    let mut stepped = Stepped::start().await;
+    let asked = request("n1", &token(&stepped.store.store, "n1"));
+    stepped.store.create(node("n1")).await.unwrap();
+    let nodes = &mut stepped.controller.world.nodes;
+    nodes.read_again(&stepped.store).await.unwrap();
+    let mut given = BTreeSet::new();
+    for _ in 0..100 {
+        stepped.store.apply(asked.clone()).await.unwrap();
+        stepped.answer().await.unwrap();
+        given.extend(stepped.given("n1").await);
+        let deleted = stepped.store.delete::<CertificateRequestKind>("n1").await;
+        assert!(deleted.unwrap());
+        stepped.answer().await.unwrap();
+    }
+    assert_eq!((given.len(), stepped.serials()), (1, given));
+    assert_eq!(stepped.signed().await, 1);
+    // The node is gone, and nothing of it is remembered.
+    assert_eq!(stepped.controller.owed.len(), 1);
+    stepped.controller.world.nodes.objects.clear();
+    stepped.answer().await.unwrap();
     assert!(stepped.controller.owed.is_empty());
 }
 

@@ -155,13 +155,15 @@ impl World {
     pub(crate) fn ask(&self, asking: &Asking) -> String {
         static COUNT: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
         let count = COUNT.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-        let name = format!("test.{}.{count}", asking.node);
+        // What is said may be no name.
+        let label = asking.node.replace(',', "-");
+        let name = format!("test.{label}.{count}");
         let object = json!({
             "apiVersion": "certificates.k8s.io/v1",
             "kind": "CertificateSigningRequest",
             "metadata": {
                 "name": name,
-                "labels": { "testudo.dev/node": asking.node },
+                "labels": { "testudo.dev/node": label },
                 "annotations": {
                     "testudo.dev/node": asking.node,
                     "testudo.dev/uid": asking.uid,
@@ -171,7 +173,7 @@ impl World {
             },
             "spec": {
                 "signerName": asking.signer,
-                "request": base64(asking.request.as_bytes()),
+                "request": base64(&[&asking.before, asking.request.as_bytes()].concat()),
                 "usages": asking.usages,
             },
         });
@@ -215,6 +217,7 @@ impl World {
             token: Some(self.token("testudo-agent", Some(node))),
             node: node.to_owned(),
             uid: uid.to_owned(),
+            before: Vec::new(),
             request: pkcs10(node, uid),
             usages: USAGES.map(str::to_owned).to_vec(),
             signer: "testudo.dev/node".to_owned(),
@@ -229,6 +232,8 @@ pub(crate) struct Asking {
     pub(crate) token: Option<String>,
     pub(crate) node: String,
     pub(crate) uid: String,
+    /// What stands before the PEM.
+    pub(crate) before: Vec<u8>,
     /// PKCS#10 in PEM.
     pub(crate) request: String,
     pub(crate) usages: Vec<String>,

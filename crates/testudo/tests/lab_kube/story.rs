@@ -168,6 +168,7 @@ pub(crate) fn tell(story: &Story) {
     let clear = Watch::clear(&lab);
     as_expected(&lab);
 
+    requests_are_cleaned_up(&world);
     node_comes_goes_and_comes_back(&world, &mut lab);
     ca_rotates(&lab);
     outage(&world, &lab);
@@ -229,6 +230,26 @@ fn refused(world: &World) {
     assert_eq!(world.names("crd"), Vec::<String>::new());
     world.kubectl(&["delete", "node", "n1"]);
     world.make_node("other", None);
+}
+
+/// kube-controller-manager deletes requests an hour after their answer: nobody asks again, and nothing is signed.
+fn requests_are_cleaned_up(world: &World) {
+    step("requests are deleted");
+    let register = || {
+        let named = "metadata.name=testudo-certificates";
+        let secrets = world.json(&["get", "secret", "-A", "--field-selector", named]);
+        secrets["items"][0]["data"].clone()
+    };
+    let before = register();
+    assert!(before.is_object(), "{before}");
+    assert!(!world.names("csr").is_empty());
+    world.kubectl(&["delete", "csr", "--all"]);
+    // One that is made anew is made at once.
+    for _ in 0..10 {
+        std::thread::sleep(seconds(1));
+        assert_eq!(world.names("csr"), Vec::<String>::new());
+    }
+    assert_eq!(register(), before, "certificates were signed");
 }
 
 /// A node joins under traffic; its Node is deleted while its agent runs; a Node of the same name is made;
