@@ -108,6 +108,10 @@ pub(super) fn nothing_was_forbidden(world: &World) {
         .filter(|line| line.contains("forbid"))
         .collect();
     assert!(refused.is_empty(), "{refused:#?}");
+}
+
+/// As Events, which the API server keeps for an hour.
+pub(super) fn what_happened_is_told(world: &World) {
     let events = world.kubectl(&["get", "events", "-A", "-o", "jsonpath={.items[*].reason}"]);
     for reason in ["AgentReady", "CertificateSigned", "Phase"] {
         assert!(events.contains(reason), "{reason}: {events}");

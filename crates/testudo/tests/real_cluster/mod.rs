@@ -59,6 +59,7 @@ pub(crate) fn story(name: &str, datapath: Datapath) {
     let step = Step::named("the CA is rotated, the leading controller is killed");
     under_load(&mut world, step, disruption::ca_rotated);
     install::nothing_was_forbidden(&world);
+    install::what_happened_is_told(&world);
     let step = Step::named("an agent is killed").interrupts(&["node1"]);
     under_load(&mut world, step, disruption::agent_killed);
     let step = Step::named("the API server is away, keys are replaced");
