@@ -11,7 +11,10 @@ use serde_json::Value;
 use testudo_model::NodeName;
 use testudo_model::external::NOT_SERVED;
 use testudo_model::node::NodeEncryptionKind;
-use testudo_store::{AnyObject, DirStore, KindName, Problem, Store, manifest, removed, tokens};
+use testudo_model::policy::EncryptionPolicyKind;
+use testudo_store::{
+    AnyObject, DirStore, KindName, Problem, Store, StoreError, manifest, removed, tokens,
+};
 use testudo_store_kube::AnyStore;
 
 use crate::change::{Done, Manner, report};
@@ -20,7 +23,7 @@ use crate::global::Global;
 use crate::nmstate::{self, Step};
 use crate::openshift::Wish;
 use crate::output::{self, Format};
-use crate::{patch, signals, store};
+use crate::{patch, policy, signals, store};
 
 mod table;
 
@@ -126,6 +129,9 @@ pub(crate) fn apply(command: &ApplyCommand, global: &Global) -> Outcome {
                 }
             }
         }
+        for object in &objects {
+            is_supported(&store, object).await?;
+        }
         let mut connections = Vec::new();
         for object in objects {
             if manner.only_shows() {
@@ -146,6 +152,21 @@ pub(crate) fn apply(command: &ApplyCommand, global: &Global) -> Outcome {
         eprintln!("warning: externalconnection/{name}: {NOT_SERVED}");
     }
     Ok(())
+}
+
+/// Refuses a policy that this build would not carry out: the last one stays in force.
+async fn is_supported(store: &AnyStore, object: &AnyObject) -> anyhow::Result<()> {
+    let AnyObject::Policy(wanted) = object else {
+        return Ok(());
+    };
+    // One that cannot be read is written over.
+    let standing = match store.get::<EncryptionPolicyKind>(wanted.name()).await {
+        Err(StoreError::Invalid(_)) => None,
+        standing => standing?,
+    };
+    let before = standing.as_ref().map(|policy| &policy.spec);
+    policy::supported(before, &wanted.spec)
+        .map_err(|reason| anyhow::anyhow!("{reason}; nothing was changed"))
 }
 
 async fn deleted(kind: KindName, store: &AnyStore, name: &str) -> anyhow::Result<&'static str> {

@@ -7,7 +7,7 @@ use clap::{Args, ValueEnum};
 use json_patch::PatchOperation;
 use serde_json::Value;
 use testudo_model::EncryptionPolicy;
-use testudo_model::policy::{CLUSTER, Mode};
+use testudo_model::policy::{CLUSTER, Mode, OverlayType};
 use testudo_store::KindName;
 
 use crate::amend;
@@ -127,6 +127,16 @@ pub(crate) fn wished(wish: &Wish, manner: Manner, global: &Global) -> Outcome {
         }
         policy.spec.mode = wanted.mode;
         policy.spec.full = wanted.full;
+        let overlay = &mut policy.spec.overlay;
+        if wanted.mode == Mode::Full && overlay.kind == OverlayType::Auto && overlay.port.is_none()
+        {
+            // These are OVN-Kubernetes' words, and it has no other overlay.
+            overlay.kind = OverlayType::Geneve;
+            eprintln!(
+                "mode Full: the policy named no overlay, so it is that of OVN-Kubernetes, Geneve on \
+                 UDP 6081; for another patch spec.overlay of encryptionpolicy/{CLUSTER}"
+            );
+        }
         Ok(())
     };
     policy::change(global, manner, true, &change)

@@ -118,6 +118,7 @@ pub(crate) fn start(_command: &StartCommand, global: &Global) -> Outcome {
 }
 
 /// What would be refused once it is written is not written at all: the last policy stays in force.
+/// `init` and `start` are for what they turn on, so they refuse what stood there as well.
 fn possible(spec: &EncryptionPolicySpec) -> Result<(), String> {
     let refusals = testudo_plan::refusals(spec);
     if refusals.is_empty() {
@@ -125,6 +126,25 @@ fn possible(spec: &EncryptionPolicySpec) -> Result<(), String> {
     }
     let flags = "see --overlay, --port and --pod-cidr of `testudo init`";
     Err(format!("{} ({flags})", refusals.join("; ")))
+}
+
+/// Refuses a change to what this build would not carry out, before it is written. What stands there
+/// unsupported already is no reason against another change, but is told.
+pub(crate) fn supported(
+    before: Option<&EncryptionPolicySpec>,
+    after: &EncryptionPolicySpec,
+) -> Result<(), String> {
+    let refusals = testudo_plan::refusals(after);
+    let stood = before.map(testudo_plan::refusals).unwrap_or_default();
+    let new = refusals.iter().any(|refusal| !stood.contains(refusal));
+    match refusals.join("; ") {
+        text if new => Err(text),
+        text if !text.is_empty() => {
+            eprintln!("the policy stays unsupported, and no step is taken: {text}");
+            Ok(())
+        }
+        _ => Ok(()),
+    }
 }
 
 /// `testudo stop`.
@@ -245,8 +265,10 @@ fn changed(
         None => bail!("there is no policy yet: run `testudo init` first"),
     };
     let refused = |reason| anyhow::anyhow!("{reason}; nothing was changed");
+    let before = policy.spec.clone();
     change(&mut policy).map_err(refused)?;
     EncryptionPolicyKind::validate(CLUSTER, &policy.spec).map_err(refused)?;
+    supported(Some(&before), &policy.spec).map_err(refused)?;
     Ok(policy)
 }
 
@@ -429,6 +451,29 @@ mod tests {
             ..EncryptionPolicySpec::default()
         };
         Object::new(CLUSTER, spec)
+    }
+
+    #[test]
+    fn what_would_newly_be_refused_is_not_written() {
+        let off = EncryptionPolicySpec::default();
+        let mut on = EncryptionPolicySpec {
+            mode: Mode::Full,
+            ..off.clone()
+        };
+        let error = supported(Some(&off), &on).unwrap_err();
+        assert!(error.contains("spec.overlay.type"), "{error}");
+        assert_eq!(supported(None, &on), Err(error));
+        // It stands like that: whoever mends it may do so in steps, and turn it off.
+        let mut other = on.clone();
+        other.enforcement = Enforcement::Permissive;
+        assert_eq!(supported(Some(&on), &other), Ok(()));
+        assert_eq!(supported(Some(&on), &off), Ok(()));
+        on.host_traffic = true;
+        let error = supported(Some(&other), &on).unwrap_err();
+        assert!(error.contains("spec.hostTraffic"), "{error}");
+        on.overlay.kind = OverlayType::Geneve;
+        on.host_traffic = false;
+        assert_eq!(supported(None, &on), Ok(()));
     }
 
     #[test]

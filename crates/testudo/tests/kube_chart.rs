@@ -149,6 +149,18 @@ fn it_says_what_is_wrong_with_values(chart: &Chart) {
             "policy.create=true,policy.spec.overlay.type=Routed,agent.podPrefixes=none",
             "needs agent.podPrefixes: node",
         ),
+        (
+            "policy.create=true,policy.spec.overlay.type=Routed",
+            "policy.spec.overlay.podCIDRs: Strict cannot close",
+        ),
+        (
+            "policy.create=true,policy.spec.overlay.type=VXLAN,policy.spec.hostTraffic=true",
+            "policy.spec.hostTraffic: ",
+        ),
+        (
+            "policy.create=true,policy.spec.overlay.type=VXLAN,policy.spec.keying=PreSharedKey",
+            "policy.spec.keying: ",
+        ),
     ] {
         let said = helm(&["template", "testudo", folder, "--set", set]);
         assert!(!said.done && said.err.contains(told), "{set}: {}", said.err);
@@ -204,6 +216,7 @@ fn manifests_are_accepted(world: &World) {
         "--namespace",
         NAMESPACE,
         "--set=policy.create=true,policy.spec.overlay.type=Routed",
+        "--set=policy.spec.overlay.podCIDRs={10.244.0.0/16}",
         "--set=agent.datapath=auto,agent.metrics.byPeer=true",
         "--set=apiServer.host=192.0.2.1,agent.verbosity=2,controller.verbosity=1",
         "--set=image.pullSecrets[0].name=registry,controller.caSecret=our-ca",

@@ -49,8 +49,11 @@ fn openshifts_words(run: &dyn Fn(&[&str]) -> Answer, folder: &Path) {
         assert_eq!(stands(), (mode.to_owned(), encapsulation.to_owned()));
     };
     // There is no policy yet.
-    merge(json!({"mode": "Full"})).ok();
+    let made = merge(json!({"mode": "Full"})).ok();
     is("Full", "Auto");
+    assert!(made.err.contains("Geneve on UDP 6081"), "{made}");
+    let policy = run(&["get", "policy", "cluster", "-o", "json"]).ok().json();
+    assert_eq!(policy["spec"]["overlay"]["type"], "Geneve", "{policy}");
     merge(json!({"mode": "Full", "full": {"encapsulation": "Always"}})).ok();
     is("Full", "Always");
     let refused = merge(json!({"mode": "External"})).expect(1);
@@ -123,6 +126,8 @@ fn openshifts_words(run: &dyn Fn(&[&str]) -> Answer, folder: &Path) {
     let patch = json!({"spec": {"enforcement": "Permissive"}}).to_string();
     run(&["patch", "encryptionpolicy", "cluster", "-p", &patch]).ok();
     run(&["patch", "pods", "cluster", "-p", &patch]).expect(2);
+    refused_before_it_is_written(run, folder);
+    is("Disabled", "Auto");
     run(&[
         "delete",
         "-f",
@@ -130,6 +135,47 @@ fn openshifts_words(run: &dyn Fn(&[&str]) -> Answer, folder: &Path) {
     ])
     .expect(1);
     is("Disabled", "Auto");
+}
+
+/// A policy that the controller would not carry out is not written: neither as a patch nor as a manifest.
+fn refused_before_it_is_written(run: &dyn Fn(&[&str]) -> Answer, folder: &Path) {
+    let version = || {
+        let policy = run(&["get", "policy", "cluster", "-o", "json"]).ok().json();
+        policy["metadata"]["generation"].clone()
+    };
+    let before = version();
+    let routed = json!({"mode": "Full", "enforcement": "Strict", "overlay": {"type": "Routed"}});
+    for (spec, why) in [
+        (
+            &json!({"mode": "Full", "hostTraffic": true}),
+            "spec.hostTraffic",
+        ),
+        (&routed, "spec.overlay.podCIDRs"),
+    ] {
+        let patch = json!({ "spec": spec }).to_string();
+        let mut manifest = json!({
+            "apiVersion": "testudo.dev/v1alpha1",
+            "kind": "EncryptionPolicy",
+            "metadata": { "name": "cluster" },
+            "spec": { "overlay": { "type": "VXLAN" } },
+        });
+        for (key, value) in spec.as_object().into_iter().flatten() {
+            manifest["spec"][key] = value.clone();
+        }
+        let file = folder.join("refused.yaml");
+        std::fs::write(&file, manifest.to_string()).expect("a file");
+        let file = file.display().to_string();
+        for words in [
+            &["patch", "encryptionpolicy", "cluster", "-p", &patch][..],
+            &["apply", "-f", &file],
+            &["apply", "-f", &file, "--dry-run"],
+        ] {
+            let refused = run(words).expect(1);
+            assert!(refused.err.contains(why), "{refused}");
+            assert!(refused.err.contains("nothing was changed"), "{refused}");
+        }
+    }
+    assert_eq!(version(), before);
 }
 
 #[test]
@@ -398,9 +444,10 @@ fn the_plugin_leads_a_cluster_and_asks_its_agents_through_the_api_server() {
     ];
     world.kubectl(&rollout);
 
-    // The verbs on a cluster with real agents.
+    // OpenShift's way to turn it on leads to Strict on a cluster that has no policy yet.
+    let patch = ipsec(json!({"mode": "Full"}));
     world
-        .plugin(&["init", "--overlay", "vxlan", "--wait=false"])
+        .plugin(&["patch", NETWORK, "cluster", "--type=merge", "-p", &patch])
         .ok();
     let strict = wait_until("all is settled", seconds(240), || {
         let status = world.plugin(&["status", "--wait", "--timeout", "20s"]);
