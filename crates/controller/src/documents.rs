@@ -17,6 +17,9 @@ use crate::world::World;
 /// The type of the condition in the policy's status.
 pub(crate) const CONDITION: &str = "SecretsUsable";
 
+/// The type of the condition about the policy itself, where it could not be read once.
+pub(crate) const READABLE: &str = "PolicyReadable";
+
 const ALL: [Document; 3] = [Document::Authority, Document::Register, Document::Given];
 
 /// What is known of them.
@@ -102,6 +105,53 @@ impl<S: Store, K: Safe> Controller<S, K> {
             self.safe
                 .tell(News::good(about, "SecretUsable", "Read", text));
         }
+    }
+}
+
+impl<S: Store, K: Safe> Controller<S, K> {
+    /// Whether the policy cannot be read as it stands now: a build that is newer has written it, or somebody has
+    /// broken its file. No step is taken then, for agents read no step of it either; what was read last goes
+    /// on. It is told once, also in its status where that is known.
+    pub(crate) async fn policy_is_unreadable(&mut self) -> Result<bool, StoreError> {
+        let Some(problem) = self.world.policies.problem(CLUSTER) else {
+            if self.unreadable_told.take().is_some() {
+                let text = "the policy can be read again";
+                info!("{text}");
+                let news = News::good(About::Policy, "PolicyReadable", "Read", text);
+                self.safe.tell(news);
+            }
+            return Ok(false);
+        };
+        let text = format!("the policy cannot be read, and what was read last goes on: {problem}");
+        if self.unreadable_told.as_ref() == Some(&text) {
+            return Ok(true);
+        }
+        if let Some(policy) = self.world.policies.objects.get(CLUSTER) {
+            let mut policy = policy.clone();
+            // Ours is older than what stands there, and its status is the last one all the same: nobody else
+            // writes it.
+            policy.metadata.resource_version = None;
+            let wrong = Some(("PolicyUnreadable", text.clone()));
+            let generation = policy.metadata.generation;
+            set_where_wrong(&mut policy.status, generation, READABLE, wrong);
+            match self.store.update_status(&policy).await {
+                Ok(written) => self.world.policies.put(written),
+                // It is written, and still cannot be read. A directory's file is left to whoever broke it.
+                Err(StoreError::Invalid(_)) => {}
+                Err(error) if error.is_conflict() || error.is_not_found() => {}
+                Err(error) => return Err(error),
+            }
+        }
+        error!("{text}");
+        let news = News::bad(
+            About::Policy,
+            "PolicyUnreadable",
+            "GoOnWithTheLast",
+            text.clone(),
+        );
+        self.safe.tell(news);
+        self.unreadable_told = Some(text);
+        Ok(true)
     }
 }
 

@@ -9,10 +9,11 @@ use testudo_plan::rollout;
 use testudo_store::Store;
 use tracing::info;
 
-use crate::leader::{condition, first, holds};
+use crate::leader::{condition, holds};
 use crate::news::{About, News};
 use crate::run::{Complaint, Controller};
 use crate::safe::{Gated, Safe};
+use crate::stragglers::first;
 
 /// A gate that was opened is looked at again after this time.
 const OPENED: Duration = Duration::from_secs(5);

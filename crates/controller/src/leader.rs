@@ -1,57 +1,26 @@
 //! Leads the roll-out: what [`testudo_plan::rollout`] decides is written into the policy's status and told.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use testudo_model::policy::CLUSTER;
-use testudo_model::{
-    Condition, ConditionStatus, EncryptionPolicyStatus, NodeEncryption, Phase, UnixTime,
-};
+use testudo_model::{Condition, ConditionStatus, EncryptionPolicyStatus, NodeEncryption, UnixTime};
 use testudo_plan::rollout;
 use testudo_store::{Store, StoreError};
 use tracing::{info, warn};
 
-use crate::documents;
 use crate::news::{About, News};
 use crate::numbers::State;
 use crate::run::{Controller, POLICY, seconds};
 use crate::safe::Safe;
-
-/// A node that lets a step wait for longer is a straggler. In a large cluster agents take up to a minute
-/// to say that they have taken one, so that not all write in the same second.
-const STRAGGLES: Duration = Duration::from_secs(120);
-/// Of stragglers so many are named.
-const NAMED: usize = 8;
-
-/// The step that goes on.
-#[derive(Debug, Default)]
-pub(crate) struct Wave {
-    step: Option<(Phase, u64)>,
-    since: Option<Instant>,
-    told: bool,
-}
-
-impl Wave {
-    /// Takes in which step goes on; whether that is a new one.
-    fn take(&mut self, status: &EncryptionPolicyStatus, now: Instant) {
-        let step = Some((status.phase, status.rollout));
-        if self.step != step {
-            *self = Self {
-                step,
-                since: Some(now),
-                told: false,
-            };
-        }
-    }
-
-    /// When those who are waited for begin to be stragglers.
-    fn until(&self) -> Option<Instant> {
-        Some(self.since? + STRAGGLES)
-    }
-}
+use crate::stragglers::{self, first};
+use crate::{documents, progress};
 
 impl<S: Store, K: Safe> Controller<S, K> {
     /// Takes every step of the roll-out that can be taken now.
     pub(crate) async fn lead(&mut self) -> Result<(), StoreError> {
+        if self.policy_is_unreadable().await? {
+            return Ok(());
+        }
         // Bounded: a roll-out has as many steps as there are phases.
         for _ in 0..8 {
             let Some(policy) = self.world.policies.objects.get(CLUSTER) else {
@@ -61,10 +30,23 @@ impl<S: Store, K: Safe> Controller<S, K> {
             let unreadable = self.world.nodes.unreadable();
             let now = UnixTime(i64::try_from(seconds()).unwrap_or(i64::MAX));
             let mut status = rollout::next(policy, &nodes, &unreadable, now);
+            status.certificate_rotation =
+                progress::of_certificates(policy, &nodes, &unreadable, now);
+            let bundle = self.world.bundles.objects.get(CLUSTER);
+            let all = nodes.len() + unreadable.len();
+            status.ca_rotation = progress::of_the_ca(bundle.map(|b| &b.status), all);
+            documents::set_where_wrong(
+                &mut status,
+                policy.metadata.generation,
+                documents::READABLE,
+                None,
+            );
             let trouble = &self.documents.trouble;
             documents::set_condition(&mut status, policy.metadata.generation, trouble);
             self.absent
                 .set_condition(&mut status, policy.metadata.generation);
+            let mut policy = policy.clone();
+            self.name_those_who_do_not_renew(&status);
             if status == policy.status {
                 self.name_stragglers(&status);
                 return Ok(());
@@ -75,14 +57,15 @@ impl<S: Store, K: Safe> Controller<S, K> {
                 self.absent.look_at(then);
                 return Ok(());
             }
-            let mut policy = policy.clone();
             let before = std::mem::replace(&mut policy.status, status);
             match self.store.update_status(&policy).await {
-                Ok(written) => {
+                Ok(mut written) => {
                     self.written[POLICY] = Some(Instant::now());
                     for news in changes(&before, &policy.status) {
                         self.safe.tell(news);
                     }
+                    // CRDs of an older build leave fields of the status out. They are written all the same.
+                    written.status = policy.status;
                     self.world.policies.put(written);
                 }
                 Err(e) if e.is_conflict() || e.is_not_found() => {
@@ -99,28 +82,19 @@ impl<S: Store, K: Safe> Controller<S, K> {
     /// Says once a step who has let it wait for long.
     fn name_stragglers(&mut self, status: &EncryptionPolicyStatus) {
         let now = Instant::now();
-        self.wave.take(status, now);
+        self.wave.take((status.phase, status.rollout), 0, now);
         let Some(until) = self.wave.until().filter(|_| !status.waiting_on.is_empty()) else {
             return;
         };
         if now < until {
             self.absent.look_at(until);
-        } else if !self.wave.told {
-            self.wave.told = true;
-            let all = status.waiting_on.len();
-            let named = status.waiting_on.iter().take(NAMED).map(|name| {
+        } else if self.wave.runs_out(now) {
+            let named = status.waiting_on.iter().map(|name| {
                 let node = self.world.nodes.objects.get(name);
-                match node.and_then(not_ready) {
-                    Some(why) => format!("{name} ({why})"),
-                    None => name.clone(),
-                }
+                (&**name, node.and_then(not_ready).map(str::to_owned))
             });
-            let named = named.collect::<Vec<_>>().join(", ");
-            let more = match all.saturating_sub(NAMED) {
-                0 => String::new(),
-                more => format!(" and {more} more"),
-            };
-            let text = format!("{} waits on {all} nodes: {named}{more}", status.phase);
+            let named = stragglers::nodes(status.waiting_on.len(), named);
+            let text = format!("{} waits on {named}", status.phase);
             warn!("{text}");
             self.safe
                 .tell(News::bad(About::Policy, "Stragglers", "Wait", text));
@@ -142,6 +116,7 @@ impl<S: Store, K: Safe> Controller<S, K> {
             .is_some_and(|until| until <= Instant::now());
         let bundle = &self.authority.bundle;
         let told = self.world.bundles.objects.get(CLUSTER);
+        let renewal = status.certificate_rotation.as_ref();
         self.numbers.events_dropped(self.safe.untold());
         self.numbers.is(State {
             phase: status.phase,
@@ -151,6 +126,8 @@ impl<S: Store, K: Safe> Controller<S, K> {
             stragglers: if late { expected - ready } else { 0 },
             ca_phase: self.authority.standing.phase,
             ca_waiting: told.map_or(0, |bundle| bundle.status.waiting),
+            certificate_rotation: renewal.map_or(0, |renewal| renewal.number),
+            certificates_waiting: renewal.map_or(0, |renewal| renewal.waiting()),
             cas: bundle
                 .facts()
                 .map(|ca| (ca.subject, ca.times.not_after))
@@ -177,7 +154,7 @@ pub(crate) fn holds(condition: &Condition) -> bool {
 }
 
 /// Why a node is not ready, in its own words.
-fn not_ready(node: &NodeEncryption) -> Option<&str> {
+pub(crate) fn not_ready(node: &NodeEncryption) -> Option<&str> {
     let ready = condition(node, "Ready")?;
     (!holds(ready)).then_some(ready.message.as_str())
 }
@@ -195,6 +172,8 @@ fn is_progress(old: &EncryptionPolicyStatus, new: &EncryptionPolicyStatus) -> bo
             s.rollout,
             s.since,
             s.observed_generation,
+            progress::step(s.certificate_rotation.as_ref()),
+            progress::step(s.ca_rotation.as_ref()),
             kinds,
         )
     };
@@ -235,6 +214,7 @@ fn changes(old: &EncryptionPolicyStatus, new: &EncryptionPolicyStatus) -> Vec<Ne
             news.push(News::good(About::Policy, "Settled", "Step", text));
         }
     }
+    news.extend(progress::news(old, new));
     let complaint = |status: &EncryptionPolicyStatus| {
         let mut degraded = status.conditions.iter().filter(|c| c.kind == "Degraded");
         degraded
@@ -260,18 +240,11 @@ fn changes(old: &EncryptionPolicyStatus, new: &EncryptionPolicyStatus) -> Vec<Ne
     news
 }
 
-/// Those at the head of a list, and how many more there are.
-pub(crate) fn first(names: &[String]) -> String {
-    let text = names[..names.len().min(NAMED)].join(", ");
-    match names.len().saturating_sub(NAMED) {
-        0 => text,
-        more => format!("{text} and {more} more"),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use testudo_model::Phase;
+    use testudo_model::policy::RotationProgress;
 
     /// What is progress may be held back; a step, an end and a node more or less may not.
     #[test]
@@ -284,13 +257,21 @@ mod tests {
             tunnels_up: 4,
             ..EncryptionPolicyStatus::default()
         };
+        fn rotated(status: &mut EncryptionPolicyStatus) -> &mut RotationProgress {
+            status.certificate_rotation.as_mut().unwrap()
+        }
         let rests = EncryptionPolicyStatus {
             waiting_on: Vec::new(),
             nodes_acknowledged: 3,
+            certificate_rotation: Some(RotationProgress {
+                number: 1,
+                nodes: 3,
+                ..RotationProgress::default()
+            }),
             ..waits.clone()
         };
         type Change = fn(&mut EncryptionPolicyStatus);
-        let changes: [(&EncryptionPolicyStatus, bool, Change); 8] = [
+        let changes: [(&EncryptionPolicyStatus, bool, Change); 12] = [
             (&waits, true, |s| s.nodes_acknowledged = 2),
             (&waits, true, |s| s.tunnels_up = 5),
             (&waits, false, |s| s.waiting_on.clear()),
@@ -299,6 +280,10 @@ mod tests {
             (&rests, false, |s| s.nodes = 2),
             (&rests, false, |s| s.waiting_on.push("n4".to_owned())),
             (&rests, false, |s| s.observed_generation = 7),
+            (&rests, true, |s| rotated(s).done = 1),
+            (&rests, false, |s| rotated(s).done = 3),
+            (&rests, false, |s| rotated(s).number = 2),
+            (&rests, false, |s| s.certificate_rotation = None),
         ];
         for (number, (old, progress, change)) in changes.into_iter().enumerate() {
             let mut new = old.clone();

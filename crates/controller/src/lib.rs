@@ -17,6 +17,7 @@ mod leader;
 mod news;
 mod numbers;
 mod pace;
+mod progress;
 mod register;
 mod requests;
 mod revocation;
@@ -25,6 +26,7 @@ mod run;
 mod safe;
 mod signer;
 mod steady;
+mod stragglers;
 mod world;
 
 pub use news::{About, News};

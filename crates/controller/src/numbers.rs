@@ -68,6 +68,10 @@ pub(crate) struct State {
     pub(crate) stragglers: usize,
     pub(crate) ca_phase: CaPhase,
     pub(crate) ca_waiting: u64,
+    /// How often a renewal of the nodes' certificates was asked for.
+    pub(crate) certificate_rotation: u64,
+    /// Nodes that have not renewed as they were asked to.
+    pub(crate) certificates_waiting: u32,
     /// Common names and ends of the CAs, the one that signs first.
     pub(crate) cas: Vec<(String, u64)>,
     /// By CA.
@@ -266,7 +270,7 @@ impl Inner {
             ),
             (
                 "testudo_controller_stragglers",
-                "Nodes that have let the present step wait for more than a minute",
+                "Nodes that have let the present step wait for more than two minutes",
                 state.stragglers,
             ),
             (
@@ -289,6 +293,16 @@ impl Inner {
             "Nodes that the rotation of the CA waits for",
         )
         .gauge([], state.ca_waiting as f64);
+        page.gauge(
+            "testudo_controller_certificate_rotation",
+            "How often a rotation of the nodes' certificates was asked for",
+        )
+        .gauge([], state.certificate_rotation as f64);
+        page.gauge(
+            "testudo_controller_certificate_rotation_waiting",
+            "Nodes that the rotation of the nodes' certificates waits for",
+        )
+        .gauge([], f64::from(state.certificates_waiting));
         let ends = page.gauge(
             "testudo_controller_ca_expiry_timestamp_seconds",
             "When a CA that is trusted ends",
@@ -359,6 +373,8 @@ mod tests {
             nodes: 3,
             ready: 2,
             stragglers: 1,
+            certificate_rotation: 4,
+            certificates_waiting: 2,
             cas: vec![("Testudo CA 1".to_owned(), 77), ("old".to_owned(), 7)],
             revoked: vec![("Testudo CA 1".to_owned(), 4)],
             fill: Fill {
@@ -373,6 +389,8 @@ mod tests {
             "testudo_controller_phase{phase=\"Prepared\"} 1.0",
             "testudo_controller_target_phase{phase=\"Strict\"} 1.0",
             "testudo_controller_stragglers 1.0",
+            "testudo_controller_certificate_rotation 4.0",
+            "testudo_controller_certificate_rotation_waiting 2.0",
             "testudo_controller_ca_expiry_timestamp_seconds{ca=\"Testudo CA 1\",signs=\"true\"} 77.0",
             "testudo_controller_revoked_certificates{ca=\"Testudo CA 1\"} 4.0",
             "testudo_controller_register_fill_ratio{room=\"register\"} 0.5",

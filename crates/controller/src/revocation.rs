@@ -20,11 +20,11 @@ use tracing::info;
 
 use crate::authority::Revocation;
 use crate::documents;
-use crate::leader::first;
 use crate::news::{About, News};
 use crate::register::{Holder, Register, ca_of};
 use crate::run::{Complaint, Controller, seconds};
 use crate::safe::{Document, Members, Safe};
+use crate::stragglers::first;
 
 /// For so long a node's object has to be away before the node is gone.
 const AWAY: Duration = match cfg!(test) {

@@ -14,6 +14,7 @@ use tracing::{error, info, warn};
 use crate::news::{About, News};
 use crate::run::{BUNDLE, Controller, seconds, settings};
 use crate::safe::{Document, Safe};
+use crate::stragglers::{self, Patience};
 
 /// The part of its life, in tenths, at which a CA is replaced.
 const DUE: u64 = 8;
@@ -34,7 +35,11 @@ impl<S: Store, K: Safe> Controller<S, K> {
             if decision.step.is_some() {
                 // The watches may be behind: a node that has just joined is seen by nobody else.
                 self.world.nodes.read_again(&self.store).await?;
-                self.world.policies.refresh(&self.store, CLUSTER).await?;
+                match self.world.policies.refresh(&self.store, CLUSTER).await {
+                    // What was read of it last goes on.
+                    Err(StoreError::Invalid(_)) => {}
+                    refreshed => refreshed?,
+                }
                 decision = self.consider();
             }
             let Some(step) = decision.step else {
@@ -267,6 +272,29 @@ impl<S: Store, K: Safe> Controller<S, K> {
         self.safe.tell(news);
     }
 
+    /// Says once a step who has let it wait for long, and again when somebody else has done it meanwhile.
+    fn name_stragglers_of_the_ca(&mut self, some: &[CaWaiting], all: usize) {
+        let now = Instant::now();
+        if !self.ca_wave.runs_out(now) {
+            let until = self.ca_wave.until().filter(|until| *until > now);
+            until
+                .into_iter()
+                .for_each(|until| self.absent.look_at(until));
+            return;
+        }
+        let standing = &self.authority.standing;
+        let some = some.iter().map(|w| (&*w.node, Some(w.reason.clone())));
+        let text = format!(
+            "rotation {} of the CA, {}, waits on {}",
+            standing.rotation,
+            standing.phase,
+            stragglers::nodes(all, some)
+        );
+        warn!("{text}");
+        self.safe
+            .tell(News::bad(About::Bundle, "Stragglers", "Wait", text));
+    }
+
     /// Writes where the rotation stands, if it is news.
     async fn tell(
         &mut self,
@@ -280,6 +308,13 @@ impl<S: Store, K: Safe> Controller<S, K> {
         let old = &bundle.status;
         let waiting = waiting_on.len();
         waiting_on.truncate(MOST_NAMED);
+        let step = (standing.phase, standing.rotation);
+        match waiting {
+            0 => self.ca_wave = Patience::default(),
+            waiting => self.ca_wave.take(step, waiting, Instant::now()),
+        }
+        self.name_stragglers_of_the_ca(&waiting_on, waiting);
+        let standing = &self.authority.standing;
         let same = (old.phase, old.rotation) == (standing.phase, standing.rotation);
         let now = UnixTime(i64::try_from(seconds()).unwrap_or(i64::MAX));
         let status = TrustBundleStatus {

@@ -9,7 +9,7 @@ use anyhow::Context;
 use testudo_crypto::SystemRandom;
 use testudo_model::bundle::TrustBundleKind;
 use testudo_model::policy::{CLUSTER, Certificates};
-use testudo_model::{TrustBundle, TrustBundleSpec};
+use testudo_model::{CaPhase, Phase, TrustBundle, TrustBundleSpec};
 use testudo_pki::CaOptions;
 use testudo_store::{DirStore, Store, StoreError, no_core_dumps, parse_location};
 use testudo_store_kube::KubeStore;
@@ -19,7 +19,6 @@ use crate::authority::Authority;
 use crate::documents::{self, Documents};
 use crate::fenced::Fenced;
 use crate::gates::Gates;
-use crate::leader::Wave;
 use crate::numbers::{Numbers, Standing};
 use crate::pace;
 use crate::register::Kept;
@@ -29,6 +28,7 @@ use crate::safe::directory::DirSafe;
 use crate::safe::kube::{KubeSafe, KubeSafeOptions};
 use crate::safe::{Document, Safe, Term, Unusable};
 use crate::steady::Steady;
+use crate::stragglers::Patience;
 use crate::world::World;
 
 /// What the controller is told at its start.
@@ -194,8 +194,14 @@ pub(crate) struct Controller<S, K> {
     pub(crate) documents: Documents,
     /// What is shown to Prometheus.
     pub(crate) numbers: Numbers,
-    /// The step of the roll-out that goes on.
-    pub(crate) wave: Wave,
+    /// How long the step of the roll-out that goes on has been waited for.
+    pub(crate) wave: Patience<(Phase, u64)>,
+    /// The same of the renewal of the nodes' certificates, by its number.
+    pub(crate) renewal_wave: Patience<u64>,
+    /// The same of the step of the CA's rotation.
+    pub(crate) ca_wave: Patience<(CaPhase, u64)>,
+    /// What was told of a policy that cannot be read.
+    pub(crate) unreadable_told: Option<String>,
     /// What was done with the gates of nodes.
     pub(crate) gates: Gates,
     /// When the policy's and the bundle's status were written last.
@@ -229,7 +235,10 @@ impl<S: Store, K: Safe> Controller<S, K> {
                     absent: Absent::default(),
                     documents: Documents::default(),
                     numbers,
-                    wave: Wave::default(),
+                    wave: Patience::default(),
+                    renewal_wave: Patience::default(),
+                    ca_wave: Patience::default(),
+                    unreadable_told: None,
                     gates: Gates::default(),
                     written: [None; 2],
                     part: "start",

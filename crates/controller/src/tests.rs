@@ -340,6 +340,7 @@ mod gates;
 mod giving;
 mod holding;
 mod many;
+mod progress;
 mod reluctant;
 mod removal;
 mod rotation;

@@ -9,7 +9,7 @@ use testudo_model::node::NodeEncryptionKind;
 use testudo_model::policy::EncryptionPolicyKind;
 use testudo_model::request::CertificateRequestKind;
 use testudo_model::{Kind, Object};
-use testudo_store::{Event, Store, StoreError, Watch};
+use testudo_store::{Event, Problem, Store, StoreError, Watch};
 use tracing::{info, warn};
 
 /// All objects that the controller looks at.
@@ -56,8 +56,8 @@ impl World {
 pub(crate) struct Watched<K: Kind> {
     watch: Watch<K>,
     pub(crate) objects: BTreeMap<String, Object<K>>,
-    /// Files that cannot be read, and the names of the objects that they should hold.
-    broken: BTreeMap<PathBuf, Option<String>>,
+    /// Files that cannot be read.
+    broken: BTreeMap<PathBuf, Problem>,
     synced: bool,
 }
 
@@ -100,7 +100,7 @@ impl<K: Kind> Watched<K> {
                 // What was noted as broken by a listing is told as mended by nobody else.
                 let name = object.name();
                 self.broken
-                    .retain(|_, broken| broken.as_deref() != Some(name));
+                    .retain(|_, broken| broken.name.as_deref() != Some(name));
                 self.put(object);
             }
             Event::Deleted(object) => {
@@ -108,7 +108,7 @@ impl<K: Kind> Watched<K> {
             }
             Event::Problem(problem) => {
                 warn!("{problem}");
-                self.broken.insert(problem.file, problem.name);
+                self.broken.insert(problem.file.clone(), problem);
             }
             Event::Solved(problem) => {
                 info!("{}: mended", problem.file.display());
@@ -120,14 +120,21 @@ impl<K: Kind> Watched<K> {
 
     /// Names of objects that stand there, but of which no good version has been seen.
     pub(crate) fn unreadable(&self) -> Vec<String> {
-        let names = self.broken.values().flatten();
-        let unknown = names.filter(|name| !self.objects.contains_key(*name));
-        unknown.cloned().collect()
+        let mut names = self.broken();
+        names.retain(|name| !self.objects.contains_key(name));
+        names
     }
 
     /// Names of all objects that cannot be read as they stand now, also where an earlier version could.
     pub(crate) fn broken(&self) -> Vec<String> {
-        self.broken.values().flatten().cloned().collect()
+        let named = self.broken.values();
+        named.filter_map(|problem| problem.name.clone()).collect()
+    }
+
+    /// Why the object of this name cannot be read as it stands now; `None`: it can, or is not there.
+    pub(crate) fn problem(&self, name: &str) -> Option<&Problem> {
+        let mut problems = self.broken.values();
+        problems.find(|problem| problem.name.as_deref() == Some(name))
     }
 
     /// Takes in what we have just written, before the watch tells it.
@@ -145,7 +152,7 @@ impl<K: Kind> Watched<K> {
         self.objects = named.collect();
         self.broken.clear();
         for problem in listing.problems {
-            self.broken.insert(problem.file, problem.name);
+            self.broken.insert(problem.file.clone(), problem);
         }
         Ok(())
     }

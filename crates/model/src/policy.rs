@@ -5,10 +5,12 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::algorithm::{self, NodeCipher, NodeKeyExchange};
+use crate::bundle::CaPhase;
 use crate::condition::Condition;
 use crate::duration::Lifetime;
 use crate::object::{Kind, Object};
 use crate::phase::Phase;
+use crate::time::UnixTime;
 
 /// The most children for single CPUs with one peer and of one name: an IKE SA has 256 children at
 /// most, of two families.
@@ -353,7 +355,43 @@ pub struct EncryptionPolicyStatus {
     pub tunnels_up: u32,
     /// Tunnels that should stand.
     pub tunnels_expected: u32,
+    /// The renewal of the nodes' certificates that was asked for last. Absent before the first, and while
+    /// encryption is off, for nodes renew when it is on again.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub certificate_rotation: Option<RotationProgress>,
+    /// The last rotation of the CA. The TrustBundle's status says more.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ca_rotation: Option<RotationProgress>,
     /// Ready, Progressing, Degraded.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub conditions: Vec<Condition>,
+}
+
+/// How far a rotation is, in which every node does its part.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct RotationProgress {
+    /// Which one it is. Of certificates: how often one was asked for, of all nodes and of single ones; of
+    /// the CA: its number.
+    pub number: u64,
+    /// The step of it, where it has several.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub phase: Option<CaPhase>,
+    /// Nodes that have done their part.
+    pub done: u32,
+    /// Nodes that have a part in it.
+    pub nodes: u32,
+    /// The nodes that have not; of many the first.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub waiting_on: Vec<String>,
+    /// When it began, or its step.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub since: Option<UnixTime>,
+}
+
+impl RotationProgress {
+    /// How many nodes have not done their part.
+    pub fn waiting(&self) -> u32 {
+        self.nodes.saturating_sub(self.done)
+    }
 }

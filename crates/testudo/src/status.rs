@@ -8,7 +8,7 @@ use clap::Args;
 use serde::Serialize;
 use testudo_model::bundle::TrustBundleKind;
 use testudo_model::node::NodeEncryptionKind;
-use testudo_model::policy::{CLUSTER, EncryptionPolicyKind, Enforcement, Mode};
+use testudo_model::policy::{CLUSTER, EncryptionPolicyKind, Enforcement, Mode, RotationProgress};
 use testudo_model::{
     CaPhase, Condition, ConditionStatus, EncryptionPolicy, NodeEncryption, NodeName, Phase,
     TrustBundleStatus, UnixTime,
@@ -185,6 +185,9 @@ struct View {
     waiting_on: Vec<String>,
     nodes: Vec<NodeView>,
     tunnels: Count,
+    /// The renewal of the nodes' certificates that was asked for last.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    certificate_rotation: Option<RotationProgress>,
     /// The rotation of the CA that goes on, if there is one.
     #[serde(skip_serializing_if = "Option::is_none")]
     ca_rotation: Option<TrustBundleStatus>,
@@ -238,6 +241,7 @@ impl View {
                 expected: nodes.iter().map(|n| n.tunnels.expected).sum(),
             },
             nodes,
+            certificate_rotation: status.certificate_rotation,
             ca_rotation: None,
             conditions: status.conditions,
         }
@@ -265,12 +269,24 @@ impl View {
         for (text, nodes) in self.datapaths() {
             output::line(&format!("{text}: {}", few(&nodes)))?;
         }
+        if let Some(text) = self.certificate_rotation.as_ref().and_then(renewing) {
+            output::line(&text)?;
+        }
         if let Some(text) = self.ca_rotation.as_ref().and_then(ca::rotation) {
             output::line(&text)?;
         }
         for condition in &self.conditions {
-            if condition.kind == "Degraded" && condition.status == ConditionStatus::True {
-                output::line(&format!("Degraded: {}", condition.message))?;
+            let wrong = match &*condition.kind {
+                "Degraded" => ConditionStatus::True,
+                "PolicyReadable" | "SecretsUsable" | "RevocationsInForce" => ConditionStatus::False,
+                _ => continue,
+            };
+            if condition.status == wrong {
+                let kind = match wrong {
+                    ConditionStatus::True => condition.kind.clone(),
+                    _ => format!("not {}", condition.kind),
+                };
+                output::line(&format!("{kind}: {}", condition.message))?;
             }
         }
         Ok(())
@@ -305,6 +321,21 @@ impl View {
         }
         text
     }
+}
+
+/// How far a renewal of the nodes' certificates is, while it goes on.
+fn renewing(rotation: &RotationProgress) -> Option<String> {
+    if rotation.waiting() == 0 {
+        return None;
+    }
+    let mut text = format!(
+        "Certificate rotation {}: {} of {} nodes have renewed",
+        rotation.number, rotation.done, rotation.nodes
+    );
+    if !rotation.waiting_on.is_empty() {
+        text += &format!(", waiting on {}", few(&rotation.waiting_on));
+    }
+    Some(text)
 }
 
 impl NodeView {
@@ -410,6 +441,42 @@ mod tests {
         assert_eq!(found, "tunnels are missing at n1 (0 of 1)");
         node.status.tunnels_up = 1;
         assert_eq!(said(&policy, &[node]), None);
+    }
+
+    #[test]
+    fn a_renewal_is_shown_while_it_goes_on() {
+        // What a controller of an older build has written says nothing of it.
+        let mut policy: EncryptionPolicy = serde_json::from_value(serde_json::json!({
+            "apiVersion": "testudo.dev/v1alpha1",
+            "kind": "EncryptionPolicy",
+            "metadata": { "name": "cluster" },
+            "spec": {},
+            "status": { "phase": "Strict", "nodes": 3 },
+        }))
+        .unwrap();
+        let shown = |policy: &EncryptionPolicy| {
+            let view = View::new(Some(policy.clone()), &[]);
+            view.certificate_rotation.as_ref().and_then(renewing)
+        };
+        assert_eq!(shown(&policy), None);
+        policy.status.certificate_rotation = Some(RotationProgress {
+            number: 4,
+            done: 1,
+            nodes: 3,
+            waiting_on: vec!["n2".into(), "n3".into()],
+            ..RotationProgress::default()
+        });
+        assert_eq!(
+            shown(&policy).unwrap(),
+            "Certificate rotation 4: 1 of 3 nodes have renewed, waiting on n2, n3"
+        );
+        policy.status.certificate_rotation = Some(RotationProgress {
+            number: 4,
+            done: 3,
+            nodes: 3,
+            ..RotationProgress::default()
+        });
+        assert_eq!(shown(&policy), None);
     }
 
     fn node() -> NodeEncryption {

@@ -9,10 +9,10 @@ use testudo_store::Store;
 use tracing::info;
 
 use super::SWEEP;
-use crate::leader::first;
 use crate::register::Holder;
 use crate::run::Controller;
 use crate::safe::{Members, Safe};
+use crate::stragglers::first;
 
 /// One that could not be removed is tried again after this time.
 const STUCK: Duration = Duration::from_secs(10);

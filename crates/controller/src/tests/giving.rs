@@ -1,10 +1,11 @@
 //! Answers that cannot be written: the others' are, and nothing is signed twice.
 
 use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use testudo_metrics::Source;
-use testudo_model::Kind;
+use testudo_model::{EncryptionPolicyStatus, Kind};
 use testudo_store::{Applied, Listing, Requester, StoreError, Watch};
 
 use super::reluctant::Reluctant;
@@ -13,6 +14,9 @@ use crate::register::{Holder, Register};
 use crate::run::Controller;
 use crate::{DirSafe, Numbers};
 
+/// What a store leaves out of a status that it is given.
+type Cut = fn(&mut EncryptionPolicyStatus);
+
 /// A store that takes no answer to the requests of these nodes.
 #[derive(Clone)]
 pub(super) struct Refusing {
@@ -20,12 +24,24 @@ pub(super) struct Refusing {
     nodes: Arc<Mutex<BTreeSet<String>>>,
     /// Nor the removal of these nodes' objects.
     kept: Arc<Mutex<BTreeSet<String>>>,
+    /// What it leaves out of the policy's status.
+    cut: Arc<Mutex<Option<Cut>>>,
+    /// Writes of the policy's status.
+    writes: Arc<AtomicUsize>,
 }
 
 impl Refusing {
     fn refuse(&self, nodes: &[&str]) {
         let nodes = nodes.iter().map(|node| (*node).to_owned());
         *self.nodes.lock().unwrap() = nodes.collect();
+    }
+
+    pub(super) fn cut(&self, cut: Cut) {
+        *self.cut.lock().unwrap() = Some(cut);
+    }
+
+    pub(super) fn writes(&self) -> usize {
+        self.writes.load(Ordering::Relaxed)
     }
 
     pub(super) fn keep(&self, nodes: &[&str]) {
@@ -60,7 +76,18 @@ impl Store for Refusing {
                 remedy: "none".to_owned(),
             });
         }
-        self.store.update_status(object).await
+        if K::KIND != EncryptionPolicyKind::KIND {
+            return self.store.update_status(object).await;
+        }
+        self.writes.fetch_add(1, Ordering::Relaxed);
+        let Some(cut) = *self.cut.lock().unwrap() else {
+            return self.store.update_status(object).await;
+        };
+        let whole = serde_json::to_value(object).unwrap();
+        let mut policy: EncryptionPolicy = serde_json::from_value(whole).unwrap();
+        cut(&mut policy.status);
+        let written = self.store.update_status(&policy).await?;
+        Ok(serde_json::from_value(serde_json::to_value(written).unwrap()).unwrap())
     }
 
     async fn delete<K: Kind>(&self, name: &str) -> Result<bool, StoreError> {
@@ -97,6 +124,8 @@ impl Stepped {
             store: DirStore::open(dir.path()).unwrap(),
             nodes: Arc::default(),
             kept: Arc::default(),
+            cut: Arc::default(),
+            writes: Arc::default(),
         };
         let safe = Reluctant::new(DirSafe::open(&store.store));
         let numbers = Numbers::new("test", false);

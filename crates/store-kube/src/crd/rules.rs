@@ -198,6 +198,11 @@ pub(super) fn columns(kind: &str) -> Value {
             wide("Degraded", "string", &condition("Degraded", "status")),
             wide("Message", "string", &condition("Degraded", "message")),
             wide("Waiting-On", "string", ".status.waitingOn"),
+            wide(
+                "Renewing",
+                "string",
+                ".status.certificateRotation.waitingOn"
+            ),
         ]),
         "NodeEncryption" => json!([
             column("Phase", "string", ".status.acknowledged.phase"),

@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use testudo_model::bundle::TrustBundleKind;
 use testudo_model::external::{ExternalConnectionKind, judged};
 use testudo_model::node::NodeEncryptionKind;
-use testudo_model::policy::{EncryptionPolicyKind, Mode};
+use testudo_model::policy::{EncryptionPolicyKind, Mode, RotationProgress};
 use testudo_model::{
     Acknowledgement, Authorities, CaPhase, CaWaiting, CertificateFacts, Condition, ConditionStatus,
     EncryptionPolicySpec, EncryptionPolicyStatus, Kind, NodeEncryptionStatus, Object, Phase,
@@ -44,6 +44,22 @@ fn policy_status() -> EncryptionPolicyStatus {
         nodes_acknowledged: 3,
         tunnels_up: 11,
         tunnels_expected: 12,
+        certificate_rotation: Some(RotationProgress {
+            number: 4,
+            phase: None,
+            done: 3,
+            nodes: 4,
+            waiting_on: vec!["n9".to_owned()],
+            since: Some(TIME),
+        }),
+        ca_rotation: Some(RotationProgress {
+            number: 2,
+            phase: Some(CaPhase::Issuing),
+            done: 1,
+            nodes: 4,
+            waiting_on: vec!["n8".to_owned(), "n9".to_owned()],
+            since: Some(TIME),
+        }),
         conditions: conditions(),
     }
 }
