@@ -48,6 +48,15 @@ fn a_controller_on_a_real_api_server() {
     step("another stands by", &|| lead::stands_by(&second));
     step("requests", &|| requests::signed_or_denied(&world, &first));
     step("a roll-out and taints", &|| rollout::steps(&world, &first));
+    step("a policy that is refused", &|| {
+        rollout::refused(&world, &first);
+    });
+    step("a policy that cannot be read", &|| {
+        rollout::unreadable(&world, &first);
+    });
+    step("a renewal of certificates", &|| {
+        rollout::renewal(&world, &first);
+    });
     step("a Node is deleted and made anew", &|| {
         removal::revoked(&world, &first);
     });
