@@ -309,31 +309,41 @@ impl Authority {
             self.bundle.len(),
             safe.place(Document::Authority)
         );
-        let taken = |made: &Ca| {
-            let mut known = self.bundle.facts();
-            known.any(|facts| facts.subject == made.facts().subject)
-        };
         if let Some(given) = safe.given().await? {
-            let place = safe.place(Document::Given);
-            let same = given.facts().fingerprint == self.ca.facts().fingerprint;
-            ensure!(
-                !same,
-                "{place} holds the CA that signs now: put the next one there"
-            );
-            ensure!(
-                !taken(&given),
-                "{place}: a CA of the name {:?} is trusted already, and nodes tell CAs apart by \
-                 their names: give the next one another",
-                given.facts().subject
-            );
+            if let Some(why) = self.refuses(given.facts()) {
+                bail!("{} {why}", safe.place(Document::Given));
+            }
             return Ok(given);
         }
         loop {
             let made = Ca::generate(options, now, random)?;
-            if !taken(&made) {
+            if self.refuses(made.facts()).is_none() {
                 return Ok(made);
             }
         }
+    }
+
+    /// Why this CA cannot follow the one that signs; `None`: it can. Goes on after the name of the place where
+    /// it stands.
+    pub(crate) fn refuses(&self, next: &CertificateFacts) -> Option<String> {
+        if next.fingerprint == self.ca.facts().fingerprint {
+            return Some("holds the CA that signs now: put the next one there".to_owned());
+        }
+        let known = || self.bundle.facts();
+        if known().any(|ca| ca.subject == next.subject) {
+            return Some(format!(
+                "holds another CA of the name {:?}, which is trusted already, and nodes tell CAs apart by \
+                 their names: give the next one another (commonName)",
+                next.subject
+            ));
+        }
+        // Who replaces a CA wants to be rid of its key.
+        let of_the_key = known().find(|ca| ca.spki == next.spki)?;
+        Some(format!(
+            "holds the key of {:?}, which is trusted already: the next CA needs a key of its own (with \
+             cert-manager rotationPolicy: Always)",
+            of_the_key.subject
+        ))
     }
 }
 

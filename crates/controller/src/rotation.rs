@@ -32,7 +32,7 @@ impl<S: Store, K: Safe> Controller<S, K> {
         // Bounded: a rotation has four steps, and one that was taken back some more.
         for _ in 0..8 {
             let mut decision = self.consider();
-            if decision.step.is_some() {
+            if decision.step.is_some() && self.unfit(decision.step).is_none() {
                 // The watches may be behind: a node that has just joined is seen by nobody else.
                 self.world.nodes.read_again(&self.store).await?;
                 match self.world.policies.refresh(&self.store, CLUSTER).await {
@@ -42,8 +42,9 @@ impl<S: Store, K: Safe> Controller<S, K> {
                 }
                 decision = self.consider();
             }
-            let Some(step) = decision.step else {
-                let held = self.held_for_want_of_a_ca();
+            let unfit = self.unfit(decision.step);
+            let Some(step) = decision.step.filter(|_| unfit.is_none()) else {
+                let held = self.held_for_want_of_a_ca(unfit);
                 return self.tell(decision.waiting_on, held).await;
             };
             let before = self.authority.ca.facts().subject.clone();
@@ -101,25 +102,50 @@ impl<S: Store, K: Safe> Controller<S, K> {
         }
     }
 
-    /// Why no rotation begins though the present CA has too little room left: it is for somebody else to
-    /// give the next one, or a rotation was taken back.
-    fn held_for_want_of_a_ca(&mut self) -> Option<String> {
+    /// Why the step cannot be taken with the CA that somebody gives, as far as that is known without reading it
+    /// again: it stands there until they put another one in its place, which may be years.
+    fn unfit(&self, step: Option<Step>) -> Option<String> {
+        let Some(Step::Begin(_)) = step else {
+            return None;
+        };
+        let why = match self.documents.trouble.get(&Document::Given) {
+            Some(unusable) => unusable.text.clone(),
+            None => {
+                let given = self.documents.given.as_ref()?;
+                let why = self.authority.refuses(given)?;
+                format!("{} {why}", self.safe.place(Document::Given))
+            }
+        };
+        Some(format!("the CA is not replaced: {why}"))
+    }
+
+    /// Why no rotation begins though one is wanted: the CA that is given is `unfit`, or the present one has too
+    /// little room left, and it is for somebody else to give the next one, or a rotation was taken back.
+    fn held_for_want_of_a_ca(&mut self, unfit: Option<String>) -> Option<String> {
         let settled = self.authority.standing.phase == CaPhase::Settled;
         let crowded = self.crowded().filter(|_| settled && !self.is_due());
-        let text = crowded.map(|why| {
+        let crowded = crowded.map(|why| {
             let what = match &self.documents.given {
                 Some(_) => format!("put another CA into {}", self.safe.place(Document::Given)),
                 None => "a rotation was taken back; `testudo ca rotate` begins the next".to_owned(),
             };
             format!("the CA is to be replaced: {why}; {what}")
         });
-        // The share that is taken grows: it is told once, and again when it was over meanwhile.
-        if let Some(text) = text.as_ref().filter(|_| !self.crowded_told) {
+        // It is told once, and again when it was over meanwhile; the share that is taken grows, and is no news.
+        let (what, text) = match (unfit, crowded) {
+            (Some(text), _) => (text.clone(), Some(text)),
+            (None, Some(text)) => ("crowded".to_owned(), Some(text)),
+            (None, None) => (String::new(), None),
+        };
+        if let Some(text) = text
+            .as_ref()
+            .filter(|_| self.held_told.as_ref() != Some(&what))
+        {
             error!("rotation of the CA: {text}");
             let news = News::bad(About::Bundle, "CaRotationHeld", "Begin", text.clone());
             self.safe.tell(news);
         }
-        self.crowded_told = text.is_some();
+        self.held_told = text.is_some().then_some(what);
         text
     }
 

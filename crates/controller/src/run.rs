@@ -188,8 +188,8 @@ pub(crate) struct Controller<S, K> {
     pub(crate) absent: Absent,
     /// What was last logged of the end of the CA that signs.
     pub(crate) end_told: Option<String>,
-    /// Whether it was told that the CA has too little room left and is not replaced.
-    pub(crate) crowded_told: bool,
+    /// What was told last of why the CA is not replaced.
+    pub(crate) held_told: Option<String>,
     /// What the documents of the safe are like.
     pub(crate) documents: Documents,
     /// What is shown to Prometheus.
@@ -230,7 +230,7 @@ impl<S: Store, K: Safe> Controller<S, K> {
                     rotation_note: told.map_or_else(String::new, |b| b.status.message.clone()),
                     steady: Steady::new(Instant::now(), seconds()),
                     end_told: None,
-                    crowded_told: false,
+                    held_told: None,
                     kept,
                     absent: Absent::default(),
                     documents: Documents::default(),

@@ -175,7 +175,8 @@ impl Ca {
         let issuer_der = CertificateDer::from(self.certificate.as_slice());
         let issuer =
             Issuer::from_ca_cert_der(&issuer_der, RcgenKey::new(&self.key)?).map_err(making)?;
-        let parameters = revocation::parameters(revoked, number, now, next_update)?;
+        let key_name = revocation::key_name(&self.certificate);
+        let parameters = revocation::parameters(key_name, revoked, number, now, next_update)?;
         let list = parameters.signed_by(&issuer).map_err(making)?;
         Ok(list.der().to_vec())
     }

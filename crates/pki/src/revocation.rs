@@ -12,6 +12,7 @@ use testudo_crypto::VerifyingKey;
 use webpki::{CertRevocationList, OwnedCertRevocationList};
 use x509_parser::asn1_rs::ToDer;
 use x509_parser::certificate::X509Certificate;
+use x509_parser::extensions::ParsedExtension;
 use x509_parser::prelude::FromDer;
 use x509_parser::revocation_list::CertificateRevocationList;
 
@@ -275,8 +276,22 @@ pub(crate) fn content(der: &[u8]) -> &[u8] {
     der.get(header..).unwrap_or_default()
 }
 
+/// How the CA of this certificate (DER) names its key: its lists repeat it (RFC 5280 section 5.2.1), and others
+/// find the CA of a list by it. A CA that we have not made has the name by SHA-1, mostly.
+pub(crate) fn key_name(ca: &[u8]) -> KeyIdMethod {
+    let named = X509Certificate::from_der(ca).ok().and_then(|(_, ca)| {
+        let mut extensions = ca.extensions().iter();
+        extensions.find_map(|extension| match extension.parsed_extension() {
+            ParsedExtension::SubjectKeyIdentifier(name) => Some(name.0.to_vec()),
+            _ => None,
+        })
+    });
+    named.map_or(KeyIdMethod::Sha256, KeyIdMethod::PreSpecified)
+}
+
 /// The parameters of a list of ours; [`crate::Ca::revocation_list`] signs it.
 pub(crate) fn parameters(
+    key_name: KeyIdMethod,
     revoked: &[Revoked],
     number: u64,
     now: u64,
@@ -296,6 +311,6 @@ pub(crate) fn parameters(
         crl_number: SerialNumber::from(number),
         issuing_distribution_point: None,
         revoked_certs: revoked.iter().map(entry).collect::<Result<_, PkiError>>()?,
-        key_identifier_method: KeyIdMethod::Sha256,
+        key_identifier_method: key_name,
     })
 }

@@ -2,14 +2,17 @@
 
 use std::collections::BTreeSet;
 
+use testudo_crypto::SystemRandom;
 use testudo_metrics::Source;
 use testudo_model::CaPhase;
+use testudo_pki::{Ca, CaOptions};
 use testudo_store::removed;
 
 use super::giving::Stepped;
 use super::*;
 use crate::Document;
 use crate::register::{Given, Holder, ca_of};
+use crate::run::seconds;
 
 fn holder(name: &str) -> Holder {
     Holder {
@@ -205,4 +208,38 @@ async fn where_somebody_gives_the_ca_it_is_said_that_the_next_one_is_due() {
         (status.phase, status.message),
         (CaPhase::Settled, told[0].clone())
     );
+}
+
+/// A CA that was renewed under its name may stand there for years.
+#[tokio::test]
+async fn a_ca_that_is_given_and_cannot_follow_is_told_once() {
+    let mut stepped = with_nodes(&["n1"]).await;
+    let signer = stepped.controller.authority.ca.facts().clone();
+    let random = &mut SystemRandom::new();
+    let other = Ca::generate(&CaOptions::default(), seconds(), random).unwrap();
+    let (mut of_the_name, mut of_the_key) = (other.facts().clone(), other.facts().clone());
+    of_the_name.subject.clone_from(&signer.subject);
+    of_the_key.spki.clone_from(&signer.spki);
+    tokio::time::sleep(crate::steady::HOLD * 2).await;
+    let status = async |stepped: &Stepped| {
+        let bundle = super::rotation::bundle(&stepped.store.store).await;
+        (bundle.status.phase, bundle.status.message)
+    };
+    for (count, given, part) in [
+        (1, of_the_name, "nodes tell CAs apart by their names"),
+        (2, of_the_key, "rotationPolicy: Always"),
+    ] {
+        stepped.controller.documents.given = Some(given);
+        for _ in 0..3 {
+            round(&mut stepped).await.unwrap();
+        }
+        let told = stepped.controller.safe.told("CaRotationHeld");
+        assert_eq!(told.len(), count, "{told:?}");
+        let last = told[count - 1].clone();
+        assert!(last.contains(part), "{last}");
+        assert_eq!(status(&stepped).await, (CaPhase::Settled, last));
+    }
+    stepped.controller.documents.given = Some(signer);
+    round(&mut stepped).await.unwrap();
+    assert_eq!(status(&stepped).await, (CaPhase::Settled, String::new()));
 }

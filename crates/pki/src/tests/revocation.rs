@@ -5,6 +5,9 @@ use rcgen::{
     BasicConstraints, CertificateParams, CertificateRevocationListParams, IsCa, Issuer,
     KeyIdMethod, KeyPair, KeyUsagePurpose, RevokedCertParams, SerialNumber,
 };
+use x509_parser::extensions::ParsedExtension;
+use x509_parser::prelude::FromDer;
+use x509_parser::revocation_list::CertificateRevocationList;
 
 use super::*;
 
@@ -135,6 +138,32 @@ fn a_ca_without_crl_sign_signs_no_list() {
     assert!(matches!(refused, Err(RevocationError::NotAllowed { .. })));
 }
 
+/// Others find the CA of a list by the name of its key, which a CA that is not of our making has by SHA-1.
+#[test]
+fn a_list_names_the_key_as_the_certificate_of_its_ca_does() {
+    let key = KeyPair::generate().unwrap();
+    let mut params = CertificateParams::default();
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+    params.key_identifier_method = KeyIdMethod::PreSpecified(vec![7; 20]);
+    let certificate = params.self_signed(&key).unwrap();
+    let given = Ca::load(&chain_to_pem(&[certificate.der()]), &key.serialize_der()).unwrap();
+    assert_eq!(given.facts().subject_key_id, Some("07".repeat(20)));
+    for ca in [given, ca()] {
+        let der = list_at(&ca, &[], 1, NOW);
+        let (_, list) = CertificateRevocationList::from_der(&der).unwrap();
+        let named = list
+            .extensions()
+            .iter()
+            .find_map(|e| match e.parsed_extension() {
+                ParsedExtension::AuthorityKeyIdentifier(id) => id.key_identifier.as_ref(),
+                _ => None,
+            });
+        let named = named.map(|name| hex(name.0));
+        assert_eq!(named, ca.facts().subject_key_id);
+    }
+}
+
 #[test]
 fn a_list_travels_as_pem_and_bad_blocks_are_told() {
     let ca = ca();
@@ -227,6 +256,7 @@ fn a_revoked_intermediate_takes_its_leaves_with_it() {
     };
     assert!(judge(&trusted).is_ok());
     let list = crate::revocation::parameters(
+        KeyIdMethod::Sha256,
         &[Revoked {
             serial: 4711u64.to_be_bytes()[6..].to_vec(),
             at: NOW,

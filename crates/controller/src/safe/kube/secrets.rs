@@ -126,12 +126,16 @@ fn take(certificate: &[u8], key: &SecretBytes) -> anyhow::Result<Ca> {
     let now = seconds();
     let times = ca.facts().times;
     anyhow::ensure!(now < times.not_after, "it has ended");
-    let list = ca.revocation_list(&[], 1, now, now.saturating_add(60))?;
+    let list = ca.revocation_list(&[], 1, now, now.saturating_add(60));
+    let list = list.context(
+        "it signs no revocation lists, which takes a key of ECDSA or Ed25519, the usages cert sign and crl \
+         sign, and a subject with no more than one of each part",
+    )?;
     let mut alone = TrustBundle::new();
     alone.add(ca.certificate())?;
     alone
         .add_revocation_list(&list)
-        .context("nodes would not take its revocation lists (usages: cert sign, crl sign)")?;
+        .context("nodes would not take its revocation lists")?;
     Ok(ca)
 }
 
