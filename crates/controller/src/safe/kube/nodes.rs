@@ -5,9 +5,8 @@ use kube::Client;
 use kube::api::{Api, ApiResource, DynamicObject, Patch, PatchParams};
 use kube::core::ResourceExt;
 use serde_json::{Value, json};
-use testudo_store_kube::call;
 
-use super::CALL;
+use super::{call, code};
 
 /// Key of the taint.
 pub const TAINT: &str = "testudo.dev/agent-not-ready";
@@ -34,20 +33,31 @@ pub(super) fn keep(node: &Node) -> Known {
 /// How often a Node that others change all the time is tried.
 const TRIES: usize = 4;
 
-/// Takes the taint off the Node of this UID, whatever its effect, and touches nothing else.
-pub(super) async fn untaint(client: Client, name: &str, uid: &str) -> kube::Result<()> {
+/// Takes the taint off the Node of this UID, whatever its effect, and touches nothing else. `may` is asked
+/// right before each write.
+pub(super) async fn untaint(
+    client: Client,
+    name: &str,
+    uid: &str,
+    may: impl Fn() -> anyhow::Result<()>,
+) -> anyhow::Result<()> {
     let api: Api<DynamicObject> = Api::all_with(client, &ApiResource::erase::<Node>(&()));
     let mut tries = 1;
     loop {
-        match try_to_untaint(&api, name, uid).await {
-            Err(kube::Error::Api(status)) if status.code == 409 && tries < TRIES => tries += 1,
+        match try_to_untaint(&api, name, uid, &may).await {
+            Err(error) if code(&error) == 409 && tries < TRIES => tries += 1,
             done => return done,
         }
     }
 }
 
-async fn try_to_untaint(api: &Api<DynamicObject>, name: &str, uid: &str) -> kube::Result<()> {
-    let Some(node) = call(CALL, api.get_opt(name)).await? else {
+async fn try_to_untaint(
+    api: &Api<DynamicObject>,
+    name: &str,
+    uid: &str,
+    may: impl Fn() -> anyhow::Result<()>,
+) -> anyhow::Result<()> {
+    let Some(node) = call(api.get_opt(name)).await? else {
         return Ok(());
     };
     let Some(rest) = without_ours(&node).filter(|_| node.uid().as_deref() == Some(uid)) else {
@@ -62,7 +72,8 @@ async fn try_to_untaint(api: &Api<DynamicObject>, name: &str, uid: &str) -> kube
         field_manager: Some("testudo-controller".to_owned()),
         ..PatchParams::default()
     };
-    call(CALL, api.patch(name, &params, &patch)).await.map(drop)
+    may()?;
+    call(api.patch(name, &params, &patch)).await.map(drop)
 }
 
 /// The other taints; `None` where ours is not among them.

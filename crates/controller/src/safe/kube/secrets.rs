@@ -58,6 +58,7 @@ pub(super) async fn write(
     place: &str,
     text: &SecretBytes,
     over: Option<&Version>,
+    may: impl Fn() -> anyhow::Result<()>,
 ) -> Result<Version, SafeError> {
     let length = text.as_bytes().len();
     if length > MOST {
@@ -77,6 +78,7 @@ pub(super) async fn write(
                 ..Secret::default()
             };
             secret.metadata.name = Some(name.to_owned());
+            may()?;
             call(api.create(&params, &secret)).await
         }
         Some(over) => {
@@ -88,6 +90,7 @@ pub(super) async fn write(
             }
             let all = secret.data.get_or_insert_default();
             all.insert(KEY.to_owned(), data);
+            may()?;
             call(api.replace(name, &params, &secret)).await
         }
     };
