@@ -103,6 +103,10 @@ pub async fn run_on_kubernetes(
             Ok(()) => return Ok(()),
             Err(error) => {
                 let text = format!("{error:#}");
+                if error.is::<LeadLost>() {
+                    // It led meanwhile: that this is over is news, also where it was so a moment ago.
+                    complaint = Complaint::default();
+                }
                 complaint.say(&text);
                 numbers.unready(Some(text));
             }
@@ -113,6 +117,11 @@ pub async fn run_on_kubernetes(
         }
     }
 }
+
+/// Another one may lead now.
+#[derive(Debug, thiserror::Error)]
+#[error("the lead is lost: {0}")]
+struct LeadLost(String);
 
 /// Waits for the lead and runs the controller until `shutdown` is ready or the lead is lost, which is an
 /// error. `name` is the store's, for the log.
@@ -142,7 +151,7 @@ pub async fn lead<S: Store, K: Safe>(
     let outcome = tokio::select! {
         () = &mut shutdown => Ok(()),
         done = work => done,
-        why = term.lost() => Err(anyhow::anyhow!("the lead is lost: {why}")),
+        why = term.lost() => Err(LeadLost(why).into()),
     };
     numbers.stands(Standing::Waits);
     term.resign().await;

@@ -79,6 +79,9 @@ fn a_controller_on_a_real_api_server() {
     step("the API server is away", &|| {
         lead::outage(&world, &[&second, &third]);
     });
+    step("the API server hangs", &|| {
+        lead::hang(&world, &[&second, &third]);
+    });
     drop((second, third));
     step("a CA is given", &|| given::used(&world));
 }

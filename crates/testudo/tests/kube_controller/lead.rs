@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use rustix::process::Signal;
+use rustix::process::{Pid, Signal, kill_process};
 use testudo_kube_env::Component;
 
 use crate::daemon::Daemon;
@@ -120,6 +120,63 @@ pub(crate) fn outage(world: &World, daemons: &[&Daemon]) {
             .iter()
             .any(|event| event["regarding"]["name"] == "n9");
         (told && bundle["spec"]["revocationLists"].is_string()).then_some(())
+    });
+    for daemon in daemons {
+        daemon.lives();
+    }
+}
+
+/// The API server takes connections and answers nothing, for longer than a lead lasts.
+pub(crate) fn hang(world: &World, daemons: &[&Daemon]) {
+    // One that was started again has left its earlier process in the record.
+    let processes = world.cluster.processes();
+    let mut servers = processes.iter().filter(|p| p.name == "kube-apiserver");
+    let server = servers.find(|server| server.memory.is_some()).unwrap().pid;
+    let signal = |signal| kill_process(Pid::from_raw(server).unwrap(), signal).unwrap();
+    let leads = |daemon: &&&Daemon| leads(world, daemon);
+    let leader = daemons.iter().find(leads).unwrap();
+    let said = leader.log().len();
+    let new = |daemon: &Daemon| daemon.log()[said..].to_owned();
+    let policy = || {
+        let policy = world.get("encryptionpolicy cluster").unwrap();
+        let status = &policy["status"];
+        (status["phase"].clone(), status["rollout"].clone())
+    };
+    let (bundle, stood) = (world.bundle().to_pem(), policy());
+    signal(Signal::STOP);
+    let began = Instant::now();
+    // It ceases to lead before others could, and says why.
+    wait("the leader gives up", || {
+        leader.lives();
+        let waits = leader.metric("testudo_controller_leader") == Some(0.0);
+        (waits && new(leader).contains("the lead is lost")).then_some(())
+    });
+    eprintln!("   gave up after {:.1} s", began.elapsed().as_secs_f32());
+    std::thread::sleep(Duration::from_secs(20).saturating_sub(began.elapsed()));
+    for daemon in daemons {
+        daemon.lives();
+        assert_eq!(daemon.page("/healthz").unwrap().0, 200);
+        assert_eq!(daemon.metric("testudo_controller_leader"), Some(0.0));
+    }
+    let (status, why) = leader.page("/readyz").unwrap();
+    assert_eq!(status, 503, "{why}");
+    signal(Signal::CONT);
+    world.cluster.ready().unwrap();
+    wait("one leads again", || {
+        (daemons.iter().filter(leads).count() == 1).then_some(())
+    });
+    assert_eq!((world.bundle().to_pem(), policy()), (bundle, stood));
+    let uid = world.get("node n1").unwrap()["metadata"]["uid"].clone();
+    world.certificate("n1", uid.as_str().unwrap());
+    let gone = world.node("n10");
+    world.certificate("n10", &gone);
+    world.kubectl(&["delete", "node", "n10"]);
+    wait("n10 is revoked", || {
+        let events = world.events("NodeRevoked");
+        let told = events
+            .iter()
+            .any(|event| event["regarding"]["name"] == "n10");
+        told.then_some(())
     });
     for daemon in daemons {
         daemon.lives();
