@@ -19,7 +19,8 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, Result, bail};
 use ipnet::{IpNet, Ipv4Net};
 use testudo_netlink::{
-    FdbEntry, LinkKind, MacAddress, Netlink, NewLink, Route, Vxlan, open_netns, run_in_netns,
+    FdbEntry, LinkChange, LinkKind, MacAddress, Netlink, NewLink, Route, Vxlan, open_netns,
+    run_in_netns,
 };
 
 /// The services' addresses; the first is the API server's own.
@@ -77,6 +78,7 @@ impl Network {
         inner.add_address(loopback, IpNet::from(IpAddr::from(API_SERVICE)))?;
         inner.create_bridge(BRIDGE)?;
         let bridge = inner.link_index(BRIDGE)?;
+        keep_address(&mut inner, bridge)?;
         inner.add_address(bridge, network.subnet(1)?)?;
         inner.set_up(bridge)?;
         let host = inner.link_index("host")?;
@@ -268,6 +270,18 @@ impl std::fmt::Display for Network {
         };
         write!(f, "{}{between}", self.slot)
     }
+}
+
+/// Makes a bridge keep its link-layer address. One that nobody has set follows the least of its ports', and with
+/// a node that comes or goes the API server could not be reached until all others have asked for it anew.
+fn keep_address(netlink: &mut Netlink, bridge: u32) -> Result<()> {
+    let found = netlink.link(BRIDGE)?.and_then(|link| link.address);
+    let address = found.context("a bridge has an address")?;
+    let change = LinkChange {
+        address: Some(address),
+        ..LinkChange::default()
+    };
+    Ok(netlink.change_link(bridge, &change)?)
 }
 
 /// A node's port on the bridge.

@@ -1,6 +1,7 @@
 //! Real nodes: ready, with a DaemonSet as Testudo's agent is one, and pods that talk across nodes over
 //! VXLAN.
 
+use std::os::fd::AsFd;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
@@ -8,6 +9,7 @@ use anyhow::{Context, Result, ensure};
 use serde_json::json;
 use testudo_kube_env::image::BUSYBOX;
 use testudo_kube_env::{Cluster, NewNode, Options};
+use testudo_netlink::Netlink;
 
 /// How long a DaemonSet or a pod may take: many times what it takes on an idle machine.
 const PATIENCE: &str = "--timeout=180s";
@@ -196,6 +198,7 @@ fn a_node_comes_and_goes(cluster: &Cluster) -> Result<()> {
         taint: Some("example.org/new=:PreferNoSchedule"),
         ..NewNode::default()
     };
+    let heard = address_of_the_bridge(cluster)?;
     let start = Instant::now();
     assert_eq!(cluster.add_node(new, &|line| eprintln!("{line}"))?, 3);
     eprintln!(
@@ -220,6 +223,11 @@ fn a_node_comes_and_goes(cluster: &Cluster) -> Result<()> {
 
     cluster.remove_node(3)?;
     assert_eq!(cluster.nodes(), [1, 2]);
+    assert_eq!(
+        address_of_the_bridge(cluster)?,
+        heard,
+        "the API server is where it was"
+    );
     assert!(cluster.remove_node(3).is_err(), "it is gone");
     assert!(
         !cluster
@@ -244,6 +252,19 @@ fn a_node_comes_and_goes(cluster: &Cluster) -> Result<()> {
     cluster.kubectl(&["get", "node", "node3"])?;
     cluster.kubectl(&["delete", "node", "node3"])?;
     Ok(())
+}
+
+/// The link-layer address of the API server, as all others have it in their caches.
+fn address_of_the_bridge(cluster: &Cluster) -> Result<String> {
+    let netns = std::fs::File::open(format!("/run/netns/testudo-kube-{}", cluster.name()))?;
+    let mut netlink = Netlink::open_in(netns.as_fd())?;
+    let links = netlink.links()?;
+    let bridge = links.iter().find(|link| link.name == "underlay");
+    let address = bridge.and_then(|link| link.address);
+    Ok(format!(
+        "{:?}",
+        address.context("a bridge with an address")?
+    ))
 }
 
 fn sent(cluster: &Cluster) -> Result<u64> {

@@ -14,6 +14,8 @@ mod skew;
 mod watches;
 mod world;
 
+use std::pin::Pin;
+
 use testudo_store::conformance;
 use testudo_store_kube::Writer;
 
@@ -56,8 +58,14 @@ async fn the_store_holds_against_a_real_api_server() {
     step("a forgotten version", watches::forgotten_version(&world)).await;
 }
 
-/// One after the other, each named before it begins: the name is the last line before a failure.
-async fn step(name: &str, work: impl Future<Output = ()>) {
-    eprintln!("-- {name}");
-    work.await;
+/// One after the other, each named before it begins: the name is the last line before a failure. In boxes, for
+/// all steps in one would not fit on a test's stack.
+fn step<'a>(
+    name: &'static str,
+    work: impl Future<Output = ()> + 'a,
+) -> Pin<Box<dyn Future<Output = ()> + 'a>> {
+    Box::pin(async move {
+        eprintln!("-- {name}");
+        work.await;
+    })
 }
