@@ -30,7 +30,9 @@ impl Recorder {
         let index = Netlink::open()?.link_index(link)?;
         let ring = Ring::open(index, false).map_err(|error| match error.kind() {
             io::ErrorKind::PermissionDenied => {
-                anyhow::anyhow!("listening on {link} needs CAP_NET_RAW: {error}")
+                anyhow::anyhow!(
+                    "to watch {link} takes CAP_NET_RAW (the chart's agent.capture): {error}"
+                )
             }
             _ => anyhow::Error::new(error).context(format!("listen on {link}")),
         })?;

@@ -165,7 +165,10 @@ fn wait_until_listening(
     loop {
         let left = deadline.saturating_duration_since(Instant::now());
         match receiver.recv_timeout(left) {
-            Ok(line) if line.contains("listening on") => return Ok(()),
+            // Ours may name what it does in an error too.
+            Ok(line) if line.contains("listening on") && !line.starts_with("testudo:") => {
+                return Ok(());
+            }
             Ok(line) if said.len() < SAID => said.push(line),
             Ok(_) => {}
             Err(_) if said.is_empty() => bail!("{name} did not begin, and said nothing"),

@@ -98,6 +98,22 @@ pub(super) fn agents_have_no_more_than_they_need(world: &World) {
     assert!(said.contains("keep CapEff: 0000000000000400"), "{said}");
 }
 
+/// What runs in the agents' own container, where there is nothing but the program.
+pub(super) fn verbs_reach_the_agents(world: &World) {
+    let shown = world.testudo(&["status", "--tunnels"]);
+    assert!(
+        shown.contains("node1") && shown.contains("node2"),
+        "{shown}"
+    );
+    let captured = world.try_testudo(&["capture", "--node", "node1", "--seconds", "3"]);
+    match (world.datapath, captured) {
+        // It has NET_RAW for its own work.
+        (Datapath::User, Ok(_)) => {}
+        (Datapath::Kernel, Err(said)) if said.contains("NET_RAW") => {}
+        (datapath, other) => panic!("{datapath:?}: {other:?}"),
+    }
+}
+
 /// What they asked of the API server their roles have.
 pub(super) fn nothing_was_forbidden(world: &World) {
     let words = ["logs", "-n", NAMESPACE, "-l", OURS, "--all-containers"];

@@ -44,6 +44,7 @@ pub(crate) fn story(name: &str, datapath: Datapath) {
     let clear = Watch::start_in(&world.cluster.underlay(), flow_table::OVERLAY);
     observe(&world, &flow_table::ALL);
     install::agents_have_no_more_than_they_need(&world);
+    install::verbs_reach_the_agents(&world);
 
     let step = Step::named("a node is added");
     under_load(&mut world, step, membership::node_added);

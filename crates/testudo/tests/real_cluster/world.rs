@@ -106,6 +106,9 @@ impl World {
     /// What the program said, whatever came of it.
     pub(super) fn try_testudo(&self, arguments: &[&str]) -> Result<String, String> {
         let mut command = Command::new(BINARY);
+        let programs = self.cluster.programs();
+        let path = format!("{}:/usr/sbin:/usr/bin:/sbin:/bin", text(&programs));
+        command.env("PATH", path);
         command.arg("--kubeconfig").arg(self.cluster.kubeconfig());
         command
             .args(arguments)
