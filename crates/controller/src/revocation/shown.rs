@@ -3,6 +3,8 @@
 
 use std::collections::BTreeMap;
 
+use testudo_model::{NodeEncryption, node};
+use testudo_pki::{Ca, CertificateFacts};
 use testudo_store::Store;
 use tracing::{info, warn};
 
@@ -17,22 +19,14 @@ impl<S: Store, K: Safe> Controller<S, K> {
         let mut shown: BTreeMap<(String, String), Vec<(Holder, u64)>> = BTreeMap::new();
         let (known, keyed) = (register.known(), self.authority.keyed());
         for node in self.world.nodes.objects.values() {
-            let Some(certificate) = &node.status.certificate else {
+            let Some((certificate, ca, serial)) = shown_by(node, &keyed) else {
                 continue;
             };
-            let mut of_it = keyed.iter().map(|ca| ca.facts());
-            let Some(ca) = of_it.find(|facts| facts.subject == certificate.issuer) else {
-                continue;
-            };
-            let serial = certificate.serial.to_ascii_lowercase();
             let well_formed = serial_bytes(&serial).is_some();
             if !well_formed || known.contains(&(ca_of(ca), serial.as_str())) {
                 continue;
             }
-            let holder = Holder {
-                name: node.name().to_owned(),
-                uid: node.spec.uid.to_string(),
-            };
+            let holder = holder_of(node);
             let end = u64::try_from(certificate.not_after.0).unwrap_or(0);
             let end = end.min(ca.times.not_after);
             let key = (ca_of(ca).to_owned(), serial);
@@ -59,18 +53,10 @@ impl<S: Store, K: Safe> Controller<S, K> {
     pub(super) fn supersede(&self, register: &mut Register) {
         let keyed = self.authority.keyed();
         for node in self.world.nodes.objects.values() {
-            let Some(shown) = &node.status.certificate else {
+            let Some((_, ca, serial)) = shown_by(node, &keyed) else {
                 continue;
             };
-            let mut cas = keyed.iter().map(|ca| ca.facts());
-            let Some(ca) = cas.find(|facts| facts.subject == shown.issuer) else {
-                continue;
-            };
-            let holder = Holder {
-                name: node.name().to_owned(),
-                uid: node.spec.uid.to_string(),
-            };
-            let serial = shown.serial.to_ascii_lowercase();
+            let holder = holder_of(node);
             let count = register.supersede(&holder, ca_of(ca), &serial, seconds());
             if count > 0 {
                 info!(
@@ -79,5 +65,24 @@ impl<S: Store, K: Safe> Controller<S, K> {
                 );
             }
         }
+    }
+}
+
+/// The certificate that a node shows, the one of these CAs that signed it, and its serial number as the register
+/// has it.
+fn shown_by<'a>(
+    node: &'a NodeEncryption,
+    cas: &[&'a Ca],
+) -> Option<(&'a node::CertificateFacts, &'a CertificateFacts, String)> {
+    let shown = node.status.certificate.as_ref()?;
+    let mut cas = cas.iter().map(|ca| ca.facts());
+    let ca = cas.find(|facts| facts.subject == shown.issuer)?;
+    Some((shown, ca, shown.serial.to_ascii_lowercase()))
+}
+
+fn holder_of(node: &NodeEncryption) -> Holder {
+    Holder {
+        name: node.name().to_owned(),
+        uid: node.spec.uid.to_string(),
     }
 }
